@@ -1,0 +1,62 @@
+# Every command people type. `make` alone lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint typecheck format proto bench clean
+# A recipe that fails half-way must not leave a target that looks finished.
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+# Stamps: dependencies are installed again only when pyproject.toml has changed since.
+SERVER := $(VENV)/.installed-server
+DEV := $(VENV)/.installed-dev
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(DEV) ## make .venv and install everything needed to develop
+	@echo "$(VENV) is up to date."
+
+demo: $(SERVER) ## start the suite, run an agent, kill the executor half-way, see the run end
+	@$(PY) examples/demo.py
+
+test: $(DEV) ## run all tests (one part: make test T=tests/state)
+	@$(VENV)/bin/pytest $(T)
+
+lint: $(DEV) ## ruff (rules and format) and buf lint
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/buf lint proto
+
+typecheck: $(DEV) ## mypy, strict
+	@$(VENV)/bin/mypy
+
+format: $(DEV) ## let ruff and buf rewrite what they can
+	@$(VENV)/bin/ruff check --fix --exit-zero .
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/buf format --write proto
+
+proto: $(DEV) ## generate holdfast/api from proto/
+	@$(PY) scripts/generate_protos.py
+
+bench: $(DEV) ## run the benchmarks
+	@$(PY) benchmarks/run.py
+
+clean: ## remove .venv, caches and build products
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(PY):
+	@PYTHON="$(PYTHON)" sh scripts/make_venv.sh $(VENV)
+
+# Order-only: the interpreter's own date says nothing about what is installed.
+$(SERVER): pyproject.toml | $(PY)
+	@echo "Installing holdfast[server] into $(VENV) ..."
+	@$(PIP) install --editable '.[server]'
+	@touch $@
+
+$(DEV): pyproject.toml | $(PY)
+	@echo "Installing holdfast[dev] into $(VENV) ..."
+	@$(PIP) install --editable '.[dev]'
+	@touch $(SERVER) $@

@@ -1,0 +1,1 @@
+"""What all services share: settings, server, interceptors, channels, database, telemetry, clock, paging."""

@@ -1,0 +1,650 @@
+"""The ordered chain around every RPC: errors, request log, metrics, deadline, message size, authentication.
+
+`build_interceptors` is the one place where the order is written. A method that is not in the access table is denied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final, Literal, Protocol
+
+import grpc
+import grpc.aio
+from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from holdfast.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    HoldfastError,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    Reason,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+    from_rpc_error,
+    to_status,
+)
+from holdfast.ids import new_uuid7
+from services.shared.settings import CommonSettings
+from services.shared.telemetry import Telemetry, get_logger
+
+AUTHORIZATION: Final = "authorization"
+WORKSPACE_KEY: Final = "holdfast-workspace-id"
+"""Metadata in which a service says for which workspace it calls; taken from services only."""
+
+ADMIN_SCOPE: Final = "admin"
+
+_MAX_API_KEY_CHARACTERS: Final = 512
+
+log = get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Behaviour = Callable[[Any, Context], Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]]
+
+
+# ------------------------------------------------------------------------------------------------ who may call what
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may call a method. With neither of the first three, nobody.
+
+    Attributes:
+        public: Anybody, without a key: health and reflection.
+        services: Names of the suite's services that may call it.
+        scope: Scope that an API key needs.
+        long_poll: The unary call is made to wait, so that the server sets no deadline of its own.
+        traced: Has a span of its own; off for streams that live long and carry many messages.
+    """
+
+    public: bool = False
+    services: tuple[str, ...] = ()
+    scope: str | None = None
+    long_poll: bool = False
+    traced: bool = True
+
+
+NOBODY: Final = Access()
+
+INFRASTRUCTURE_ACCESS: Final[Mapping[str, Access]] = {
+    "/grpc.health.v1.Health/Check": Access(public=True, traced=False),
+    "/grpc.health.v1.Health/List": Access(public=True, traced=False),
+    "/grpc.health.v1.Health/Watch": Access(public=True, traced=False),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Access(public=True, traced=False),
+}
+
+
+def service_access(service: str, methods: Mapping[str, Access]) -> dict[str, Access]:
+    """Returns the part of an access table that belongs to one proto service, from method names without their prefix."""
+    return {f"/{service}/{method}": access for method, access in methods.items()}
+
+
+def check_access_table(methods: Iterable[str], table: Mapping[str, Access]) -> None:
+    """Refuses a server whose table and methods differ; called at start, so that a gap is a failing start, not a hole.
+
+    Args:
+        methods: Full names of all methods that the server has, such as `/grpc.health.v1.Health/Check`.
+        table: The access table.
+
+    Raises:
+        ValueError: A method is not in the table, the table names one that does not exist, or an entry admits nobody.
+    """
+    served = set(methods)
+    missing = sorted(served - table.keys())
+    stale = sorted(table.keys() - served)
+    closed = sorted(name for name in served & table.keys() if table[name] == NOBODY)
+    problems = []
+    if missing:
+        problems.append(f"methods without an entry in the access table: {', '.join(missing)}")
+    if stale:
+        problems.append(f"entries of the access table without a method: {', '.join(stale)}")
+    if closed:
+        problems.append(f"entries of the access table that admit nobody: {', '.join(closed)}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is calling, as far as it was proved."""
+
+    kind: Literal["api_key", "service", "anonymous"]
+    workspace_id: str | None = None
+    key_id: str | None = None
+    service: str | None = None
+    scopes: frozenset[str] = frozenset()
+
+    def has_scope(self, scope: str) -> bool:
+        """Tells whether the key carries `scope`; `admin` carries all of its workspace's."""
+        return scope in self.scopes or ADMIN_SCOPE in self.scopes
+
+    @property
+    def name(self) -> str:
+        """Short form for logs; holds no secret."""
+        if self.kind == "service":
+            return f"service:{self.service}"
+        return f"key:{self.key_id}" if self.kind == "api_key" else "anonymous"
+
+
+ANONYMOUS: Final = Identity("anonymous")
+
+_identity: ContextVar[Identity] = ContextVar("holdfast_identity")
+
+
+def current_identity() -> Identity:
+    """Returns the caller of the RPC that is being served.
+
+    Raises:
+        LookupError: No RPC is being served.
+    """
+    return _identity.get()
+
+
+def current_workspace() -> str:
+    """Returns the workspace of the caller of the RPC that is being served.
+
+    Raises:
+        PermissionDenied: The caller belongs to none: a service that did not say for whom it calls.
+    """
+    workspace_id = _identity.get().workspace_id
+    if workspace_id is None:
+        raise PermissionDenied("the caller belongs to no workspace")
+    return workspace_id
+
+
+class Authenticator(Protocol):
+    """Turns an API key into an identity."""
+
+    async def verify(self, api_key: str) -> Identity:
+        """Returns who the key belongs to.
+
+        Raises:
+            Unauthenticated: It is not a valid key; why is said by the reason.
+            Unavailable: It cannot be told at the moment.
+        """
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """Returns the one error inside a task group's exception group, when all of its errors are meant for callers."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = [_leaf(inner) for inner in error.exceptions]
+    if all(isinstance(leaf, HoldfastError | grpc.RpcError) for leaf in leaves):
+        return leaves[0]
+    return error
+
+
+def public_error(error: Exception, method: str) -> HoldfastError:
+    """Returns what the caller may see of `error`; what it may not see is logged under an id that it does."""
+    cause = _leaf(error)
+    if isinstance(cause, grpc.RpcError):
+        cause = from_rpc_error(cause)
+    if isinstance(cause, HoldfastError):
+        if cause.origin == "local" or (cause.origin == "remote" and not _is_our_own_fault(cause)):
+            return cause
+        # A peer's plain status has the transport's text in it, such as the peer's address.
+        if isinstance(cause, Unavailable | Cancelled):
+            reason = cause.reason if isinstance(cause, Unavailable) else Reason.UNAVAILABLE
+            log.warning("peer_unavailable", method=method, reason=reason, detail=cause.message)
+            return Unavailable("a service that this call needs is unavailable", reason=reason, retry_delay_seconds=1.0)
+        if isinstance(cause, DeadlineExceeded):
+            log.warning("peer_deadline_exceeded", method=method, detail=cause.message)
+            return DeadlineExceeded("a service that this call needs did not answer in time")
+        if isinstance(cause, ResourceExhausted):
+            log.warning("peer_exhausted", method=method, detail=cause.message)
+            return ResourceExhausted("a service that this call needs is at a limit", retry_delay_seconds=1.0)
+    if isinstance(cause, TimeoutError):
+        log.warning("operation_timed_out", method=method, exc_info=error)
+        return DeadlineExceeded("the operation did not end in time")
+    error_id = new_uuid7()
+    log.error("internal_error", method=method, error_id=error_id, exc_info=error)
+    return Internal(f"internal error; the service's log has it under {error_id}", metadata={"error_id": error_id})
+
+
+def _is_our_own_fault(error: HoldfastError) -> bool:
+    # The caller's own key or arguments have nothing to do with how the services know each other.
+    return error.reason in (Reason.SERVICE_TOKEN_INVALID, Reason.METHOD_NOT_ALLOWED) or isinstance(error, Unimplemented)
+
+
+async def _abort(context: Context, error: HoldfastError) -> None:
+    code, message, details = to_status(error)
+    existing = tuple(context.trailing_metadata() or ())
+    await context.abort(code, message, (*existing, *details))
+
+
+# ------------------------------------------------------------------------------------------------- one RPC on its way
+
+
+class Call:
+    """What the layers know of one RPC."""
+
+    __slots__ = ("access", "context", "error", "identity", "method")
+
+    def __init__(self, method: str, access: Access, context: Context) -> None:
+        self.method = method
+        self.access = access
+        self.context = context
+        self.identity: Identity = ANONYMOUS
+        self.error: HoldfastError | None = None
+
+
+class _Malformed:
+    """Stands in for a unary request that could not be taken: a deserializer that raises would bypass every layer."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: InvalidArgument) -> None:
+        self.error = error
+
+
+def _checked_deserializer(
+    deserialize: Callable[[bytes], Any] | None, max_message_bytes: int, *, streaming: bool
+) -> Callable[[bytes], Any]:
+    def refuse(error: InvalidArgument) -> Any:
+        # In a stream the deserializer runs inside the handler's `async for`, where the layers see what it raises.
+        if streaming:
+            raise error
+        return _Malformed(error)
+
+    def checked(serialized: bytes) -> Any:
+        if len(serialized) > max_message_bytes:
+            return refuse(
+                InvalidArgument(
+                    f"the message has {len(serialized)} bytes; the limit is {max_message_bytes}",
+                    reason=Reason.MESSAGE_TOO_LARGE,
+                    metadata={"limit_bytes": str(max_message_bytes), "message_bytes": str(len(serialized))},
+                )
+            )
+        if deserialize is None:
+            return serialized
+        try:
+            return deserialize(serialized)
+        except Exception as error:
+            refusal = InvalidArgument(
+                "the request is not a valid message of this method", reason=Reason.MALFORMED_REQUEST
+            )
+            refusal.__cause__ = error
+            return refuse(refusal)
+
+    return checked
+
+
+class RpcMetrics:
+    """Counts and times of served RPCs, under the names that gRPC's dashboards expect."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("grpc_service", "grpc_method")
+        self.handled = Counter(
+            "grpc_server_handled_total", "RPCs completed on the server.", (*labels, "grpc_code"), registry=registry
+        )
+        self.handling = Histogram(
+            "grpc_server_handling_seconds",
+            "Time from the arrival of an RPC to its end.",
+            labels,
+            registry=registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
+        )
+
+    def observe(self, method: str, code: str, seconds: float) -> None:
+        """Adds one RPC. Only methods of the server arrive here, so the number of label values is bounded."""
+        service, _, name = method[1:].partition("/")
+        self.handled.labels(service, name, code).inc()
+        self.handling.labels(service, name).observe(seconds)
+
+
+class ServerChain(grpc.aio.ServerInterceptor):
+    """Wraps each handler of the server in the layers that `_served` lists in order."""
+
+    def __init__(
+        self,
+        *,
+        access: Mapping[str, Access],
+        service_token: str,
+        authenticator: Authenticator | None,
+        metrics: RpcMetrics,
+        max_message_bytes: int,
+        default_deadline_seconds: float,
+    ) -> None:
+        self._access = {**INFRASTRUCTURE_ACCESS, **access}
+        self._service_token = service_token.encode()
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._max_message_bytes = max_message_bytes
+        self._default_deadline_seconds = default_deadline_seconds
+        # A server looks up the same handler object for every call of a method, so that it is wrapped once.
+        self._wrapped: dict[str, tuple[grpc.RpcMethodHandler[Any, Any], grpc.RpcMethodHandler[Any, Any]]] = {}
+
+    async def intercept_service(  # type: ignore[override]
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Returns the wrapped handler, or None for a method that the server does not have."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        wrapped = self._wrap(method, handler)
+        self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        access = self._access.get(method, NOBODY)
+        behaviour = _behaviour_of(handler)
+
+        async def unary(request: Any, context: Context) -> Any:
+            async with self._served(Call(method, access, context), is_unary=not handler.request_streaming):
+                if isinstance(request, _Malformed):
+                    raise request.error
+                return await behaviour(request, context)
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._served(Call(method, access, context), is_unary=False):
+                if isinstance(request, _Malformed):
+                    raise request.error
+                responses = behaviour(request, context)
+                try:
+                    async for response in responses:
+                        yield response
+                finally:
+                    await responses.aclose()
+
+        def opened_stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            generator = stream(request, context)
+            _open_generators.get().append(generator)
+            return generator
+
+        deserializer = _checked_deserializer(
+            handler.request_deserializer, self._max_message_bytes, streaming=handler.request_streaming
+        )
+        return _handler_like(handler, opened_stream if handler.response_streaming else unary, deserializer)
+
+    @asynccontextmanager
+    async def _served(self, call: Call, *, is_unary: bool) -> AsyncIterator[None]:
+        # Order matters: each line sees what the lines below it raise.
+        async with (
+            self._translated_errors(call),  # every error leaves as a status with details, inside the RPC's span
+            self._observed(call),  # one log line and one measurement per RPC, with the code that leaves
+            self._bounded(call, is_unary),  # no unary call without an end, authentication included
+            self._authenticated(call),  # nothing of the handler runs before the caller is known and allowed
+        ):
+            yield
+
+    @asynccontextmanager
+    async def _translated_errors(self, call: Call) -> AsyncIterator[None]:
+        try:
+            yield
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await _abort(call.context, call.error or public_error(error, call.method))
+
+    @asynccontextmanager
+    async def _observed(self, call: Call) -> AsyncIterator[None]:
+        started = perf_counter()
+        code = grpc.StatusCode.OK
+        reason: str | None = None
+        try:
+            yield
+        except grpc.aio.AbortError:
+            code = grpc.StatusCode.UNKNOWN
+            raise
+        except Exception as error:
+            call.error = public_error(error, call.method)
+            code, reason = call.error.code, call.error.reason
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            seconds = perf_counter() - started
+            self._metrics.observe(call.method, code.name, seconds)
+            level = _log_level(call, code)
+            if log.is_enabled_for(level):
+                fields: dict[str, Any] = {
+                    "method": call.method[1:],
+                    "code": code.name,
+                    "duration_ms": round(seconds * 1000, 2),
+                    "caller": call.identity.name,
+                }
+                if call.identity.workspace_id is not None:
+                    fields["workspace_id"] = call.identity.workspace_id
+                if reason is not None:
+                    fields["reason"] = reason
+                log.log(level, "rpc", **fields)
+
+    @asynccontextmanager
+    async def _bounded(self, call: Call, is_unary: bool) -> AsyncIterator[None]:
+        # grpc itself cancels a call whose client gave a deadline.
+        if not is_unary or call.access.long_poll or call.context.time_remaining() is not None:
+            yield
+            return
+        seconds = self._default_deadline_seconds
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(
+                f"the call did not end within the server's default deadline of {seconds:g} s"
+            ) from error
+
+    @asynccontextmanager
+    async def _authenticated(self, call: Call) -> AsyncIterator[None]:
+        if not call.access.public:
+            call.identity = await self._authenticate(call)
+        # Never reset: each RPC has a task, and so a context, of its own.
+        _identity.set(call.identity)
+        yield
+
+    async def _authenticate(self, call: Call) -> Identity:
+        access = call.access
+        if access == NOBODY or not (access.services or access.scope):
+            raise PermissionDenied("this method may not be called", reason=Reason.METHOD_NOT_ALLOWED)
+        credential, workspace_id = "", None
+        for key, value in call.context.invocation_metadata() or ():
+            if key == AUTHORIZATION and isinstance(value, str):
+                credential = value
+            elif key == WORKSPACE_KEY and isinstance(value, str):
+                workspace_id = value
+        scheme, _, secret = credential.partition(" ")
+        secret = secret.strip()
+        match scheme.lower():
+            case "service" if secret:
+                return self._service_identity(access, secret, workspace_id)
+            case "bearer" if secret:
+                return await self._key_identity(call, access, secret)
+        if access.scope is None:
+            raise Unauthenticated("this method takes calls of services only", reason=Reason.SERVICE_TOKEN_INVALID)
+        raise Unauthenticated(
+            "no API key: send it as the metadata `authorization: Bearer <key>`", reason=Reason.API_KEY_MISSING
+        )
+
+    def _service_identity(self, access: Access, secret: str, workspace_id: str | None) -> Identity:
+        name, _, token = secret.partition(":")
+        if not hmac.compare_digest(token.encode(), self._service_token):
+            raise Unauthenticated("the service token is not valid", reason=Reason.SERVICE_TOKEN_INVALID)
+        if name not in access.services:
+            raise PermissionDenied("this service may not call this method", reason=Reason.METHOD_NOT_ALLOWED)
+        return Identity("service", workspace_id=workspace_id, service=name)
+
+    async def _key_identity(self, call: Call, access: Access, api_key: str) -> Identity:
+        if access.scope is None or self._authenticator is None:
+            raise PermissionDenied("this method takes calls of services only", reason=Reason.METHOD_NOT_ALLOWED)
+        if len(api_key) > _MAX_API_KEY_CHARACTERS:
+            raise _invalid_key()
+        try:
+            identity = await self._authenticator.verify(api_key)
+        except Unauthenticated as error:
+            if error.reason == Reason.SERVICE_TOKEN_INVALID:
+                raise
+            # One public text: nobody learns that a key once existed, or whose it was.
+            if error.reason == Reason.API_KEY_EXPIRED:
+                raise Unauthenticated("the API key has expired", reason=Reason.API_KEY_EXPIRED) from error
+            raise _invalid_key() from error
+        call.identity = identity
+        if not identity.has_scope(access.scope):
+            raise PermissionDenied(
+                f"the API key lacks the scope {access.scope}",
+                reason=Reason.SCOPE_MISSING,
+                metadata={"scope": access.scope},
+            )
+        return identity
+
+
+def _invalid_key() -> Unauthenticated:
+    return Unauthenticated("the API key is not valid", reason=Reason.API_KEY_INVALID)
+
+
+def _log_level(call: Call, code: grpc.StatusCode) -> int:
+    # Probes and the services' own traffic would drown what a person looks for.
+    if call.access.public or (call.identity.kind == "service" and code is grpc.StatusCode.OK):
+        return logging.DEBUG
+    return logging.INFO
+
+
+# ------------------------------------------------------------------------------------------------- the outermost guard
+
+# Generators that the chain opened for the RPC of the current task, outermost first.
+_open_generators: ContextVar[list[Any]] = ContextVar("holdfast_open_generators")
+
+
+class ErrorGuard(grpc.aio.ServerInterceptor):
+    """Lets nothing reach the library that it would send to the caller as text, whichever layer below has raised it.
+
+    It also drives response streams itself. The library drops the generator of a cancelled call; the garbage
+    collector then closes it in another task, where the tracing context cannot be detached and a handler's task
+    groups and timeouts fail. Here every generator is closed by the task that ran it, before the RPC ends.
+    """
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, tuple[grpc.RpcMethodHandler[Any, Any], grpc.RpcMethodHandler[Any, Any]]] = {}
+
+    async def intercept_service(  # type: ignore[override]
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Returns the guarded handler, or None for a method that the server does not have."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        wrapped = self._wrap(method, handler)
+        # A handler that the tracing layer wraps anew for each call is not worth keeping.
+        self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        behaviour = _behaviour_of(handler)
+
+        async def unary(request: Any, context: Context) -> Any:
+            try:
+                return await behaviour(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await _abort(context, public_error(error, method))
+
+        async def stream(request: Any, context: Context) -> None:
+            opened: list[Any] = []
+            _open_generators.set(opened)
+            try:
+                responses = behaviour(request, context)
+                try:
+                    async for response in responses:
+                        await context.write(response)
+                finally:
+                    await responses.aclose()
+                    for generator in opened:
+                        await generator.aclose()
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await _abort(context, public_error(error, method))
+
+        return _handler_like(handler, stream if handler.response_streaming else unary, handler.request_deserializer)
+
+
+def _behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behaviour:
+    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    assert behaviour is not None
+    return behaviour
+
+
+def _handler_like(
+    handler: grpc.RpcMethodHandler[Any, Any], behaviour: Behaviour, deserializer: Callable[[bytes], Any] | None
+) -> grpc.RpcMethodHandler[Any, Any]:
+    make: Any
+    match (handler.request_streaming, handler.response_streaming):
+        case (False, False):
+            make = grpc.unary_unary_rpc_method_handler
+        case (False, True):
+            make = grpc.unary_stream_rpc_method_handler
+        case (True, False):
+            make = grpc.stream_unary_rpc_method_handler
+        case _:
+            make = grpc.stream_stream_rpc_method_handler
+    made: grpc.RpcMethodHandler[Any, Any] = make(
+        behaviour, request_deserializer=deserializer, response_serializer=handler.response_serializer
+    )
+    return made
+
+
+def check_handler(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+    """Refuses a handler that grpc.aio would run in a thread, or that writes its stream by hand.
+
+    Raises:
+        TypeError: A unary handler is no coroutine function, or a streaming one is no async generator function.
+    """
+    behaviour = _behaviour_of(handler)
+    if handler.response_streaming and not inspect.isasyncgenfunction(behaviour):
+        raise TypeError(f"{method}: a handler with a response stream must be an async generator function")
+    if not handler.response_streaming and not inspect.iscoroutinefunction(behaviour):
+        raise TypeError(f"{method}: a handler must be a coroutine function")
+
+
+def build_interceptors(
+    settings: CommonSettings,
+    telemetry: Telemetry,
+    *,
+    access: Mapping[str, Access],
+    authenticator: Authenticator | None,
+) -> Sequence[grpc.aio.ServerInterceptor]:
+    """Returns the server's interceptors, outermost first; this is the only list."""
+    table = {**INFRASTRUCTURE_ACCESS, **access}
+
+    def is_traced(details: grpc.HandlerCallDetails) -> bool:
+        return table.get(details.method, NOBODY).traced
+
+    return (
+        ErrorGuard(),  # 1. outermost: no exception's text reaches a caller, even if a layer below is at fault
+        aio_server_interceptor(telemetry.tracer_provider, filter_=is_traced),  # 2. the span around all that follows
+        ServerChain(  # 3. the layers that may refuse, in the order of `_served`
+            access=access,
+            service_token=settings.service_token,
+            authenticator=authenticator,
+            metrics=RpcMetrics(telemetry.registry),
+            max_message_bytes=settings.max_message_bytes,
+            default_deadline_seconds=settings.default_deadline_seconds,
+        ),
+    )

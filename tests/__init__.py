@@ -1,0 +1,1 @@
+"""Tests; they mirror the source, plus suites about contracts, faults, journals and the repository itself."""

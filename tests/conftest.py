@@ -1,0 +1,37 @@
+"""Settings of every test: nothing of the person who runs them, and the same generated examples everywhere."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A test that reached a real model provider would cost money and differ from day to day: it finds no key.
+_FOREIGN_PREFIXES = ("HOLDFAST_", "ANTHROPIC_", "OPENAI_", "OTEL_", "VAULT_")
+# What names a part of the test environment itself: a server to test against, if there is one.
+_TEST_PREFIX = "HOLDFAST_TEST_"
+# A proxy would sit between a client and the local server of a test.
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+
+# No deadline: a slow machine is no failure. Derandomized: the same commit gives the same answer.
+settings.register_profile("holdfast", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", parent=settings.get_profile("holdfast"), derandomize=False, max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "holdfast"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_environment() -> Iterator[None]:
+    """Hides the caller's settings and keys, and gives the user's configuration and data folders to the tests."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="holdfast-home-") as home:
+        for name in list(os.environ):
+            is_foreign = name.startswith(_FOREIGN_PREFIXES) and not name.startswith(_TEST_PREFIX)
+            if is_foreign or name.lower() in _PROXIES:
+                patch.delenv(name)
+        for folder in ("CONFIG", "DATA", "STATE", "CACHE"):
+            patch.setenv(f"XDG_{folder}_HOME", os.path.join(home, folder.lower()))
+        # Processes that tests start print plain text, whoever is watching.
+        patch.setenv("NO_COLOR", "1")
+        yield
