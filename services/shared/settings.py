@@ -488,6 +488,11 @@ class CommonSettings:
         minimum=0.001,
         doc="Deadline of a unary call whose client gave none; calls made to wait are exempt.",
     )
+    crash_point: str = setting(
+        "HOLDFAST_CRASH_POINT",
+        default="",
+        doc="For tests: where the process dies as if killed, as name or name:visits (services/shared/crash_points.py).",
+    )
     otlp_endpoint: str = setting(
         "HOLDFAST_OTLP_ENDPOINT",
         default="",

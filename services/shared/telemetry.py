@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, TextIO
+from typing import Any, Final, TextIO
 
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.resources import Resource
@@ -98,7 +98,9 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Returns the record as JSON; a value that JSON does not know is written as its text."""
         entry: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "time": datetime.fromtimestamp(record.created, UTC)
+            .isoformat(timespec="microseconds")
+            .replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "service": self._service,
             "logger": record.name,
@@ -118,7 +120,13 @@ class JsonFormatter(logging.Formatter):
 class PrettyFormatter(logging.Formatter):
     """For people: time, level, service, event, then the fields."""
 
-    _COLOURS: Final = {"DEBUG": "\x1b[2m", "INFO": "", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
+    _COLOURS: Final = {
+        "DEBUG": "\x1b[2m",
+        "INFO": "",
+        "WARNING": "\x1b[33m",
+        "ERROR": "\x1b[31m",
+        "CRITICAL": "\x1b[31m",
+    }
 
     def __init__(self, service: str, *, colour: bool) -> None:
         super().__init__()
@@ -188,9 +196,7 @@ class Telemetry:
         self.tracer_provider.shutdown()
 
 
-def build_telemetry(
-    service: str, *, otlp_endpoint: str = "", span_processor: SpanProcessor | None = None
-) -> Telemetry:
+def build_telemetry(service: str, *, otlp_endpoint: str = "", span_processor: SpanProcessor | None = None) -> Telemetry:
     """Makes the tracer provider and the registry without touching any process-wide state.
 
     Args:
@@ -230,10 +236,3 @@ def configure(settings: CommonSettings, service: str) -> Telemetry:
     propagate.set_global_textmap(TraceContextTextMapPropagator())
     trace.set_tracer_provider(telemetry.tracer_provider)
     return telemetry
-
-
-class SupportsLog(Protocol):
-    """What a component needs of a logger."""
-
-    def info(self, event: str, **fields: Any) -> None:
-        """Writes an event."""

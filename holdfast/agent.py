@@ -1,0 +1,235 @@
+"""`Agent`: the definition of an agent, built in Python; what it makes is the same data as a YAML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from google.protobuf.duration_pb2 import Duration
+
+from holdfast.api.common.v1 import agent_pb2
+from holdfast.errors import InvalidArgument
+from holdfast.tool import Effect, Tool, as_tool, effect_class
+
+if TYPE_CHECKING:
+    from holdfast.agent_files import Locator
+
+NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+AnyTool: TypeAlias = "Tool[Any, Any] | agent_pb2.ToolSpec | str | Callable[..., Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one run may use at most.
+
+    Attributes:
+        max_steps: Model calls, tool calls and waits together; 0 leaves it to the runtime (100).
+    """
+
+    max_steps: int = 0
+
+
+class Agent:
+    """The definition of an agent: data, so that a run that began under it can go on without the code that made it.
+
+    Example:
+        agent = Agent(
+            "support",
+            model="anthropic/claude-sonnet-4-5",
+            instructions="You answer the shop's mail.",
+            tools=[read_mail, refund_invoice, "ask_user"],
+        )
+
+    Args:
+        name: Unique in the workspace.
+        model: `provider/name`, or a `ModelSpec` where more is to be said.
+        instructions: The system prompt.
+        tools: Tools made by `@tool` and plain functions (they run in a `Worker`), what `http_tool` returns, other
+            `ToolSpec` messages, and names of the runtime's own tools: `ask_user`, `sleep_until`, `noop`.
+        limits: What one run may use at most.
+        description: For people.
+
+    Raises:
+        InvalidArgument: The name or the model is not of the right form, or two tools have one name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: str | agent_pb2.ModelSpec,
+        instructions: str = "",
+        tools: Iterable[AnyTool] = (),
+        limits: Limits | Mapping[str, int] | None = None,
+        description: str = "",
+    ) -> None:
+        self.tools: tuple[AnyTool, ...] = tuple(tools)
+        self.locator: Locator | None = None
+        self.spec = agent_pb2.AgentSpec(
+            name=name,
+            description=description,
+            instructions=instructions,
+            model=_model_spec(model),
+            tools=[_tool_spec(tool) for tool in self.tools],
+        )
+        if limits is not None:
+            given = limits if isinstance(limits, Limits) else Limits(**limits)
+            self.spec.limits.max_steps = given.max_steps
+        check_spec(self.spec)
+
+    @classmethod
+    def from_spec(cls, spec: agent_pb2.AgentSpec, *, locator: Locator | None = None) -> Agent:
+        """Returns an agent around an existing definition.
+
+        Args:
+            spec: The definition.
+            locator: Where each field of it was written, for messages about it.
+        """
+        agent = cls.__new__(cls)
+        agent.tools = tuple(spec.tools)
+        agent.locator = locator
+        agent.spec = spec
+        return agent
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return self.spec.name
+
+    @property
+    def worker_tools(self) -> tuple[Tool[Any, Any], ...]:
+        """The Python tools among the agent's tools: what a `Worker` must serve."""
+        return tuple(as_tool(tool) for tool in self.tools if isinstance(tool, Tool) or _is_function(tool))
+
+    def fill_from(self, tools: Iterable[Tool[Any, Any]]) -> list[str]:
+        """Completes worker tools that declare no schema, description or effect with those of the Python tools.
+
+        What the definition declares itself stays as it is.
+
+        Args:
+            tools: The Python tools.
+
+        Returns:
+            Names of the tools that were completed.
+        """
+        named = {tool.name: tool for tool in tools}
+        filled = []
+        for spec in self.spec.tools:
+            tool = named.get(spec.name)
+            if tool is None or spec.WhichOneof("kind") not in ("worker", None):
+                continue
+            before = spec.SerializeToString(deterministic=True)
+            source = tool.spec()
+            if not spec.HasField("input_schema"):
+                spec.input_schema.CopyFrom(source.input_schema)
+            if not spec.description:
+                spec.description = source.description
+            if not spec.effect:
+                spec.effect = source.effect
+            if not spec.HasField("timeout") and source.HasField("timeout"):
+                spec.timeout.CopyFrom(source.timeout)
+            spec.worker.SetInParent()
+            if spec.SerializeToString(deterministic=True) != before:
+                filled.append(spec.name)
+        return filled
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.spec.name}: {len(self.spec.tools)} tools>"
+
+
+def http_tool(
+    name: str,
+    url: str,
+    *,
+    method: str = "POST",
+    description: str = "",
+    input_schema: Mapping[str, Any] | None = None,
+    effect: Effect = "at_most_once",
+    headers: Mapping[str, str] | None = None,
+    query: Sequence[str] = (),
+    timeout: float | None = None,
+) -> agent_pb2.ToolSpec:
+    """Returns a tool that is an HTTP endpoint; the idempotency key travels as `Idempotency-Key`.
+
+    Args:
+        name: As the model sees it.
+        url: `{name}` in the path or query is replaced by the argument of that name.
+        method: GET, POST, PUT, PATCH or DELETE.
+        description: For the model.
+        input_schema: JSON Schema of the arguments.
+        effect: What a call that was lost may have done.
+        headers: Sent as they stand. Not for credentials: the definition is readable.
+        query: Arguments that are sent in the query.
+        timeout: How long one attempt may take, in seconds.
+    """
+    spec = agent_pb2.ToolSpec(
+        name=name,
+        description=description,
+        effect=effect_class(effect),
+        http=agent_pb2.HttpTool(method=method, url=url, headers=headers, query=query),
+    )
+    if input_schema is not None:
+        spec.input_schema.update(input_schema)
+    if timeout is not None:
+        duration = Duration()
+        duration.FromNanoseconds(round(timeout * 1e9))
+        spec.timeout.CopyFrom(duration)
+    return spec
+
+
+def check_spec(spec: agent_pb2.AgentSpec) -> None:
+    """Refuses at once what no service would accept; the services check everything else.
+
+    Raises:
+        InvalidArgument: With the field that is wrong.
+    """
+    for field, problem in problems_of(spec):
+        raise InvalidArgument(f"{field}: {problem}", field=field, description=problem)
+
+
+def problems_of(spec: agent_pb2.AgentSpec) -> Iterable[tuple[str, str]]:
+    """Yields the field and what is wrong with it."""
+    if not spec.name:
+        yield "name", "an agent needs a name"
+    elif not NAME_PATTERN.fullmatch(spec.name):
+        yield "name", f"{spec.name!r} is no name of an agent: it matches {NAME_PATTERN.pattern}"
+    if not spec.HasField("model"):
+        yield "model", "an agent needs a model"
+    elif not spec.model.provider:
+        yield "model.provider", "a model needs a provider: openai, anthropic or scripted"
+    seen: dict[str, int] = {}
+    for index, tool in enumerate(spec.tools):
+        if not tool.name:
+            yield f"tools[{index}].name", "a tool needs a name"
+        elif tool.name in seen:
+            yield f"tools[{index}].name", f"the name {tool.name!r} is taken by tools[{seen[tool.name]}]"
+        else:
+            seen[tool.name] = index
+        if tool.WhichOneof("kind") is None:
+            yield f"tools[{index}]", "a tool needs a place to run: `worker: {}`, `http:` or `builtin:`"
+
+
+def _model_spec(model: str | agent_pb2.ModelSpec) -> agent_pb2.ModelSpec:
+    if isinstance(model, agent_pb2.ModelSpec):
+        return model
+    provider, separator, name = model.partition("/")
+    if not separator or not provider or not name:
+        raise InvalidArgument(
+            f"model: {model!r} is not of the form provider/name, such as openai/gpt-5-mini", field="model"
+        )
+    return agent_pb2.ModelSpec(provider=provider, name=name)
+
+
+def _tool_spec(tool: AnyTool) -> agent_pb2.ToolSpec:
+    if isinstance(tool, agent_pb2.ToolSpec):
+        return tool
+    if isinstance(tool, str):
+        return agent_pb2.ToolSpec(name=tool, builtin=agent_pb2.BuiltinTool(name=tool))
+    return as_tool(tool).spec()
+
+
+def _is_function(candidate: Any) -> bool:
+    return callable(candidate) and not isinstance(candidate, (str, agent_pb2.ToolSpec))

@@ -1,0 +1,120 @@
+"""Settings of the auth service."""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.engine import make_url
+
+from services.auth.sealing import MasterKey
+from services.shared.settings import (
+    CommonSettings,
+    database_pool_size_setting,
+    database_url_setting,
+    listen_setting,
+    migrate_on_start_setting,
+    setting,
+)
+
+NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+
+def parse_name(text: str) -> str:
+    """Parses the name of a workspace."""
+    if NAME.fullmatch(text) is None:
+        raise ValueError("a lower-case letter, then up to 62 lower-case letters, digits and hyphens")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSettings:
+    """Where auth keeps what it knows, and the key to it: all that the commands beside the server need."""
+
+    database_url: str = database_url_setting()
+    database_pool_size: int = database_pool_size_setting()
+    migrate_on_start: bool = migrate_on_start_setting()
+    master_key: MasterKey | None = setting(
+        "HOLDFAST_MASTER_KEY",
+        default=None,
+        parse=MasterKey.parse,
+        secret=True,
+        doc="Key that seals the stored credentials: 32 bytes as base64, the same for every replica. Without it, and "
+        "without the file below, one is generated beside the database.",
+    )
+    master_key_file: Path | None = setting(
+        "HOLDFAST_MASTER_KEY_FILE",
+        default=None,
+        doc="File with that key, readable by its owner only (mode 0600).",
+    )
+    data_dir: Path | None = setting(
+        "HOLDFAST_DATA_DIR",
+        default=None,
+        doc="Folder of the generated master key; the folder of the SQLite database when it is not set.",
+    )
+
+    @property
+    def generated_key_path(self) -> Path | None:
+        """Where a generated master key lies; None when there is no place for one."""
+        url = make_url(self.database_url)
+        if url.get_backend_name() == "sqlite" and url.database:
+            database = Path(url.database)
+            return (self.data_dir or database.parent) / f"{database.stem}.master-key"
+        return self.data_dir / "auth.master-key" if self.data_dir is not None else None
+
+    def problems(self) -> list[str]:
+        """Returns what is wrong in the combination of the settings, one line each."""
+        return storage_problems(self)
+
+
+def storage_problems(settings: StorageSettings) -> list[str]:
+    """Returns what is wrong with the master key's settings, one line each."""
+    problems = []
+    if settings.master_key_file is not None and (problem := private_file_problem(settings.master_key_file)):
+        problems.append(f"HOLDFAST_MASTER_KEY_FILE={str(settings.master_key_file)!r} {problem}")
+    if settings.master_key is None and settings.generated_key_path is None:
+        problems.append(
+            "HOLDFAST_MASTER_KEY or HOLDFAST_MASTER_KEY_FILE is required with PostgreSQL, the same for every replica: "
+            "`openssl rand -base64 32` makes a key"
+        )
+    return problems
+
+
+def private_file_problem(path: Path) -> str | None:
+    """Returns what is wrong with the rights of a file that holds a key; None when nothing is."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if mode & 0o077:
+        return f"can be read by others (mode {mode:04o}): run `chmod 600` on it"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthSettings(CommonSettings, StorageSettings):
+    """Settings of the auth service."""
+
+    listen: str = listen_setting(7402)
+    bootstrap_workspace: str = setting(
+        "HOLDFAST_BOOTSTRAP_WORKSPACE",
+        default="",
+        parse=parse_name,
+        doc="Workspace that is made at start when it does not exist; none when empty.",
+    )
+    bootstrap_key_file: Path | None = setting(
+        "HOLDFAST_BOOTSTRAP_KEY_FILE",
+        default=None,
+        doc="File that holds a key with the scope admin for that workspace after the start (mode 0600): made when it "
+        "is missing, or when its key is not valid any more.",
+    )
+
+    def problems(self) -> list[str]:
+        """Returns what is wrong in the combination of the settings, one line each."""
+        problems = [*super().problems(), *storage_problems(self)]
+        if self.bootstrap_key_file is not None and not self.bootstrap_workspace:
+            problems.append("HOLDFAST_BOOTSTRAP_KEY_FILE is set, but HOLDFAST_BOOTSTRAP_WORKSPACE is not: set both")
+        return problems

@@ -1,0 +1,261 @@
+"""What auth's rules keep, and the contract of whatever keeps it. Secrets are elsewhere: in a `SecretStore`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """A tenant."""
+
+    workspace_id: str
+    name: str
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """An API key without its secret."""
+
+    workspace_id: str
+    api_key_id: str
+    display_name: str
+    scopes: tuple[str, ...]
+    """In alphabetical order."""
+    create_time: datetime
+    expire_time: datetime | None = None
+    revoke_time: datetime | None = None
+    last_use_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewApiKey:
+    """An API key that is to be stored."""
+
+    workspace_id: str
+    api_key_id: str
+    display_name: str
+    scopes: tuple[str, ...]
+    digest: bytes
+    expire_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundApiKey:
+    """What the verification of a key needs, read at one moment."""
+
+    key: ApiKey
+    digest: bytes
+    now: datetime
+    """The storage's time: all replicas agree on when a key ends."""
+
+
+class ConnectionState(StrEnum):
+    """Where a connection stands."""
+
+    ACTIVE = "ACTIVE"
+    REVOKED = "REVOKED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """A credential of a third party, without the secret."""
+
+    workspace_id: str
+    connection_id: str
+    name: str
+    provider: str
+    state: ConnectionState
+    base_url: str
+    fingerprint: str
+    secret_path: str | None
+    """Where the secret lies; None when the connection has none."""
+    version: int
+    """From 1, one higher with each replacement."""
+    create_time: datetime
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewConnection:
+    """A connection that is to be stored."""
+
+    workspace_id: str
+    connection_id: str
+    """Used unless an existing connection is replaced, which keeps its own."""
+    name: str
+    provider: str
+    base_url: str
+    fingerprint: str
+    secret_path: str | None
+    """Written before, and announced with `announce_secret`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedConnection:
+    """What became of a new connection."""
+
+    connection: Connection
+    is_replay: bool = False
+    """The request was answered before; nothing was changed, and the announced secret stays a stray."""
+    abandoned_path: str | None = None
+    """The secret that the connection had until now; a stray that waits to be deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An idempotent request: the same id, method and content is answered the same."""
+
+    request_id: str
+    method: str
+    fingerprint: str
+
+
+class Action(StrEnum):
+    """What an audit record is about."""
+
+    WORKSPACE_CREATED = "workspace.create"
+    API_KEY_CREATED = "api_key.create"
+    API_KEY_REVOKED = "api_key.revoke"
+    CONNECTION_CREATED = "connection.create"
+    CONNECTION_REPLACED = "connection.replace"
+    CONNECTION_REVOKED = "connection.revoke"
+    CREDENTIAL_RESOLVED = "credential.resolve"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialUse:
+    """One use of a credential, or the refusal of one, as the audit keeps it."""
+
+    record_id: str
+    workspace_id: str
+    time: datetime
+    actor: str
+    outcome: str
+    """`OK`, or the reason of the refusal."""
+    connection: str
+    connection_id: str | None
+    fingerprint: str | None
+    run_id: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """One line of the audit, as stored."""
+
+    workspace_id: str
+    seq: int
+    """Dense from 1 in each workspace."""
+    record_id: str
+    time: datetime
+    actor: str
+    action: str
+    outcome: str
+    api_key_id: str | None = None
+    connection: str | None = None
+    connection_id: str | None = None
+    fingerprint: str | None = None
+    run_id: str | None = None
+    step: int | None = None
+
+
+class AuthStore(Protocol):
+    """Auth's own data.
+
+    Each method is one transaction: it happens as a whole or not at all, and has returned only when it is durable.
+    Every method raises `Unavailable` (STORAGE_UNAVAILABLE) while the storage is away, and those that write
+    `ResourceExhausted` (STORAGE_FULL) when it is full. Times are the storage's. What changes something also appends
+    its audit record, with the given `actor`, in the same transaction.
+
+    A method that takes a `request` stores its answer under the request's id. When the id is known already, nothing is
+    changed: the same method and fingerprint get the stored answer, others `InvalidArgument` (REQUEST_ID_REUSED). Of
+    several at the same time, one is executed and the others get its answer.
+    """
+
+    async def ensure_workspace(self, name: str, *, workspace_id: str, actor: str) -> Workspace:
+        """Returns the workspace of the name; makes it, with the given id, when there is none."""
+
+    async def get_workspace(self, workspace_id: str) -> Workspace | None:
+        """Returns the workspace, or None."""
+
+    async def find_api_key(self, api_key_id: str) -> FoundApiKey | None:
+        """Returns the key of the id, in whichever workspace; revoked and expired ones too. None when there is none."""
+
+    async def create_api_key(self, new: NewApiKey, *, actor: str, request: Request | None) -> tuple[ApiKey, bool]:
+        """Stores a key, and returns it and whether it is new rather than an earlier answer.
+
+        Raises:
+            AlreadyExists: The id is taken.
+        """
+
+    async def list_api_keys(self, workspace_id: str, *, limit: int, after: tuple[datetime, str] | None) -> list[ApiKey]:
+        """Returns up to `limit` keys of the workspace, newest first, that come after the given time and id."""
+
+    async def revoke_api_key(
+        self, workspace_id: str, api_key_id: str, *, actor: str, request: Request | None
+    ) -> ApiKey | None:
+        """Revokes a key and returns it; one that is revoked already keeps its time. None when there is none."""
+
+    async def record_key_uses(self, uses: Mapping[tuple[str, str], datetime]) -> None:
+        """Notes when keys (workspace, id) were last used. A time before the stored one is ignored."""
+
+    async def get_connection(self, workspace_id: str, name: str) -> Connection | None:
+        """Returns the connection, active or revoked, or None."""
+
+    async def list_connections(self, workspace_id: str, *, limit: int, after: str | None) -> list[Connection]:
+        """Returns up to `limit` connections of the workspace in the order of their names, after the given one."""
+
+    async def find_answered_api_key(self, workspace_id: str, request: Request) -> ApiKey | None:
+        """Returns the answer to an earlier `create_api_key` with this request, or None."""
+
+    async def find_answered_connection(self, workspace_id: str, request: Request) -> Connection | None:
+        """Returns the answer to an earlier `save_connection` with this request, or None."""
+
+    async def announce_secret(self, path: str) -> None:
+        """Notes that a secret is about to be written to `path`, so that it is deleted if no connection takes it."""
+
+    async def save_connection(
+        self, new: NewConnection, *, replace: bool, actor: str, request: Request | None
+    ) -> SavedConnection:
+        """Stores a connection that takes the announced secret; the one that it had before becomes a stray.
+
+        A revoked connection does not hold its name: a new one with another id takes its place, unless `replace` is
+        set, which keeps the id.
+
+        Raises:
+            AlreadyExists: There is an active connection of the name, and `replace` is not set (CONNECTION_EXISTS).
+            Unavailable: The announced secret was given up as a stray; it has to be written again.
+        """
+
+    async def revoke_connection(
+        self, workspace_id: str, name: str, *, actor: str, request: Request | None
+    ) -> SavedConnection | None:
+        """Revokes a connection; its secret becomes a stray. None when there is no connection of the name."""
+
+    async def condemn_strays(self, *, older_than_seconds: float, limit: int) -> list[str]:
+        """Returns paths whose secrets may be deleted: no connection has them, and none will get them from now on.
+
+        Those are the abandoned ones, and the announced ones that nobody has taken for `older_than_seconds`.
+        """
+
+    async def condemn_stray(self, path: str) -> bool:
+        """Gives up one announced secret at once; False when a connection has it, or nobody announced it."""
+
+    async def forget_stray(self, path: str) -> None:
+        """Removes the note about a secret that has been deleted."""
+
+    async def append_credential_uses(self, uses: Sequence[CredentialUse]) -> None:
+        """Appends audit records in the given order. One whose `record_id` is stored already is skipped, and so is one
+        of a workspace that does not exist."""
+
+    async def list_audit_records(self, workspace_id: str, *, limit: int, after_seq: int) -> list[AuditRecord]:
+        """Returns up to `limit` audit records of the workspace in their order, after the given number."""
+
+    async def forget_requests(self, *, older_than_seconds: float) -> int:
+        """Forgets the answers to old requests and returns how many."""

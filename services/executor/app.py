@@ -1,0 +1,112 @@
+"""Builds the executor from its settings, serves, drains, closes. The only place that constructs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
+from holdfast.api.executor.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+from holdfast.api.executor.v1.approval_service_pb2_grpc import add_ApprovalServiceServicer_to_server
+from holdfast.api.executor.v1.run_service_pb2_grpc import add_RunServiceServicer_to_server
+from holdfast.api.executor.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
+from holdfast.api.executor.v1.tool_worker_service_pb2_grpc import add_ToolWorkerServiceServicer_to_server
+from holdfast.api.state.v1.lease_service_pb2_grpc import LeaseServiceStub
+from holdfast.ids import new_uuid7
+from services.executor.access import ACCESS
+from services.executor.credentials import Credentials
+from services.executor.driver import DriverParts
+from services.executor.local_calls import LocalCalls
+from services.executor.models import ModelRegistry
+from services.executor.revisions import RevisionCache
+from services.executor.scheduler import Scheduler
+from services.executor.servicers.agents import AgentServicer
+from services.executor.servicers.approvals import ApprovalServicer
+from services.executor.servicers.runs import RunServicer
+from services.executor.servicers.sessions import SessionServicer
+from services.executor.servicers.tool_workers import ToolWorkerServicer
+from services.executor.settings import ExecutorSettings
+from services.executor.state_client import JournalClient, StateReader
+from services.executor.state_stubs import StateStubs
+from services.executor.tools.http import HttpTools
+from services.executor.worker_hub import WorkerHub
+from services.shared.api_keys import RemoteAuthenticator
+from services.shared.channels import open_channel, wait_for_channel_ready
+from services.shared.clock import SystemClock
+from services.shared.server import Process, Server
+
+# Streams that live as long as the process: a span of each would never end.
+UNTRACED = frozenset(
+    {
+        "/holdfast.api.state.v1.JournalService/Checkpoint",
+        "/holdfast.api.state.v1.JournalService/WatchJournal",
+        "/holdfast.api.state.v1.LeaseService/Work",
+    }
+)
+
+
+async def run(settings: ExecutorSettings, process: Process) -> None:
+    """Serves until `process.stop` is set."""
+    clock = SystemClock()
+    async with AsyncExitStack() as closing:
+        state_channel = await closing.enter_async_context(
+            open_channel(
+                settings.state_address,
+                service="executor",
+                settings=settings,
+                telemetry=process.telemetry,
+                untraced=UNTRACED,
+            )
+        )
+        auth_channel = await closing.enter_async_context(
+            open_channel(settings.auth_address, service="executor", settings=settings, telemetry=process.telemetry)
+        )
+        for channel, name in ((state_channel, "state"), (auth_channel, "auth")):
+            if not await wait_for_channel_ready(channel, name, process.stop):
+                return
+        stubs = StateStubs.on(state_channel)
+        journal = JournalClient(stubs.journal)
+        revisions = RevisionCache(stubs.agents)
+        models = ModelRegistry(clock)
+        closing.push_async_callback(models.close)
+        http_tools = HttpTools(allow=settings.http_tools_allow)
+        closing.push_async_callback(http_tools.close)
+        hub = WorkerHub(stubs, revisions, clock=clock)
+        parts = DriverParts(
+            executor_id=new_uuid7(),
+            journal=journal,
+            reader=StateReader(stubs),
+            revisions=revisions,
+            local_calls=LocalCalls(
+                models=models,
+                credentials=Credentials(CredentialServiceStub(auth_channel), clock=clock),
+                http_tools=http_tools,
+                journal=journal,
+                clock=clock,
+            ),
+            clock=clock,
+            park_after_seconds=settings.park_after_seconds,
+        )
+        scheduler = Scheduler(LeaseServiceStub(state_channel), parts, hub, max_runs=settings.max_runs)
+        server = Server(
+            settings,
+            service="executor",
+            access=ACCESS,
+            telemetry=process.telemetry,
+            authenticator=RemoteAuthenticator(auth_channel, clock=clock),
+        )
+        server.add(add_AgentServiceServicer_to_server, AgentServicer(stubs, revisions))
+        server.add(add_SessionServiceServicer_to_server, SessionServicer(stubs))
+        server.add(add_RunServiceServicer_to_server, RunServicer(stubs, revisions, journal))
+        server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs))
+        server.add(add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(hub))
+        # Order matters: workers first, so that what they finish while the runs drain is still stored.
+        server.on_drain(hub.drain)
+        server.on_drain(scheduler.drain)
+        async with asyncio.TaskGroup() as tasks:
+            background = [tasks.create_task(part.run()) for part in (journal, scheduler, hub)]
+            try:
+                await server.run(process.stop)
+            finally:
+                for task in background:
+                    task.cancel()

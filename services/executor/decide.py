@@ -1,0 +1,601 @@
+"""The loop's decisions: from the view of a run to the changes that come next. No clock, no I/O, no randomness but
+what is passed in; each decision is folded into the view at once, so that what is decided next sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from google.protobuf.duration_pb2 import Duration
+
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
+from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
+from holdfast.ids import new_uuid7
+from services.executor import retries
+from services.executor.idempotency import idempotency_key
+from services.executor.journal_view import RunView, StepView, to_datetime, to_timestamp
+from services.executor.tools.builtin import due_time_of, effective_tool, question_of
+from services.executor.tools.output import settle_failure, settle_result
+from services.executor.tools.schema import ArgumentsRefused, canonical_json, check_arguments
+
+DEFAULT_MAX_STEPS = 100
+DEFAULT_TOOL_TIMEOUT = timedelta(seconds=60)
+DEFAULT_START_TIMEOUT = timedelta(hours=24)
+DEFAULT_HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+QUESTION_EXPIRES_AFTER = timedelta(hours=72)
+# The database's clock wakes a run, the executor's decides what is due: they may differ by this much.
+CLOCK_TOLERANCE = timedelta(milliseconds=200)
+
+EXECUTOR_LOST = "EXECUTOR_LOST"
+WORKER_START_TIMEOUT = "WORKER_START_TIMEOUT"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCall:
+    """An attempt that this executor makes itself, once its intent is stored."""
+
+    step: StepView
+    attempt: int
+    tool: agent_pb2.ToolSpec | None
+    arguments: dict[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a local call brought: a StepFinished or AttemptFailed, and the bodies it refers to."""
+
+    change: run_pb2.Change
+    blobs: tuple[content_pb2.Blob, ...] = ()
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to store in one transition, and what to do once it is stored."""
+
+    changes: list[run_pb2.Change] = field(default_factory=list)
+    blobs: list[content_pb2.Blob] = field(default_factory=list)
+    calls: list[journal_pb2.NewCall] = field(default_factory=list)
+    local_calls: list[LocalCall] = field(default_factory=list)
+    # When there is something to do without any news from outside.
+    next_due: datetime | None = None
+
+
+class Planner:
+    """Decides for one run under one lease.
+
+    Args:
+        view: The run; the planner folds its decisions into it.
+        spec: The agent's definition.
+        epoch: The lease.
+        executor_id: Who drives.
+        new_id: Makes ids of questions.
+    """
+
+    def __init__(
+        self,
+        view: RunView,
+        spec: agent_pb2.AgentSpec,
+        *,
+        run_id: str,
+        epoch: int,
+        executor_id: str,
+        prior_messages: int = 0,
+        new_id: Callable[[], str] = new_uuid7,
+    ) -> None:
+        self._view = view
+        self._spec = spec
+        self._tools = {tool.name: effective_tool(tool) for tool in spec.tools}
+        self._run_id = run_id
+        self._epoch = epoch
+        self._executor_id = executor_id
+        self._prior_messages = prior_messages
+        self._new_id = new_id
+        self._plan = Plan()
+
+    def tool(self, name: str) -> agent_pb2.ToolSpec | None:
+        """The definition of a tool as the model sees it."""
+        return self._tools.get(name)
+
+    def plan(
+        self,
+        outcomes: Collection[Outcome],
+        now: datetime,
+        running: Collection[int],
+        *,
+        only_outcomes: bool = False,
+    ) -> Plan:
+        """The next transition: what calls brought, and what follows from it.
+
+        Args:
+            outcomes: Results of local calls: a StepFinished or AttemptFailed each, with the bodies it refers to.
+            now: The time.
+            running: Steps whose local calls are under way.
+            only_outcomes: Store what calls brought and begin nothing, because the executor is about to stop.
+        """
+        plan = self._plan = Plan()
+        view = self._view
+        claims = view.claimed_epoch != self._epoch
+        if claims:
+            self._add(run_claimed=run_pb2.RunClaimed(executor_id=self._executor_id, epoch=self._epoch))
+        for outcome in outcomes:
+            change = outcome.change
+            kind = change.WhichOneof("kind")
+            assert kind is not None
+            step = view.steps.get(getattr(change, kind).step)
+            if step is not None and step.is_open:
+                self._append(change)
+                plan.blobs.extend(outcome.blobs)
+        if only_outcomes:
+            if claims and len(plan.changes) == 1:
+                plan.changes.clear()
+            return plan
+        if view.cancel is not None:
+            self._cancel()
+            return plan
+        for step in list(view.open_steps.values()):
+            self._continue(step, now, running)
+            if view.has_ended:
+                return plan
+        self._advance(now)
+        if claims and len(plan.changes) == 1:
+            # Taking over alone says nothing that the next transition will not say.
+            plan.changes.clear()
+            view.claimed_epoch = 0
+        return plan
+
+    def park(self, now: datetime) -> Plan:
+        """The transition that makes the run rows: nothing of it runs here, and only outside things are open."""
+        self._plan = Plan()
+        if self._view.claimed_epoch != self._epoch:
+            self._add(run_claimed=run_pb2.RunClaimed(executor_id=self._executor_id, epoch=self._epoch))
+        changed = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_WAITING, wait_reason=self._wait_reason())
+        due = self.next_due()
+        if due is not None:
+            changed.wake_time.CopyFrom(to_timestamp(due))
+        self._add(run_state_changed=changed)
+        return self._plan
+
+    def next_due(self) -> datetime | None:
+        """When the first of the open steps goes on by itself."""
+        dues = [due for step in self._view.open_steps.values() if (due := self._due_of(step)) is not None]
+        return min(dues, default=None)
+
+    # --- the turn ---------------------------------------------------------------------------------------------
+
+    def _advance(self, now: datetime) -> None:
+        view = self._view
+        turn = view.turn
+        if turn is not None and not view.open_steps:
+            missing = [call for call in turn.calls if not view.has_step_for(call.call_id)]
+            if missing:
+                self._begin_calls(missing, now)
+                if view.has_ended:
+                    return
+            if turn.is_answered and not turn.calls:
+                self._end(run_pb2.RUN_STATE_SUCCEEDED)
+                return
+        if not view.open_steps and (turn is None or turn.is_answered) and not view.has_ended:
+            self._begin_model_step()
+
+    def _begin_model_step(self) -> None:
+        if not self._has_room_for(1):
+            self._fail(_max_steps_failure(self._max_steps))
+            return
+        view = self._view
+        model = self._spec.model
+        intent = run_pb2.ModelIntent(
+            provider=model.provider,
+            model=model.name,
+            message_count=self._prior_messages + len(view.conversation()),
+        )
+        number = view.step_count + 1
+        self._add(step_started=run_pb2.StepStarted(step=number, kind=run_pb2.STEP_KIND_MODEL, model=intent))
+        self._run_here(view.steps[number], None, None)
+
+    def _begin_calls(self, calls: list[content_pb2.ToolCall], now: datetime) -> None:
+        if not self._has_room_for(len(calls)):
+            failure = _max_steps_failure(self._max_steps)
+            for call in calls:
+                self._refuse_call(call, failure, run_pb2.STEP_STATE_CANCELLED)
+            self._fail(failure)
+            return
+        for call in calls:
+            tool = self._tools.get(call.tool)
+            if tool is None:
+                self._refuse_call(call, _unknown_tool_failure(call.tool, self._tools), run_pb2.STEP_STATE_FAILED)
+                continue
+            try:
+                arguments = check_arguments(tool, call.arguments_json)
+                self._begin_call(call, tool, arguments, now)
+            except ArgumentsRefused as refused:
+                self._refuse_call(call, refused.failure, run_pb2.STEP_STATE_FAILED)
+
+    def _begin_call(
+        self, call: content_pb2.ToolCall, tool: agent_pb2.ToolSpec, arguments: dict[str, object], now: datetime
+    ) -> None:
+        number = self._view.step_count + 1
+        builtin = tool.builtin.name if tool.WhichOneof("kind") == "builtin" else ""
+        intent = self._intent(call, tool, number, canonical_json(arguments))
+        kind = run_pb2.STEP_KIND_WAIT if builtin in ("ask_user", "sleep_until") else run_pb2.STEP_KIND_TOOL
+        question: run_pb2.Approval | None = None
+        if builtin == "sleep_until":
+            intent.due_time.CopyFrom(to_timestamp(due_time_of(arguments, now)))
+        elif builtin == "ask_user":
+            prompt, answer_schema = question_of(arguments)
+            question = self._question(number, run_pb2.APPROVAL_KIND_QUESTION, prompt, now)
+            if answer_schema is not None:
+                question.answer_schema.update(answer_schema)
+        self._add(step_started=run_pb2.StepStarted(step=number, kind=kind, tool=intent))
+        step = self._view.steps[number]
+        if question is not None:
+            self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
+        elif intent.tool_kind == "worker":
+            self._queue_call(step, call, tool, now, not_before=None)
+        elif kind == run_pb2.STEP_KIND_TOOL:
+            self._run_here(step, tool, arguments)
+
+    def _refuse_call(
+        self, call: content_pb2.ToolCall, failure: content_pb2.Failure, state: run_pb2.StepState
+    ) -> None:
+        number = self._view.step_count + 1
+        tool = self._tools.get(call.tool) or agent_pb2.ToolSpec(name=call.tool)
+        intent = self._intent(call, tool, number, call.arguments_json)
+        self._add(step_started=run_pb2.StepStarted(step=number, kind=run_pb2.STEP_KIND_TOOL, tool=intent))
+        self._finish_with_failure(self._view.steps[number], failure, state)
+
+    def _intent(
+        self, call: content_pb2.ToolCall, tool: agent_pb2.ToolSpec, number: int, arguments: str
+    ) -> run_pb2.ToolIntent:
+        return run_pb2.ToolIntent(
+            tool=call.tool,
+            call_id=call.call_id,
+            effect=tool.effect or agent_pb2.EFFECT_CLASS_AT_MOST_ONCE,
+            idempotency_key=idempotency_key(self._run_id, number, call.tool, arguments),
+            tool_kind=tool.WhichOneof("kind") or "",
+        )
+
+    # --- open steps -------------------------------------------------------------------------------------------
+
+    def _continue(self, step: StepView, now: datetime, running: Collection[int]) -> None:
+        """Takes an open step on, if anything can be decided about it."""
+        if step.number in running:
+            return
+        question = step.question
+        if question is not None and (
+            question.decision is not None or now >= to_datetime(question.approval.expire_time)
+        ):
+            self._answer(step, now)
+            return
+        if step.kind == run_pb2.STEP_KIND_WAIT:
+            if step.tool is not None and step.tool.HasField("due_time"):
+                due = to_datetime(step.tool.due_time)
+                if due <= now + CLOCK_TOLERANCE:
+                    self._succeed(step, canonical_json({"slept_until": due.isoformat()}))
+            return
+        if step.state == run_pb2.STEP_STATE_IN_DOUBT:
+            return
+        if step.failure is None and not step.is_worker_call:
+            if step.dispatch_epoch == 0:
+                # Parked before it was dispatched. The attempt is announced again, so that a crash from here on is seen.
+                if step.not_before is None or step.not_before <= now + CLOCK_TOLERANCE:
+                    self._begin_attempt(step, step.attempt, None, now)
+                return
+            if step.dispatch_epoch == self._epoch:
+                # Its intent is stored under this lease and nothing of it runs: it has not been dispatched yet.
+                self._dispatch(step)
+                return
+            self._add(
+                attempt_failed=run_pb2.AttemptFailed(
+                    step=step.number, attempt=step.attempt, failure=_executor_lost_failure(step)
+                )
+            )
+        if step.failure is not None:
+            self._after_failure(step, now)
+
+    def _after_failure(self, step: StepView, now: datetime) -> None:
+        """The current attempt has failed or was lost: again, ask, or over."""
+        failure = step.failure
+        assert failure is not None
+        unknown = failure.failure_class == content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME
+        is_repeatable = step.tool is None or step.tool.effect in (
+            agent_pb2.EFFECT_CLASS_READ_ONLY,
+            agent_pb2.EFFECT_CLASS_IDEMPOTENT,
+        )
+        if unknown and not is_repeatable:
+            self._doubt(step, failure, now)
+            return
+        if unknown:
+            failure = content_pb2.Failure()
+            failure.CopyFrom(step.failure or failure)
+            failure.failure_class = content_pb2.FAILURE_CLASS_RETRYABLE
+        delay = None
+        lost = failure.reason == EXECUTOR_LOST
+        if failure.reason != WORKER_START_TIMEOUT and step.attempt < step.counted_failures + retries.MAX_LOST_ATTEMPTS:
+            delay = retries.delay_before_retry(self._retry_policy(step), failure, step.counted_failures, lost=lost)
+        if delay is not None:
+            not_before = now + timedelta(seconds=delay) if delay > 0 else None
+            self._begin_attempt(step, step.attempt + 1, not_before, now)
+        elif step.kind == run_pb2.STEP_KIND_MODEL:
+            self._add(
+                step_finished=run_pb2.StepFinished(
+                    step=step.number, attempt=step.attempt, state=run_pb2.STEP_STATE_FAILED, failure=failure
+                )
+            )
+            self._fail(failure)
+        else:
+            self._finish_with_failure(step, failure, run_pb2.STEP_STATE_FAILED)
+
+    def _begin_attempt(self, step: StepView, attempt: int, not_before: datetime | None, now: datetime) -> None:
+        started = run_pb2.AttemptStarted(step=step.number, attempt=attempt)
+        if not_before is not None:
+            started.not_before.CopyFrom(to_timestamp(not_before))
+        self._add(attempt_started=started)
+        if step.tool is not None and step.is_worker_call:
+            call = self._view.call_of(step.tool.call_id)
+            self._queue_call(step, call, self._tools[step.tool.tool], now, not_before)
+        else:
+            self._dispatch(step)
+
+    def _dispatch(self, step: StepView) -> None:
+        if step.tool is None:
+            self._run_here(step, None, None)
+        else:
+            tool = self._tools[step.tool.tool]
+            call = self._view.call_of(step.tool.call_id)
+            self._run_here(step, tool, check_arguments(tool, call.arguments_json))
+
+    def _doubt(self, step: StepView, failure: content_pb2.Failure, now: datetime) -> None:
+        assert step.tool is not None
+        tool = self._tools[step.tool.tool]
+        self._add(
+            step_in_doubt=run_pb2.StepInDoubt(step=step.number, attempt=step.attempt, failure=failure)
+        )
+        if tool.in_doubt == agent_pb2.IN_DOUBT_POLICY_TELL_MODEL:
+            self._finish_with_failure(step, failure, run_pb2.STEP_STATE_FAILED)
+        elif tool.in_doubt == agent_pb2.IN_DOUBT_POLICY_FAIL_RUN:
+            self._finish_with_failure(step, failure, run_pb2.STEP_STATE_FAILED)
+            self._fail(failure)
+        else:
+            prompt = (
+                f"The call of {step.tool.tool} was started and its result is missing ({failure.message}) "
+                "Did it take effect?"
+            )
+            question = self._question(step.number, run_pb2.APPROVAL_KIND_IN_DOUBT, prompt, now)
+            question.tool = step.tool.tool
+            question.arguments_json = self._view.call_of(step.tool.call_id).arguments_json
+            self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
+
+    def _answer(self, step: StepView, now: datetime) -> None:
+        """A question is decided or has expired."""
+        question = step.question
+        assert question is not None and step.tool is not None
+        approval_id = question.approval.approval_id
+        decision = question.decision
+        if decision is None:
+            self._add(
+                approval_closed=run_pb2.ApprovalClosed(
+                    approval_id=approval_id, state=run_pb2.APPROVAL_STATE_EXPIRED
+                )
+            )
+            failure = content_pb2.Failure(
+                reason="APPROVAL_EXPIRED",
+                message="Nobody answered in time. The call was not carried out further; ask again if still needed.",
+                failure_class=content_pb2.FAILURE_CLASS_PERMANENT,
+            )
+            if step.state == run_pb2.STEP_STATE_IN_DOUBT and step.failure is not None:
+                failure = step.failure
+            self._finish_with_failure(step, failure, run_pb2.STEP_STATE_FAILED)
+            return
+        step.question = None
+        if question.approval.kind == run_pb2.APPROVAL_KIND_QUESTION:
+            self._succeed(step, decision.answer_json)
+            return
+        doubt = step.failure or content_pb2.Failure(reason="UNKNOWN_OUTCOME", message="The outcome is unknown.")
+        if decision.resolution == run_pb2.IN_DOUBT_RESOLUTION_DONE:
+            self._succeed(step, decision.answer_json or "null")
+        elif decision.resolution == run_pb2.IN_DOUBT_RESOLUTION_NOT_DONE:
+            self._begin_attempt(step, step.attempt + 1, None, now)
+        elif decision.resolution == run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN:
+            self._finish_with_failure(step, doubt, run_pb2.STEP_STATE_FAILED)
+            self._fail(doubt)
+        else:
+            self._finish_with_failure(step, doubt, run_pb2.STEP_STATE_FAILED)
+
+    # --- ends -------------------------------------------------------------------------------------------------
+
+    def _cancel(self) -> None:
+        """Every open call gets its one result, every open step its end."""
+        turn = self._view.turn
+        if turn is not None:
+            for call in turn.calls:
+                if not self._view.has_step_for(call.call_id):
+                    self._refuse_call(call, _cancelled_failure(None), run_pb2.STEP_STATE_CANCELLED)
+        self._end(run_pb2.RUN_STATE_CANCELLED)
+
+    def _fail(self, failure: content_pb2.Failure) -> None:
+        self._end(run_pb2.RUN_STATE_FAILED, failure)
+
+    def _end(self, state: run_pb2.RunState, failure: content_pb2.Failure | None = None) -> None:
+        for step in list(self._view.open_steps.values()):
+            if step.question is not None and step.question.decision is None:
+                self._add(
+                    approval_closed=run_pb2.ApprovalClosed(
+                        approval_id=step.question.approval.approval_id, state=run_pb2.APPROVAL_STATE_CANCELLED
+                    )
+                )
+            if step.tool is None:
+                self._add(
+                    step_finished=run_pb2.StepFinished(
+                        step=step.number,
+                        attempt=step.attempt,
+                        state=run_pb2.STEP_STATE_CANCELLED,
+                        failure=_cancelled_failure(None),
+                    )
+                )
+            else:
+                self._finish_with_failure(step, _cancelled_failure(step), run_pb2.STEP_STATE_CANCELLED)
+        changed = run_pb2.RunStateChanged(state=state)
+        if failure is not None:
+            changed.failure.CopyFrom(failure)
+        self._plan.local_calls.clear()
+        self._plan.calls.clear()
+        self._add(run_state_changed=changed)
+
+    # --- small parts ------------------------------------------------------------------------------------------
+
+    def _add(self, **kind: object) -> None:
+        self._append(run_pb2.Change(**kind))  # type: ignore[arg-type]
+
+    def _append(self, change: run_pb2.Change) -> None:
+        self._plan.changes.append(change)
+        self._view.apply(change, self._epoch)
+
+    def _run_here(
+        self, step: StepView, tool: agent_pb2.ToolSpec | None, arguments: dict[str, object] | None
+    ) -> None:
+        self._plan.local_calls.append(LocalCall(step, step.attempt, tool, arguments))
+
+    def _queue_call(
+        self,
+        step: StepView,
+        call: content_pb2.ToolCall,
+        tool: agent_pb2.ToolSpec,
+        now: datetime,
+        not_before: datetime | None,
+    ) -> None:
+        assert step.tool is not None and self._view.created is not None
+        start_timeout = tool.start_timeout.ToTimedelta() if tool.HasField("start_timeout") else DEFAULT_START_TIMEOUT
+        new_call = journal_pb2.NewCall(
+            step=step.number,
+            attempt=step.attempt,
+            tool=call.tool,
+            call_id=call.call_id,
+            arguments_json=canonical_json(check_arguments(tool, call.arguments_json)),
+            idempotency_key=step.tool.idempotency_key,
+            start_deadline=to_timestamp((not_before or now) + start_timeout),
+            timeout=_duration(tool, "timeout", DEFAULT_TOOL_TIMEOUT),
+            heartbeat_timeout=_duration(tool, "heartbeat_timeout", DEFAULT_HEARTBEAT_TIMEOUT),
+            agent=self._view.created.agent,
+            user_id=self._view.created.user_id,
+            revision=self._view.created.revision,
+        )
+        if not_before is not None:
+            new_call.not_before.CopyFrom(to_timestamp(not_before))
+        self._plan.calls.append(new_call)
+
+    def _question(self, step: int, kind: run_pb2.ApprovalKind, prompt: str, now: datetime) -> run_pb2.Approval:
+        return run_pb2.Approval(
+            approval_id=self._new_id(),
+            run_id=self._run_id,
+            step=step,
+            kind=kind,
+            state=run_pb2.APPROVAL_STATE_PENDING,
+            prompt=prompt,
+            expire_time=to_timestamp(now + QUESTION_EXPIRES_AFTER),
+        )
+
+    def _succeed(self, step: StepView, result_json: str) -> None:
+        assert step.tool is not None
+        settled = settle_result(self._tools[step.tool.tool], step.tool.call_id, result_json)
+        finished = run_pb2.StepFinished(
+            step=step.number,
+            attempt=step.attempt,
+            state=run_pb2.STEP_STATE_FAILED if settled.failure else run_pb2.STEP_STATE_SUCCEEDED,
+            message=settled.message,
+            failure=settled.failure,
+            output=settled.output,
+        )
+        self._plan.blobs.extend(settled.blobs)
+        self._append(run_pb2.Change(step_finished=finished))
+
+    def _finish_with_failure(self, step: StepView, failure: content_pb2.Failure, state: run_pb2.StepState) -> None:
+        assert step.tool is not None
+        tool = self._tools.get(step.tool.tool) or agent_pb2.ToolSpec(name=step.tool.tool)
+        settled = settle_failure(tool, step.tool.call_id, failure)
+        self._plan.blobs.extend(settled.blobs)
+        self._add(
+            step_finished=run_pb2.StepFinished(
+                step=step.number, attempt=step.attempt, state=state, message=settled.message, failure=failure
+            )
+        )
+
+    def _due_of(self, step: StepView) -> datetime | None:
+        if step.question is not None:
+            return to_datetime(step.question.approval.expire_time)
+        if step.tool is not None and step.tool.HasField("due_time"):
+            return to_datetime(step.tool.due_time)
+        if step.state == run_pb2.STEP_STATE_STARTED and not step.is_worker_call:
+            return step.not_before
+        return None
+
+    def _wait_reason(self) -> run_pb2.WaitReason:
+        reasons: set[run_pb2.WaitReason] = set()
+        for step in self._view.open_steps.values():
+            if step.question is not None:
+                is_doubt = step.question.approval.kind == run_pb2.APPROVAL_KIND_IN_DOUBT
+                reasons.add(run_pb2.WAIT_REASON_IN_DOUBT if is_doubt else run_pb2.WAIT_REASON_INPUT)
+            elif step.is_worker_call:
+                reasons.add(run_pb2.WAIT_REASON_TOOL)
+            else:
+                reasons.add(run_pb2.WAIT_REASON_TIMER)
+        return min(reasons)
+
+    @property
+    def _max_steps(self) -> int:
+        return self._spec.limits.max_steps or DEFAULT_MAX_STEPS
+
+    def _has_room_for(self, steps: int) -> bool:
+        return self._view.step_count + steps <= self._max_steps
+
+    def _retry_policy(self, step: StepView) -> agent_pb2.RetryPolicy:
+        return self._spec.model.retry if step.tool is None else self._tools[step.tool.tool].retry
+
+
+def _duration(tool: agent_pb2.ToolSpec, name: str, default: timedelta) -> Duration:
+    if tool.HasField(name):  # type: ignore[arg-type]
+        return getattr(tool, name)  # type: ignore[no-any-return]
+    duration = Duration()
+    duration.FromTimedelta(default)
+    return duration
+
+
+def _executor_lost_failure(step: StepView) -> content_pb2.Failure:
+    # A model call changes nothing outside; for a tool, only its effect class says what may be repeated.
+    unknown = step.tool is not None
+    return content_pb2.Failure(
+        reason=EXECUTOR_LOST,
+        message="The executor that made this attempt was lost before its result was stored.",
+        failure_class=content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME if unknown else content_pb2.FAILURE_CLASS_RETRYABLE,
+    )
+
+
+def _cancelled_failure(step: StepView | None) -> content_pb2.Failure:
+    may_have_happened = (
+        step is not None
+        and step.tool is not None
+        and (step.state == run_pb2.STEP_STATE_IN_DOUBT or (step.tool.tool_kind != "builtin" and step.failure is None))
+    )
+    message = "The run was cancelled before this call had a result."
+    if may_have_happened:
+        message += " It may have taken effect."
+    return content_pb2.Failure(
+        reason="CANCELLED", message=message, failure_class=content_pb2.FAILURE_CLASS_CANCELLED
+    )
+
+
+def _max_steps_failure(max_steps: int) -> content_pb2.Failure:
+    return content_pb2.Failure(
+        reason="MAX_STEPS_EXCEEDED",
+        message=f"The run would need more than its {max_steps} steps (limits.max_steps).",
+        failure_class=content_pb2.FAILURE_CLASS_PERMANENT,
+    )
+
+
+def _unknown_tool_failure(name: str, tools: Collection[str]) -> content_pb2.Failure:
+    known = ", ".join(sorted(tools)) or "none"
+    return content_pb2.Failure(
+        reason="TOOL_UNKNOWN",
+        message=f"There is no tool {name!r}. The tools are: {known}.",
+        failure_class=content_pb2.FAILURE_CLASS_INVALID_ARGUMENTS,
+    )

@@ -1,0 +1,287 @@
+"""Drives one run under one lease: read the journal, decide, checkpoint, act; until it ends, waits or is taken away.
+
+Invariant: nothing is dispatched before the transition that holds its intent is committed, and nothing is decided from
+a result before that result is part of the next transition (P2). A driver that dies at any line leaves a journal from
+which `Planner` goes on (docs/architecture.md, "What a crash leaves").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+
+from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
+from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
+from holdfast.errors import Conflict, LeaseLost
+from services.executor.decide import LocalCall, Outcome, Plan, Planner
+from services.executor.journal_view import RunView
+from services.executor.local_calls import LocalCalls, RunContext
+from services.executor.revisions import RevisionCache
+from services.executor.state_client import JournalClient, StateReader
+from services.shared.clock import Clock
+from services.shared.crash_points import crash_point
+from services.shared.telemetry import get_logger
+
+# A delay longer than this is waited for as rows, not in memory.
+LONGEST_WAIT_IN_MEMORY = timedelta(seconds=5)
+
+log = get_logger(__name__)
+
+
+class DriveEnd(Enum):
+    """How a drive ended."""
+
+    ENDED = auto()
+    PARKED = auto()
+    HANDED_BACK = auto()
+    LEASE_LOST = auto()
+
+
+@dataclass(frozen=True)
+class DriverParts:
+    """What all drivers of an executor share."""
+
+    executor_id: str
+    journal: JournalClient
+    reader: StateReader
+    revisions: RevisionCache
+    local_calls: LocalCalls
+    clock: Clock
+    park_after_seconds: float
+
+
+@dataclass(slots=True)
+class _Running:
+    """A local call under way: it sleeps until `begins` and is dispatched then."""
+
+    task: asyncio.Task[None]
+    begins: datetime | None
+
+
+class Driver:
+    """Drives one claimed run.
+
+    Args:
+        parts: What all drivers share.
+        claim: The run and its lease.
+    """
+
+    def __init__(self, parts: DriverParts, claim: lease_pb2.Claim) -> None:
+        self.run_id = claim.run.run_id
+        self.epoch = claim.epoch
+        self._parts = parts
+        self._claim = claim
+        self._workspace_id = claim.workspace_id
+        self._news = asyncio.Event()
+        self._was_nudged = False
+        self._is_stopping = False
+        self._view = RunView()
+        self._planner: Planner | None = None
+        self._prior: list[content_pb2.Message] = []
+        self._context: RunContext | None = None
+        self._outcomes: list[Outcome] = []
+        self._running: dict[int, _Running] = {}
+
+    def nudge(self) -> None:
+        """Somebody outside wrote an event of the run."""
+        self._was_nudged = True
+        self._news.set()
+
+    def stop(self) -> None:
+        """Begin nothing more; hand the run back once what is under way is stored."""
+        self._is_stopping = True
+        self._news.set()
+
+    async def drive(self) -> DriveEnd:
+        """Drives until the run ends, waits, or is taken away.
+
+        Raises:
+            HoldfastError: State or auth could not be read; the run is to be handed back.
+        """
+        try:
+            await self._load()
+            async with asyncio.TaskGroup() as tasks:
+                try:
+                    return await self._loop(tasks)
+                finally:
+                    for running in self._running.values():
+                        running.task.cancel()
+        except* LeaseLost:
+            log.info("lease_lost", run_id=self.run_id, epoch=self.epoch)
+            return DriveEnd.LEASE_LOST
+
+    # --- the loop ---------------------------------------------------------------------------------------------
+
+    async def _loop(self, tasks: asyncio.TaskGroup) -> DriveEnd:
+        while True:
+            if self._was_nudged:
+                await self._read_on()
+            if self._view.has_ended:
+                return DriveEnd.ENDED
+            if self._view.cancel is not None:
+                await self._stop_local_calls()
+            plan = await self._take_next_transition()
+            if plan is None:
+                continue
+            if self._view.has_ended:
+                return DriveEnd.ENDED
+            crash_point("executor.after_intent")
+            self._launch(plan, tasks)
+            if self._outcomes:
+                continue
+            if self._is_stopping and not self._running:
+                return DriveEnd.HANDED_BACK
+            if not await self._wait_for_news():
+                if await self._park():
+                    return DriveEnd.PARKED
+
+    async def _take_next_transition(self) -> Plan | None:
+        """Decides and commits; None when another event came first and everything has to be looked at again."""
+        assert self._planner is not None
+        outcomes, self._outcomes = self._outcomes, []
+        plan = self._planner.plan(
+            outcomes, self._parts.clock.now(), self._running, only_outcomes=self._is_stopping
+        )
+        if plan.changes and not await self._commit(plan):
+            self._outcomes = outcomes + self._outcomes
+            return None
+        return plan
+
+    async def _commit(self, plan: Plan) -> bool:
+        """Stores a plan as the next event; False when another event came first (the view is read anew then)."""
+        transition = journal_pb2.Transition(
+            workspace_id=self._workspace_id,
+            run_id=self.run_id,
+            epoch=self.epoch,
+            seq=self._view.last_seq + 1,
+            changes=plan.changes,
+            blobs=plan.blobs,
+            calls=plan.calls,
+        )
+        crash_point("executor.before_commit")
+        try:
+            committed = await self._parts.journal.commit(transition)
+        except Conflict:
+            await self._load_again()
+            return False
+        crash_point("executor.after_commit")
+        self._view.last_seq = committed.seq
+        return True
+
+    def _launch(self, plan: Plan, tasks: asyncio.TaskGroup) -> None:
+        now = self._parts.clock.now()
+        for call in plan.local_calls:
+            if self._parts.local_calls.is_instant(call):
+                self._outcomes.append(self._parts.local_calls.execute_instantly(call))
+                continue
+            begins = call.step.not_before
+            if begins is not None and begins <= now:
+                begins = None
+            self._running[call.step.number] = _Running(tasks.create_task(self._execute(call, begins)), begins)
+
+    async def _execute(self, call: LocalCall, begins: datetime | None) -> None:
+        assert self._context is not None
+        if begins is not None:
+            await self._parts.clock.sleep((begins - self._parts.clock.now()).total_seconds())
+            self._running[call.step.number].begins = None
+        messages = self._prior + self._view.conversation() if call.tool is None else []
+        outcome = await self._parts.local_calls.execute(
+            self._context, call, messages, self._view.model_steps_succeeded
+        )
+        crash_point("executor.after_call")
+        self._outcomes.append(outcome)
+        del self._running[call.step.number]
+        self._news.set()
+
+    async def _wait_for_news(self) -> bool:
+        """Waits for a result, a nudge, or a short delay's end; False when the run is to be parked."""
+        assert self._planner is not None
+        now = self._parts.clock.now()
+        due = self._planner.next_due()
+        until_due = (due - now).total_seconds() if due is not None else None
+        if all(r.begins is not None and r.begins - now > LONGEST_WAIT_IN_MEMORY for r in self._running.values()):
+            # Nothing of the run is under way here. A worker may answer in a moment; a person will not.
+            has_worker_call = any(step.is_worker_call for step in self._view.open_steps.values())
+            timeout = self._parts.park_after_seconds if has_worker_call else 0.0
+            if until_due is not None and until_due <= LONGEST_WAIT_IN_MEMORY.total_seconds():
+                timeout = max(timeout, until_due)
+            may_park = True
+        else:
+            timeout = until_due if until_due is not None else 3_600.0
+            may_park = False
+        if until_due is not None:
+            timeout = min(timeout, max(until_due, 0.0))
+        has_news = self._news.is_set()
+        if not has_news and timeout > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._news.wait()
+                    has_news = True
+        self._news.clear()
+        is_due = due is not None and due <= self._parts.clock.now()
+        return has_news or is_due or not may_park
+
+    async def _park(self) -> bool:
+        """Makes the run rows; False when something happened meanwhile."""
+        assert self._planner is not None
+        # Those that sleep were never dispatched: whoever claims the run next announces and makes them.
+        await self._stop_local_calls()
+        if self._outcomes:
+            return False
+        return await self._commit(self._planner.park(self._parts.clock.now()))
+
+    async def _stop_local_calls(self) -> None:
+        running = [entry.task for entry in self._running.values()]
+        self._running.clear()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        events = list(self._claim.events)
+        if events:
+            await self._parts.reader.put_messages_inline(self._workspace_id, events)
+        else:
+            events = await self._parts.reader.read_events(self._workspace_id, self.run_id, 0)
+        await self._begin_view(events)
+
+    async def _load_again(self) -> None:
+        self._was_nudged = False
+        await self._begin_view(await self._parts.reader.read_events(self._workspace_id, self.run_id, 0))
+
+    async def _begin_view(self, events: list[run_pb2.Event]) -> None:
+        view = self._view = RunView()
+        view.apply_events(events)
+        created = view.created
+        assert created is not None, "the first event of a run creates it"
+        if self._context is None:
+            spec = await self._parts.revisions.get(self._workspace_id, created.agent, created.revision)
+            if created.previous_run_id:
+                self._prior = await self._parts.reader.messages_before(
+                    self._workspace_id, created.session_id, self.run_id
+                )
+            self._context = RunContext(self._workspace_id, self.run_id, created.agent, spec, view.input_text())
+        used = self._context.used_call_ids
+        for message in (*self._prior, *view.conversation()):
+            used.update(part.tool_call.call_id for part in message.parts if part.WhichOneof("kind") == "tool_call")
+        self._planner = Planner(
+            view,
+            self._context.spec,
+            run_id=self.run_id,
+            epoch=self.epoch,
+            executor_id=self._parts.executor_id,
+            prior_messages=len(self._prior),
+        )
+
+    async def _read_on(self) -> None:
+        self._was_nudged = False
+        events = await self._parts.reader.read_events(self._workspace_id, self.run_id, self._view.last_seq)
+        self._view.apply_events(events)
+
+

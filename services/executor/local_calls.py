@@ -1,0 +1,274 @@
+"""Makes the attempts that run in the executor itself: model calls, `http` tools, `noop`. One attempt, one outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from google.protobuf.duration_pb2 import Duration
+
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
+from services.executor.credentials import Credentials
+from services.executor.decide import LocalCall, Outcome
+from services.executor.stored_messages import store_message
+from services.executor.models import ModelAnswer, ModelFailed, ModelRegistry, ModelRequest
+from services.executor.prices import price
+from services.executor.state_client import JournalClient
+from services.executor.tools.builtin import effective_tool
+from services.executor.tools.http import HttpTools, ToolFailed
+from services.executor.tools.output import settle_result
+from services.executor.tools.schema import canonical_json
+from services.shared.clock import Clock
+from services.shared.telemetry import get_logger
+
+DEFAULT_MODEL_TIMEOUT_SECONDS = 120.0
+DEFAULT_TOOL_TIMEOUT_SECONDS = 60.0
+# Pieces of an answer are passed on this often: often enough to read along, seldom enough to cost nothing.
+DELTA_INTERVAL_SECONDS = 0.03
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What every call of a run knows about it."""
+
+    workspace_id: str
+    run_id: str
+    agent: str
+    spec: agent_pb2.AgentSpec
+    input_text: str
+    used_call_ids: set[str] = field(default_factory=set)
+
+
+class LocalCalls:
+    """Executes attempts; never raises but for cancellation."""
+
+    def __init__(
+        self,
+        *,
+        models: ModelRegistry,
+        credentials: Credentials,
+        http_tools: HttpTools,
+        journal: JournalClient,
+        clock: Clock,
+    ) -> None:
+        self._models = models
+        self._credentials = credentials
+        self._http_tools = http_tools
+        self._journal = journal
+        self._clock = clock
+
+    def is_instant(self, call: LocalCall) -> bool:
+        """Whether the call takes no time, so that a task for it would cost more than the call."""
+        return call.tool is not None and call.tool.WhichOneof("kind") == "builtin"
+
+    def execute_instantly(self, call: LocalCall) -> Outcome:
+        """Executes a call that takes no time."""
+        assert call.tool is not None and call.arguments is not None
+        return _tool_outcome(call, canonical_json(call.arguments), 0.0)
+
+    async def execute(
+        self, context: RunContext, call: LocalCall, messages: list[content_pb2.Message], model_steps_before: int
+    ) -> Outcome:
+        """Executes one attempt and says what came of it."""
+        try:
+            if call.tool is None:
+                return await self._call_model(context, call, messages, model_steps_before)
+            return await self._call_http(context, call)
+        except Exception as error:
+            # Whatever a library did: the attempt is over, the run goes on by its policy, the log has the cause.
+            log.error("attempt_crashed", run_id=context.run_id, step=call.step.number, exc_info=error)
+            failure_class = (
+                content_pb2.FAILURE_CLASS_PERMANENT if call.tool is None else content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME
+            )
+            return _failed(
+                call,
+                content_pb2.Failure(
+                    reason="INTERNAL", message="The runtime failed while it made this call.", failure_class=failure_class
+                ),
+            )
+
+    async def _call_model(
+        self, context: RunContext, call: LocalCall, messages: list[content_pb2.Message], model_steps_before: int
+    ) -> Outcome:
+        spec = context.spec.model
+        model = self._models.get(spec.provider)
+        timeout = spec.timeout.ToTimedelta().total_seconds() if spec.HasField("timeout") else DEFAULT_MODEL_TIMEOUT_SECONDS
+        deltas = _Deltas(self._journal, context.run_id, call)
+        started = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                credential = None
+                if model.needs_credential:
+                    credential = await self._credentials.resolve(
+                        context.workspace_id, spec.connection or spec.provider, context.run_id, call.step.number
+                    )
+                request = ModelRequest(
+                    spec=spec,
+                    instructions=context.spec.instructions,
+                    messages=messages,
+                    tools=call_tools(context.spec),
+                    model_steps_before=model_steps_before,
+                    input_text=context.input_text,
+                )
+                answer = await model.answer(request, credential, deltas.add)
+        except ModelFailed as error:
+            return _failed(call, error.failure)
+        except TimeoutError:
+            return _failed(
+                call,
+                content_pb2.Failure(
+                    reason="PROVIDER_TIMEOUT",
+                    message=f"The model did not finish within {timeout:g} s (model.timeout).",
+                    failure_class=content_pb2.FAILURE_CLASS_RETRYABLE,
+                ),
+            )
+        finally:
+            deltas.flush()
+        duration = self._clock.monotonic() - started
+        base_url = credential.base_url if credential is not None else ""
+        return self._model_outcome(context, call, answer, base_url, duration, deltas.first_after(started))
+
+    def _model_outcome(
+        self,
+        context: RunContext,
+        call: LocalCall,
+        answer: ModelAnswer,
+        base_url: str,
+        duration: float,
+        time_to_first_token: float | None,
+    ) -> Outcome:
+        _make_call_ids_unique(answer.message, context.used_call_ids, call.step.number)
+        stored, blobs = store_message(answer.message)
+        finished = run_pb2.StepFinished(
+            step=call.step.number,
+            attempt=call.attempt,
+            state=run_pb2.STEP_STATE_SUCCEEDED,
+            message=stored,
+            finish_reason=answer.finish_reason,
+            response_id=answer.response_id,
+            response_model=answer.response_model,
+            duration=_duration(duration),
+        )
+        if time_to_first_token is not None:
+            finished.time_to_first_token.CopyFrom(_duration(time_to_first_token))
+        if answer.usage is not None:
+            finished.usage.CopyFrom(answer.usage)
+            spec = context.spec.model
+            cost, source = price(
+                spec.provider, answer.response_model or spec.name, answer.usage, base_url, self._clock.now()
+            )
+            if cost is not None:
+                finished.usage.cost_usd_nanos = cost
+                finished.usage.price_source = source
+        return Outcome(run_pb2.Change(step_finished=finished), tuple(blobs))
+
+    async def _call_http(self, context: RunContext, call: LocalCall) -> Outcome:
+        tool = call.tool
+        assert tool is not None and call.arguments is not None and call.step.tool is not None
+        timeout = tool.timeout.ToTimedelta().total_seconds() if tool.HasField("timeout") else DEFAULT_TOOL_TIMEOUT_SECONDS
+        started = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                result = await self._http_tools.call(
+                    tool, call.arguments, call.step.tool.idempotency_key, {"X-Holdfast-Run-Id": context.run_id}
+                )
+        except ToolFailed as error:
+            return _failed(call, error.failure)
+        except TimeoutError:
+            return _failed(
+                call,
+                content_pb2.Failure(
+                    reason="CALL_TIMEOUT",
+                    message=f"{tool.name} did not answer within {timeout:g} s.",
+                    failure_class=content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME,
+                ),
+            )
+        return _tool_outcome(call, result, self._clock.monotonic() - started)
+
+
+class _Deltas:
+    """Gathers an answer's pieces for a moment and passes them on together."""
+
+    def __init__(self, journal: JournalClient, run_id: str, call: LocalCall) -> None:
+        self._journal = journal
+        self._run_id = run_id
+        self._step = call.step.number
+        self._attempt = call.attempt
+        self._index = 0
+        self._pieces: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._first: float | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, text: str) -> None:
+        """Takes the next piece."""
+        if self._first is None:
+            self._first = self._loop.time()
+        self._pieces.append(text)
+        if self._timer is None:
+            self._timer = self._loop.call_later(DELTA_INTERVAL_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Passes on what has gathered."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._pieces:
+            text = "".join(self._pieces)
+            self._pieces.clear()
+            self._journal.send_delta(
+                run_pb2.Delta(
+                    run_id=self._run_id, step=self._step, attempt=self._attempt, index=self._index, text=text
+                )
+            )
+            self._index += 1
+
+    def first_after(self, started: float) -> float | None:
+        """Seconds from `started` to the first piece."""
+        return None if self._first is None else max(0.0, self._first - started)
+
+
+def call_tools(spec: agent_pb2.AgentSpec) -> list[agent_pb2.ToolSpec]:
+    """The tools as the model is shown them."""
+    return [effective_tool(tool) for tool in spec.tools]
+
+
+def _tool_outcome(call: LocalCall, result_json: str, seconds: float) -> Outcome:
+    assert call.tool is not None and call.step.tool is not None
+    settled = settle_result(call.tool, call.step.tool.call_id, result_json)
+    finished = run_pb2.StepFinished(
+        step=call.step.number,
+        attempt=call.attempt,
+        state=run_pb2.STEP_STATE_FAILED if settled.failure is not None else run_pb2.STEP_STATE_SUCCEEDED,
+        message=settled.message,
+        failure=settled.failure,
+        output=settled.output,
+        duration=_duration(seconds),
+    )
+    return Outcome(run_pb2.Change(step_finished=finished), tuple(settled.blobs))
+
+
+def _failed(call: LocalCall, failure: content_pb2.Failure) -> Outcome:
+    failed = run_pb2.AttemptFailed(step=call.step.number, attempt=call.attempt, failure=failure)
+    return Outcome(run_pb2.Change(attempt_failed=failed))
+
+
+def _make_call_ids_unique(message: content_pb2.Message, used: set[str], step: int) -> None:
+    """Renames calls whose id the run has had before: some servers count from zero in each answer."""
+    for index, part in enumerate(message.parts):
+        if part.WhichOneof("kind") != "tool_call":
+            continue
+        call = part.tool_call
+        if not call.call_id or call.call_id in used:
+            call.call_id = f"{call.call_id or 'call'}_{step}_{index}"
+        used.add(call.call_id)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration
+
+

@@ -1,0 +1,69 @@
+"""What a model call costs, from the price data that genai-prices ships; what it does not know stays unpriced."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+from datetime import datetime
+from decimal import ROUND_HALF_EVEN
+from typing import Any, Final
+
+from holdfast.api.common.v1 import content_pb2
+from services.executor.models.addresses import OWN_ADDRESSES, is_own_address
+
+_DISTRIBUTION: Final = "genai-prices"
+_NANOS_PER_DOLLAR: Final = 1_000_000_000
+
+
+def price(
+    provider: str, model: str, usage: content_pb2.Usage, base_url: str, at: datetime
+) -> tuple[int | None, str]:
+    """Returns the price in billionths of a US dollar and the price data's name and version.
+
+    None, with an empty source, is "unknown": a model without a price, or a server that is only compatible with the
+    provider and has prices of its own. Unknown is never 0.
+
+    Args:
+        provider: Of the model: `ModelSpec.provider`.
+        model: The model that answered.
+        usage: Inclusive totals.
+        base_url: Where it answered; empty means the provider's own address.
+        at: When, because prices change.
+    """
+    if provider not in OWN_ADDRESSES or not model or not is_own_address(provider, base_url):
+        return None, ""
+    prices = _library()
+    try:
+        calculation = prices.calc_price(
+            prices.Usage(
+                input_tokens=usage.input_tokens,
+                cache_read_tokens=usage.cache_read_input_tokens,
+                cache_write_tokens=usage.cache_write_input_tokens,
+                output_tokens=usage.output_tokens,
+            ),
+            model,
+            provider_id=provider,
+            genai_request_timestamp=at,
+        )
+    except (LookupError, ValueError):
+        return None, ""
+    nanos = (calculation.total_price * _NANOS_PER_DOLLAR).to_integral_value(ROUND_HALF_EVEN)
+    return int(nanos), price_source()
+
+
+@functools.cache
+def price_source() -> str:
+    """Returns the name and version of the price data, such as `genai-prices 0.2.3`."""
+    return f"{_DISTRIBUTION} {importlib.metadata.version(_DISTRIBUTION)}"
+
+
+def load() -> None:
+    """Loads the price data, which takes a third of a second: for a thread, before the first price is wanted."""
+    _library().calc_price(_library().Usage(input_tokens=1), "gpt-4o", provider_id="openai")
+
+
+@functools.cache
+def _library() -> Any:
+    # Not at the top: an executor that only calls scripted models never needs it, nor what it imports.
+    return importlib.import_module("genai_prices")

@@ -1,0 +1,81 @@
+"""Agents' revisions as this executor has seen them; they are immutable, so that what is known stays true."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from holdfast.api.common.v1 import agent_pb2
+from holdfast.api.state.v1 import agent_store_service_pb2 as agent_store_pb2
+from holdfast.api.state.v1.agent_store_service_pb2_grpc import AgentStoreServiceStub
+from services.shared.channels import calling
+
+# Bounded by bytes as well: a definition may have half a megabyte.
+_MAX_ENTRIES: Final = 4_096
+_MAX_BYTES: Final = 64 * 1024 * 1024
+_REVISION_ID_LENGTH: Final = 64
+
+
+class RevisionCache:
+    """Reads revisions through a bounded cache, least recently used first out.
+
+    Args:
+        agents: The state service's agents.
+        max_entries: How many revisions are kept at most.
+        max_bytes: How many bytes they may have together.
+    """
+
+    def __init__(
+        self, agents: AgentStoreServiceStub, *, max_entries: int = _MAX_ENTRIES, max_bytes: int = _MAX_BYTES
+    ) -> None:
+        self._agents = agents
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._known: OrderedDict[tuple[str, str, str], agent_pb2.AgentRevision] = OrderedDict()
+
+    async def get(self, workspace_id: str, agent: str, revision: str) -> agent_pb2.AgentSpec:
+        """Returns the definition of a revision, which is not to be changed.
+
+        Args:
+            workspace_id: The workspace.
+            agent: Name of the agent.
+            revision: Its full id.
+
+        Raises:
+            NotFound: AGENT_NOT_FOUND, REVISION_NOT_FOUND.
+            Unavailable: State does not answer.
+        """
+        return (await self.resolve(workspace_id, agent, revision)).spec
+
+    async def resolve(self, workspace_id: str, agent: str, revision: str) -> agent_pb2.AgentRevision:
+        """Returns the revision that an id, a prefix of one, or a label stands for now; empty means `latest`.
+
+        Only full ids are answered from the cache: a label may have been moved a moment ago, and who moved it expects
+        the next run to follow.
+
+        Raises:
+            NotFound: AGENT_NOT_FOUND, REVISION_NOT_FOUND, LABEL_NOT_FOUND.
+            Unavailable: State does not answer.
+        """
+        key = (workspace_id, agent, revision)
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return known
+        with calling("state"):
+            response = await self._agents.GetAgentRevision(
+                agent_store_pb2.GetAgentRevisionRequest(workspace_id=workspace_id, agent=agent, revision=revision)
+            )
+        self._remember(workspace_id, response.revision)
+        return response.revision
+
+    def _remember(self, workspace_id: str, revision: agent_pb2.AgentRevision) -> None:
+        key = (workspace_id, revision.agent, revision.revision)
+        if len(revision.revision) != _REVISION_ID_LENGTH or key in self._known:
+            return
+        self._known[key] = revision
+        self._bytes += revision.ByteSize()
+        while self._known and (len(self._known) > self._max_entries or self._bytes > self._max_bytes):
+            _, oldest = self._known.popitem(last=False)
+            self._bytes -= oldest.ByteSize()

@@ -1,0 +1,234 @@
+"""Claims runs while there are free slots, drives each in a task, renews the lease, and hands everything back on drain.
+
+Promise P3: an executor that could not renew for the lease's length stops all its drivers by itself, whatever state does
+meanwhile; what they would still write is refused by its epoch anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
+from holdfast.api.state.v1.lease_service_pb2_grpc import LeaseServiceStub
+from holdfast.errors import HoldfastError
+from services.executor import retries
+from services.executor.driver import DriveEnd, Driver, DriverParts
+from services.executor.worker_hub import WorkerHub
+from services.shared.telemetry import get_logger
+
+DEFAULT_HEARTBEAT_SECONDS = 1.0
+DEFAULT_LEASE_SECONDS = 5.0
+# A run that cannot be driven (state away, a bug) is kept this long before it is given back, so that it does not spin.
+FAILED_DRIVE_PAUSE_SECONDS = 1.0
+LONGEST_FAILED_DRIVE_PAUSE_SECONDS = 30.0
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Drive:
+    driver: Driver
+    task: asyncio.Task[None]
+
+
+class Scheduler:
+    """Owns the lease stream and the drivers.
+
+    Args:
+        leases: State's leases.
+        parts: What all drivers share.
+        hub: The workers, who are told of new and cancelled calls.
+        max_runs: How many runs are driven at once.
+    """
+
+    def __init__(self, leases: LeaseServiceStub, parts: DriverParts, hub: WorkerHub, *, max_runs: int) -> None:
+        self._leases = leases
+        self._parts = parts
+        self._hub = hub
+        self._max_runs = max_runs
+        self._drives: dict[str, _Drive] = {}
+        self._released: list[lease_pb2.HeldRun] = []
+        self._failed_drives: dict[str, int] = {}
+        self._must_report = asyncio.Event()
+        self._is_draining = False
+        self._stream_closed = asyncio.Event()
+        self._all_done = asyncio.Event()
+        self._all_done.set()
+        self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
+        self._lease_seconds = DEFAULT_LEASE_SECONDS
+        self._renewed_at = 0.0
+
+    @property
+    def active_runs(self) -> int:
+        """How many runs are driven now."""
+        return len(self._drives)
+
+    async def run(self) -> None:
+        """Serves until it is cancelled, or drained."""
+
+        def announce(attempt: int, error: BaseException | None) -> None:
+            level = log.info if attempt == 1 else log.debug
+            level("lease_stream_broken", runs=len(self._drives))
+
+        async with asyncio.TaskGroup() as tasks:
+            watchdog = tasks.create_task(self._fence_when_not_renewed())
+            try:
+                while not (self._is_draining and not self._drives):
+                    async for attempt in retries.reconnecting(announce, ConnectionError):
+                        with attempt:
+                            await self._serve_stream(tasks)
+            finally:
+                self._stream_closed.set()
+                watchdog.cancel()
+                for drive in self._drives.values():
+                    drive.task.cancel()
+
+    async def drain(self) -> None:
+        """Takes no new runs, lets what is under way be stored, and gives the rest back."""
+        self._is_draining = True
+        for drive in list(self._drives.values()):
+            drive.driver.stop()
+        self._must_report.set()
+        try:
+            await self._all_done.wait()
+        except asyncio.CancelledError:
+            log.info("drain_cut_short", runs=len(self._drives))
+            for drive in list(self._drives.values()):
+                drive.task.cancel()
+            raise
+        finally:
+            self._must_report.set()
+        await self._stream_closed.wait()
+
+    # --- the stream -------------------------------------------------------------------------------------------
+
+    async def _serve_stream(self, tasks: asyncio.TaskGroup) -> None:
+        call = self._leases.Work()
+        first = self._report()
+        first.held.extend(
+            lease_pb2.HeldRun(run_id=drive.driver.run_id, epoch=drive.driver.epoch) for drive in self._drives.values()
+        )
+        has_answered = False
+        try:
+            await call.write(first)
+            reporter = asyncio.create_task(self._send_reports(call))  # ended below, on every path
+            try:
+                async for response in call:
+                    has_answered = True
+                    self._handle(response, tasks)
+            finally:
+                reporter.cancel()
+                await asyncio.gather(reporter, return_exceptions=True)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            # A stream that worked is re-opened at once; one that never did is tried again with growing pauses.
+            if not has_answered:
+                raise ConnectionError("the lease stream could not be opened") from error
+            log.info("lease_stream_broken", runs=len(self._drives))
+        finally:
+            call.cancel()
+        if not has_answered and not self._is_draining:
+            raise ConnectionError("the lease stream was closed")
+
+    async def _send_reports(self, call: grpc.aio.StreamStreamCall[object, object]) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    await self._must_report.wait()
+            self._must_report.clear()
+            report = self._report()
+            await call.write(report)
+            if self._is_draining and not self._drives:
+                await call.done_writing()
+                return
+
+    def _report(self) -> lease_pb2.WorkRequest:
+        released, self._released = self._released, []
+        free = 0 if self._is_draining else self._max_runs - len(self._drives)
+        return lease_pb2.WorkRequest(
+            executor_id=self._parts.executor_id, free_slots=free, released=released, draining=self._is_draining
+        )
+
+    def _handle(self, response: lease_pb2.WorkResponse, tasks: asyncio.TaskGroup) -> None:
+        self._renewed_at = asyncio.get_running_loop().time()
+        if response.HasField("heartbeat_interval"):
+            self._heartbeat_seconds = response.heartbeat_interval.ToTimedelta().total_seconds()
+        if response.HasField("lease_duration"):
+            self._lease_seconds = response.lease_duration.ToTimedelta().total_seconds()
+        for claim in response.claims:
+            self._begin_drive(claim, tasks)
+        for run_id in response.nudged_run_ids:
+            if run_id in self._drives:
+                self._drives[run_id].driver.nudge()
+        for lost in response.lost:
+            drive = self._drives.get(lost.run_id)
+            if drive is not None and drive.driver.epoch == lost.epoch:
+                drive.task.cancel()
+        for queued in response.calls_queued:
+            self._hub.calls_queued(queued.workspace_id, queued.tool)
+        if response.cancelled_call_leases:
+            self._hub.cancel_leases(list(response.cancelled_call_leases))
+
+    async def _fence_when_not_renewed(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds / 2)
+            silent = loop.time() - self._renewed_at
+            if self._drives and silent > self._lease_seconds:
+                log.warning("leases_not_renewed", runs=len(self._drives), seconds=round(silent, 1))
+                for drive in list(self._drives.values()):
+                    drive.task.cancel()
+
+    # --- drives -----------------------------------------------------------------------------------------------
+
+    def _begin_drive(self, claim: lease_pb2.Claim, tasks: asyncio.TaskGroup) -> None:
+        run_id = claim.run.run_id
+        if self._is_draining:
+            self._give_back(run_id, claim.epoch)
+            return
+        older = self._drives.get(run_id)
+        if older is not None:
+            older.task.cancel()
+        driver = Driver(self._parts, claim)
+        drive = _Drive(driver, tasks.create_task(self._drive(driver)))
+        self._drives[run_id] = drive
+        self._all_done.clear()
+
+    async def _drive(self, driver: Driver) -> None:
+        try:
+            end = await driver.drive()
+            if end is DriveEnd.HANDED_BACK:
+                self._give_back(driver.run_id, driver.epoch)
+            self._failed_drives.pop(driver.run_id, None)
+        except asyncio.CancelledError:
+            if asyncio.current_task() is not None and self._stream_closed.is_set():
+                raise
+        except BaseExceptionGroup as group:
+            await self._after_failed_drive(driver, group)
+        except HoldfastError as error:
+            await self._after_failed_drive(driver, error)
+        except Exception as error:
+            await self._after_failed_drive(driver, error)
+        finally:
+            drive = self._drives.get(driver.run_id)
+            if drive is not None and drive.driver is driver:
+                del self._drives[driver.run_id]
+            if not self._drives:
+                self._all_done.set()
+            self._must_report.set()
+
+    async def _after_failed_drive(self, driver: Driver, error: BaseException) -> None:
+        """Nothing is lost: the journal stands, another drive begins where it ends. It only must not spin."""
+        failures = self._failed_drives[driver.run_id] = self._failed_drives.get(driver.run_id, 0) + 1
+        log.error("drive_failed", run_id=driver.run_id, failures=failures, exc_info=error)
+        pause = min(FAILED_DRIVE_PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_FAILED_DRIVE_PAUSE_SECONDS)
+        await self._parts.clock.sleep(pause)
+        self._give_back(driver.run_id, driver.epoch)
+
+    def _give_back(self, run_id: str, epoch: int) -> None:
+        self._released.append(lease_pb2.HeldRun(run_id=run_id, epoch=epoch))
+        self._must_report.set()

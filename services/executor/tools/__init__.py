@@ -1,0 +1,1 @@
+"""Where and how tools run: schemas, outputs, HTTP endpoints, built-ins."""

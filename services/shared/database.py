@@ -1,0 +1,607 @@
+"""One way to run store functions on PostgreSQL and on SQLite, and the dialects' differences in one place.
+
+Store functions are plain synchronous functions over a `sqlalchemy.Connection`. `Database` runs each in one transaction,
+repeats what a serialization failure undid, and turns a lost or full database into `holdfast.errors`. A store function
+may therefore run more than once: it does nothing but SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, Final, Literal, LiteralString, ParamSpec, Self, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.sql import SQL, Identifier
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from holdfast.errors import HoldfastError, Reason, ResourceExhausted, Unavailable
+from services.shared.clock import Clock, SystemClock
+from services.shared.telemetry import get_logger
+
+P = ParamSpec("P")
+T = TypeVar("T")
+StoreFunction = Callable[Concatenate[sa.Connection, P], T]
+Dialect = Literal["postgresql", "sqlite"]
+
+MAX_ATTEMPTS: Final = 5
+"""How often one transaction is tried when the database undoes it for the sake of others."""
+
+_STATEMENT_TIMEOUT_SECONDS: Final = 30
+_LOCK_TIMEOUT_SECONDS: Final = 10
+_CHECKOUT_TIMEOUT_SECONDS: Final = 5
+_BUSY_TIMEOUT_SECONDS: Final = 5
+_SQLITE_READERS: Final = 4
+
+log = get_logger(__name__)
+
+
+# -------------------------------------------------------------------------------------------------------------- time
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class Timestamp(TypeDecorator[datetime]):
+    """An aware datetime in UTC: `timestamptz` on PostgreSQL, whole microseconds since 1970 on SQLite."""
+
+    impl = sa.TIMESTAMP(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
+        """Returns the column type of the dialect."""
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(sa.BigInteger())
+        return dialect.type_descriptor(sa.TIMESTAMP(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
+        """Refuses naive datetimes, which mean different instants on different machines."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a timestamp needs a time zone")
+        if dialect.name == "sqlite":
+            return (value - _EPOCH) // _MICROSECOND
+        return value
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        """Returns the instant in UTC."""
+        if value is None:
+            return None
+        if isinstance(value, int):
+            return _EPOCH + value * _MICROSECOND
+        return value.astimezone(UTC)  # type: ignore[no-any-return]
+
+    def process_literal_param(self, value: datetime | None, dialect: sa.Dialect) -> str:
+        """Renders the value for statements printed with their literals, such as migrations in offline form."""
+        bound = self.process_bind_param(value, dialect)
+        if bound is None:
+            return "NULL"
+        return str(bound) if isinstance(bound, int) else f"'{bound.isoformat()}'"
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+_RETRYABLE_STATES: Final = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+_UNAVAILABLE_STATES: Final = frozenset(
+    {
+        "25006",  # read-only: a standby during a failover
+        "53300",  # too many connections
+        "55P03",  # lock timeout
+        "57014",  # statement timeout
+        "57P01",  # administrator shut it down
+        "57P02",  # crash of another backend
+        "57P03",  # starting up
+    }
+)
+_SQLITE_UNAVAILABLE: Final = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+)
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    return getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+
+
+def _is_retryable(error: BaseException) -> bool:
+    return _sqlstate(error) in _RETRYABLE_STATES
+
+
+def _is_disconnect(error: BaseException) -> bool:
+    """Tells whether the connection is gone, so that another one may work."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    state = _sqlstate(error)
+    if state is None:
+        return isinstance(error.orig, psycopg.OperationalError)
+    return state.startswith("08") or state in ("57P01", "57P02", "57P03")
+
+
+def translate(error: BaseException) -> HoldfastError | None:
+    """Returns the public form of a database's own trouble, or None for an error that the store function made."""
+    if isinstance(error, PoolTimeoutError):
+        return Unavailable("the storage is busy", reason=Reason.STORAGE_UNAVAILABLE, retry_delay_seconds=1.0)
+    if not isinstance(error, DBAPIError):
+        return None
+    full = unavailable = False
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        full = code == sqlite3.SQLITE_FULL
+        unavailable = code in _SQLITE_UNAVAILABLE
+    else:
+        state = _sqlstate(error)
+        full = state == "53100"
+        unavailable = state in _UNAVAILABLE_STATES or state in _RETRYABLE_STATES or _is_disconnect(error)
+    if full:
+        return ResourceExhausted(
+            "the storage is full; nothing was written", reason=Reason.STORAGE_FULL, retry_delay_seconds=30.0
+        )
+    if unavailable:
+        return Unavailable("the storage is unavailable", reason=Reason.STORAGE_UNAVAILABLE, retry_delay_seconds=1.0)
+    return None
+
+
+def _raise_translated(error: BaseException) -> None:
+    public = translate(error)
+    if public is not None:
+        log.warning("storage_error", reason=public.reason, detail=_detail(error))
+        raise public from error
+
+
+def _detail(error: BaseException) -> str:
+    # Not the whole text: SQLAlchemy's has the statement, and a driver's may span lines.
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+
+
+# ---------------------------------------------------------------------------------------------------------- database
+
+
+class Database:
+    """The database of one service.
+
+    Args:
+        url: `postgresql://…`, `postgresql+psycopg://…` or `sqlite:///path`.
+        schema: PostgreSQL schema that holds the service's tables. SQLite has a file per service instead.
+        pool_size: PostgreSQL connections, beside those of writers.
+        synchronous: SQLite's durability. FULL survives a power cut; NORMAL may lose the last commits then, and suits
+            data that can be derived again.
+        clock: Time on SQLite, where the database is on this machine. PostgreSQL's own clock is used there.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        schema: str,
+        pool_size: int = 8,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        clock: Clock | None = None,
+    ) -> None:
+        if re.fullmatch(r"[a-z][a-z0-9_]{0,40}", schema) is None:
+            raise ValueError(f"{schema!r} is not usable as the name of a schema")
+        self.schema = schema
+        self.dialect: Dialect
+        self._clock: Clock = SystemClock() if clock is None else clock
+        self._backend: _PostgresBackend | _SqliteBackend
+        parsed = make_url(url)
+        if parsed.get_backend_name() in ("postgresql", "postgres"):
+            self.dialect = "postgresql"
+            self.url = parsed.set(drivername="postgresql+psycopg")
+            self._backend = _PostgresBackend(self.url, schema, pool_size)
+        elif parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
+            self.dialect = "sqlite"
+            self.url = parsed.set(drivername="sqlite")
+            self._backend = _SqliteBackend(Path(parsed.database), synchronous)
+        else:
+            raise ValueError("a database is postgresql://… or sqlite:///path/of/the/file.db")
+
+    @property
+    def location(self) -> str:
+        """Where the database is, without the password: for logs."""
+        return self.url.render_as_string(hide_password=True)
+
+    async def write(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `fn` in one transaction that can write, and returns after the commit.
+
+        Raises:
+            Unavailable: The database is away. The transaction may have been committed when the answer was lost.
+            ResourceExhausted: The disk is full; nothing was written.
+        """
+        return await self._backend.write(lambda connection: fn(connection, *args, **kwargs))
+
+    async def read(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `fn` in a read-only transaction: all of its statements see the same state.
+
+        Raises:
+            Unavailable: The database is away.
+        """
+        return await self._backend.read(lambda connection: fn(connection, *args, **kwargs))
+
+    async def write_autocommit(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `fn`, which executes exactly one statement, without a BEGIN and COMMIT around it: one round trip.
+
+        Raises:
+            Unavailable: The database is away. The statement may have been committed when the answer was lost.
+            ResourceExhausted: The disk is full; nothing was written.
+        """
+        return await self._backend.write_autocommit(lambda connection: fn(connection, *args, **kwargs))
+
+    @asynccontextmanager
+    async def writer(self, *, autocommit: bool = False) -> AsyncIterator[Writer]:
+        """Opens a writer that keeps one connection for its life, for the group commit.
+
+        Args:
+            autocommit: Every function executes exactly one statement, which commits by itself.
+        """
+        writer: Writer = (
+            _PostgresWriter(self._backend, autocommit=autocommit)
+            if isinstance(self._backend, _PostgresBackend)
+            else Writer(self)
+        )
+        try:
+            yield writer
+        finally:
+            await writer.close()
+
+    def now(self, connection: sa.Connection) -> datetime:
+        """Returns the time that all replicas agree on: the database's on PostgreSQL, the clock's on SQLite."""
+        if self.dialect == "sqlite":
+            return self._clock.now()
+        now: datetime = connection.execute(_SELECT_CLOCK).scalar_one()
+        return now.astimezone(UTC)
+
+    async def ping(self) -> None:
+        """Returns when the database answers.
+
+        Raises:
+            Unavailable: It does not.
+        """
+        await self.read(_ping)
+
+    async def listen(self, channel: LiteralString) -> psycopg.AsyncConnection[Any] | None:
+        """Opens a connection of its own that has said LISTEN; None on SQLite, where every writer is this process.
+
+        The caller reads `connection.notifies()` and closes it. A notification is a hint: polling is the truth.
+        """
+        if not isinstance(self._backend, _PostgresBackend):
+            return None
+        connection = await psycopg.AsyncConnection.connect(
+            self.url.set(drivername="postgresql").render_as_string(hide_password=False),
+            autocommit=True,
+            **self._backend.connect_arguments,
+        )
+        try:
+            await connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def ensure_schema(self) -> None:
+        """Makes the PostgreSQL schema when it does not exist."""
+        if self.dialect == "postgresql":
+            await self.write(_create_schema, self.schema)
+
+    async def close(self) -> None:
+        """Closes every connection; a write in progress ends first."""
+        await self._backend.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+_SELECT_CLOCK: Final = sa.select(sa.func.clock_timestamp())
+
+
+def now_sql(db: Database) -> sa.ColumnElement[datetime]:
+    """Returns the current time as an SQL expression, comparable with `Timestamp` columns."""
+    if db.dialect == "postgresql":
+        return sa.func.clock_timestamp(type_=Timestamp())
+    return sa.literal(db._clock.now(), Timestamp())
+
+
+def _ping(connection: sa.Connection) -> None:
+    connection.execute(sa.text("SELECT 1"))
+
+
+def _create_schema(connection: sa.Connection, schema: str) -> None:
+    # Two replicas that start together would both find it absent; IF NOT EXISTS alone does not prevent the clash.
+    connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"holdfast.{schema}"})
+    connection.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
+
+
+class Writer:
+    """Runs store functions one after the other on one connection."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def run(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `fn` in one transaction and returns after the commit; raises what `Database.write` raises."""
+        # SQLite has one writer for the whole process in any case.
+        return await self._db.write(fn, *args, **kwargs)
+
+    async def close(self) -> None:
+        """Gives the connection back."""
+
+
+# -------------------------------------------------------------------------------------------------------- PostgreSQL
+
+
+class _PostgresBackend:
+    def __init__(self, url: URL, schema: str, pool_size: int) -> None:
+        settings = {
+            "search_path": schema,
+            "timezone": "UTC",
+            "statement_timeout": f"{_STATEMENT_TIMEOUT_SECONDS}s",
+            "lock_timeout": f"{_LOCK_TIMEOUT_SECONDS}s",
+            "idle_in_transaction_session_timeout": f"{_STATEMENT_TIMEOUT_SECONDS}s",
+        }
+        self.connect_arguments: dict[str, Any] = postgres_connect_arguments(schema, settings)
+        self._engine = _async_engine(
+            url,
+            self.connect_arguments,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=_CHECKOUT_TIMEOUT_SECONDS,
+            # The most recently used first: what a quiet service does not need is closed by the server's own limits.
+            pool_use_lifo=True,
+        )
+        self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self._autocommitting = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.dedicated = _async_engine(url, self.connect_arguments, poolclass=NullPool)
+
+    async def write(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self._run(self._engine, fn, repeat_after_disconnect=True)
+
+    async def read(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self._run(self._reading, fn, repeat_after_disconnect=True)
+
+    async def write_autocommit(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self._run(self._autocommitting, fn, repeat_after_disconnect=False)
+
+    async def _run(self, engine: AsyncEngine, fn: Callable[[sa.Connection], T], *, repeat_after_disconnect: bool) -> T:
+        attempt = 1
+        while True:
+            is_committing = False
+            try:
+                async with engine.connect() as connection:
+                    result = await connection.run_sync(fn)
+                    is_committing = True
+                    await connection.commit()
+                    return result
+            except Exception as error:
+                if _is_retryable(error) and attempt < MAX_ATTEMPTS:
+                    await back_off(attempt)
+                elif _is_disconnect(error) and repeat_after_disconnect and not is_committing and attempt == 1:
+                    # A pooled connection from before a restart: nothing was committed on it, a new one may work.
+                    log.info("storage_reconnect", detail=_detail(error))
+                else:
+                    _raise_translated(error)
+                    raise
+            attempt += 1
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+        await self.dedicated.dispose()
+
+
+class _PostgresWriter(Writer):
+    """Keeps one connection outside the pool; after a failure the next run opens another."""
+
+    def __init__(self, backend: _PostgresBackend, *, autocommit: bool) -> None:
+        engine = backend.dedicated
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if autocommit else engine
+        self._autocommit = autocommit
+        self._connection: AsyncConnection | None = None
+        self._turn = asyncio.Lock()
+
+    async def run(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        async with self._turn:
+            attempt = 1
+            while True:
+                is_committing = False
+                try:
+                    if self._connection is None:
+                        self._connection = await self._engine.connect()
+                    result = await self._connection.run_sync(lambda connection: fn(connection, *args, **kwargs))
+                    is_committing = True
+                    await self._connection.commit()
+                    return result
+                except Exception as error:
+                    was_disconnected = _is_disconnect(error)
+                    await self._reset(discard=was_disconnected or is_committing)
+                    if _is_retryable(error) and attempt < MAX_ATTEMPTS:
+                        await back_off(attempt)
+                    elif was_disconnected and not (is_committing or self._autocommit) and attempt == 1:
+                        log.info("storage_reconnect", detail=_detail(error))
+                    else:
+                        _raise_translated(error)
+                        raise
+                except BaseException:
+                    # Cancelled in the middle of a statement: the connection's state is not worth finding out.
+                    await self._reset(discard=True)
+                    raise
+                attempt += 1
+
+    async def _reset(self, *, discard: bool) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        if not discard:
+            try:
+                await connection.rollback()
+                return
+            except DBAPIError:
+                pass
+        self._connection = None
+        try:
+            await connection.invalidate()
+            await connection.close()
+        except DBAPIError as error:
+            log.debug("connection_close_failed", detail=_detail(error))
+
+    async def close(self) -> None:
+        async with self._turn:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.close()
+
+
+def postgres_connect_arguments(schema: str, settings: dict[str, str]) -> dict[str, Any]:
+    """Returns psycopg's arguments: session settings, and keep-alive so that a dead server is noticed in seconds."""
+    return {
+        "application_name": f"holdfast-{schema}",
+        "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+        "connect_timeout": 5,
+        "keepalives": 1,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+    }
+
+
+def _async_engine(url: URL, connect_arguments: dict[str, Any], **options: Any) -> AsyncEngine:
+    # Parameters are users' data; they stay out of the text of errors, which is logged.
+    return create_async_engine(url, connect_args=connect_arguments, hide_parameters=True, **options)
+
+
+async def back_off(attempt: int) -> None:
+    """Waits a short random time, longer after each attempt, before a transaction is tried again."""
+    await asyncio.sleep(random.uniform(0, 0.005 * 2**attempt))
+
+
+# ------------------------------------------------------------------------------------------------------------ SQLite
+
+
+class _SqliteBackend:
+    """One writer thread with one connection, and a few reader threads with one each.
+
+    Writers never meet inside this process, so that SQLITE_BUSY is left for another process that holds the file.
+    """
+
+    def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"]) -> None:
+        self._path = path
+        _make_private(path)
+        self._synchronous = synchronous
+        self._writing = self._engine(begin="BEGIN IMMEDIATE", read_only=False)
+        self._reading = self._engine(begin="BEGIN", read_only=True, pool_size=_SQLITE_READERS, max_overflow=0)
+        self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+        self._reader_threads = ThreadPoolExecutor(_SQLITE_READERS, thread_name_prefix="sqlite-reader")
+        self._connection: sa.Connection | None = None
+
+    def _engine(self, *, begin: LiteralString, read_only: bool, **options: Any) -> sa.Engine:
+        if not options:
+            options = {"poolclass": NullPool}
+        engine = sa.create_engine(
+            URL.create("sqlite", database=str(self._path)),
+            connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_SECONDS},
+            hide_parameters=True,
+            **options,
+        )
+
+        @sa.event.listens_for(engine, "connect")
+        def configure(connection: sqlite3.Connection, _record: Any) -> None:
+            # The driver's own transactions start too late and end at DDL; ours begin by the event below.
+            connection.isolation_level = None
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute(f"PRAGMA synchronous = {self._synchronous}")
+            cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.execute("PRAGMA temp_store = MEMORY")
+            cursor.execute("PRAGMA cache_size = -16000")
+            if read_only:
+                cursor.execute("PRAGMA query_only = ON")
+            cursor.close()
+
+        @sa.event.listens_for(engine, "begin")
+        def begin_transaction(connection: sa.Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+        return engine
+
+    async def write(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self._in_thread(self._writer_thread, self._write, fn)
+
+    async def read(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self._in_thread(self._reader_threads, self._read, fn)
+
+    async def write_autocommit(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self.write(fn)
+
+    async def _in_thread(
+        self, threads: ThreadPoolExecutor, job: Callable[[Callable[[sa.Connection], T]], T], fn: Any
+    ) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, job, fn)
+        except Exception as error:
+            _raise_translated(error)
+            raise
+
+    def _write(self, fn: Callable[[sa.Connection], T]) -> T:
+        if self._connection is None:
+            self._connection = self._writing.connect()
+        try:
+            with self._connection.begin():
+                return fn(self._connection)
+        except BaseException:
+            # A failed COMMIT may leave the transaction open; a new connection costs less than finding out.
+            if self._connection.invalidated or self._connection.in_transaction():
+                self._close_writer()
+            raise
+
+    def _read(self, fn: Callable[[sa.Connection], T]) -> T:
+        with self._reading.connect() as connection, connection.begin():
+            return fn(connection)
+
+    def _close_writer(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._reader_threads.shutdown()
+        self._reading.dispose()
+        # The writer last: the last connection to close folds the write-ahead log into the file.
+        try:
+            self._writer_thread.submit(self._close_writer).result()
+        except RuntimeError:  # closed before
+            return
+        self._writer_thread.shutdown()
+        self._writing.dispose()
+
+
+def _make_private(path: Path) -> None:
+    """Makes the file, readable by its owner only; SQLite gives the files beside it the same mode."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        pass

@@ -1,0 +1,1 @@
+"""The trace service: what happened and why, derived from the journal."""

@@ -1,0 +1,301 @@
+"""The store on PostgreSQL and on SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import astuple, dataclass, fields
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from holdfast.api.common.v1.run_pb2 import Event
+from holdfast.api.state.v1.change_feed_service_pb2 import FeedEntry
+from holdfast.errors import Conflict
+from services.shared.database import Database, Writer
+from services.shared.telemetry import get_logger
+from services.trace.bulk import upsert
+from services.trace.store import Projection, RunFilter, RunHistory, RunPosition, StoredEntries
+from services.trace.summary import END_STATES, RunRecord
+from services.trace.tables import events, feeds, runs
+
+FEED_NAME: Final = "state"
+
+# SQLite limits the parameters of one statement.
+_CHUNK: Final = 500
+
+# Part of a database-wide name space: the same in every replica, of this schema only.
+_LEADER_LOCK: Final = "holdfast.trace.projection"
+
+log = get_logger(__name__)
+
+assert [column.name for column in runs.columns] == [field.name for field in fields(RunRecord)]
+
+
+class SqlTraceStore:
+    """Events, runs and the feed's cursor in the service's own schema.
+
+    Args:
+        db: The database of trace.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def projection(self) -> AbstractAsyncContextManager[Projection]:
+        """Opens the writer."""
+        return self._projection()
+
+    @asynccontextmanager
+    async def _projection(self) -> AsyncIterator[Projection]:
+        async with self._db.writer() as writer:
+            yield SqlProjection(self._db, writer)
+
+    async def find_run(self, workspace_id: str, run_id: str) -> RunRecord | None:
+        """Returns a run; None when the workspace has none of that id."""
+        return await self._db.read(_find_run, workspace_id, run_id)
+
+    async def list_runs(
+        self, workspace_id: str, wanted: RunFilter, *, after: RunPosition | None, limit: int
+    ) -> list[RunRecord]:
+        """Returns runs, newest first, that come after a position."""
+        return await self._db.read(_list_runs, workspace_id, wanted, after, limit)
+
+    async def find_history(self, workspace_id: str, run_id: str) -> RunHistory | None:
+        """Returns a run with its events; None when the workspace has none of that id."""
+        return await self._db.read(_find_history, workspace_id, run_id)
+
+    async def find_conversation(self, workspace_id: str, run_id: str) -> list[RunHistory]:
+        """Returns the runs that a run follows, and the run itself as the last."""
+        return await self._db.read(_find_conversation, workspace_id, run_id)
+
+
+class SqlProjection:
+    """The writer, on one connection.
+
+    On PostgreSQL the leader holds an advisory lock of that connection's session, which ends with the process. The
+    lock spares the other replicas useless work; what keeps the rows right is the comparison of the cursor.
+    """
+
+    def __init__(self, db: Database, writer: Writer) -> None:
+        self._db = db
+        self._writer = writer
+
+    async def try_to_lead(self) -> bool:
+        """Tells whether this process is the one that projects."""
+        if self._db.dialect == "sqlite":
+            return True
+        return await self._writer.run(_try_to_lock)
+
+    async def cursor(self) -> bytes:
+        """Returns the cursor up to which all events are stored."""
+        return await self._writer.run(_cursor)
+
+    async def store(self, entries: Sequence[FeedEntry], *, after: bytes, cursor: bytes) -> StoredEntries:
+        """Stores events, summaries and the cursor in one transaction."""
+        # Everything that does not need the database is done once, outside: a transaction may be repeated.
+        batch = [_to_entry(entry) for entry in entries]
+        return await self._writer.run(_store, batch, after, cursor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    workspace_id: str
+    run_id: str
+    event: Event
+    body: bytes
+
+
+def _to_entry(entry: FeedEntry) -> _Entry:
+    event = entry.event
+    run_id = event.run_id
+    # The row's key has it.
+    event.ClearField("run_id")
+    return _Entry(entry.workspace_id, run_id, event, event.SerializeToString())
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def _try_to_lock(connection: sa.Connection) -> bool:
+    # A machine that vanished says no goodbye: the server finds out within half a minute instead of two hours, and
+    # frees the lock.
+    for setting, value in (("tcp_keepalives_idle", 10), ("tcp_keepalives_interval", 5), ("tcp_keepalives_count", 3)):
+        connection.exec_driver_sql(f"SET {setting} = {value}")
+    # A session counts its own locks; asked again, it must not need to be unlocked twice.
+    held = connection.execute(
+        sa.text(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted "
+            "AND objid = (hashtext(:name)::bigint & 4294967295)::oid AND objsubid = 1)"
+        ),
+        {"name": _LEADER_LOCK},
+    ).scalar_one()
+    if held:
+        return True
+    locked = connection.execute(
+        sa.text("SELECT pg_try_advisory_lock(hashtext(:name)::bigint)"), {"name": _LEADER_LOCK}
+    ).scalar_one()
+    return bool(locked)
+
+
+def _cursor(connection: sa.Connection) -> bytes:
+    found = connection.execute(sa.select(feeds.c.cursor).where(feeds.c.name == FEED_NAME)).scalar_one()
+    return bytes(found)
+
+
+def _store(connection: sa.Connection, batch: list[_Entry], after: bytes, cursor: bytes) -> StoredEntries:
+    # Order matters: this row's lock comes first, so that writers follow each other and read what the last one left.
+    moved = connection.execute(
+        feeds.update().where(feeds.c.name == FEED_NAME, feeds.c.cursor == after).values(cursor=cursor)
+    )
+    if moved.rowcount != 1:
+        raise Conflict("another process projects the feed", metadata={"feed": FEED_NAME})
+
+    records = _records(connection, list(dict.fromkeys(entry.run_id for entry in batch)))
+    pending: dict[str, dict[int, Event]] = {}
+    bodies: dict[tuple[str, int], bytes] = {}
+    for entry in batch:
+        record = records.get(entry.run_id)
+        if record is None:
+            record = records[entry.run_id] = RunRecord(entry.run_id, entry.workspace_id)
+        elif record.workspace_id != entry.workspace_id:
+            # Never seen, and never to be shown: a run belongs to one workspace.
+            log.error("event_of_another_workspace", run_id=entry.run_id, workspace_id=entry.workspace_id)
+            continue
+        seq = entry.event.seq
+        if seq <= record.last_seq:
+            continue
+        pending.setdefault(entry.run_id, {}).setdefault(seq, entry.event)
+        bodies.setdefault((entry.run_id, seq), entry.body)
+
+    new_events = upsert(
+        connection, events, [(run_id, seq, body) for (run_id, seq), body in bodies.items()], overwrite=False
+    )
+    changed: list[RunRecord] = []
+    advanced: list[str] = []
+    for run_id, found in pending.items():
+        record = records[run_id]
+        before = record.last_seq
+        if record.has_gap:
+            # What was stored beyond the gap may follow now. It wins over what came again.
+            found |= {event.seq: event for event in _events(connection, run_id, after_seq=before)}
+        record.advance(found)
+        changed.append(record)
+        if record.last_seq > before:
+            advanced.append(run_id)
+    upsert(connection, runs, [_to_row(record) for record in changed], overwrite=True)
+    return StoredEntries(
+        new_events=max(0, new_events),
+        advanced=advanced,
+        runs_with_gap=[record.run_id for record in changed if record.has_gap],
+    )
+
+
+def _records(connection: sa.Connection, run_ids: list[str]) -> dict[str, RunRecord]:
+    if connection.dialect.name == "postgresql":
+        wanted = sa.func.any(sa.bindparam("run_ids", run_ids, ARRAY(sa.Text)))
+        return {row.run_id: _to_record(row) for row in connection.execute(sa.select(runs).where(runs.c.run_id == wanted))}
+    found: dict[str, RunRecord] = {}
+    for start in range(0, len(run_ids), _CHUNK):
+        chunk = run_ids[start : start + _CHUNK]
+        for row in connection.execute(sa.select(runs).where(runs.c.run_id.in_(chunk))):
+            found[row.run_id] = _to_record(row)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def _select_run(workspace_id: str) -> sa.Select[Any]:
+    # A run whose first event is missing tells nothing yet.
+    return sa.select(runs).where(runs.c.workspace_id == workspace_id, runs.c.last_seq > 0)
+
+
+def _find_run(connection: sa.Connection, workspace_id: str, run_id: str) -> RunRecord | None:
+    row = connection.execute(_select_run(workspace_id).where(runs.c.run_id == run_id)).one_or_none()
+    return None if row is None else _to_record(row)
+
+
+def _list_runs(
+    connection: sa.Connection, workspace_id: str, wanted: RunFilter, after: RunPosition | None, limit: int
+) -> list[RunRecord]:
+    query = _select_run(workspace_id)
+    if wanted.agent:
+        query = query.where(runs.c.agent == wanted.agent)
+    if wanted.session_id:
+        query = query.where(runs.c.session_id == wanted.session_id)
+    if wanted.user_id:
+        query = query.where(runs.c.user_id == wanted.user_id)
+    if wanted.states:
+        query = query.where(runs.c.state.in_(sorted(wanted.states)))
+        if not wanted.states & END_STATES:
+            # Lets the planner use the index of runs that have not ended.
+            query = query.where(runs.c.ended_at.is_(None))
+    if wanted.created_from is not None:
+        query = query.where(runs.c.created_at >= wanted.created_from)
+    if wanted.created_before is not None:
+        query = query.where(runs.c.created_at < wanted.created_before)
+    if after is not None:
+        key = sa.tuple_(runs.c.created_at, runs.c.run_id)
+        query = query.where(key < sa.tuple_(sa.literal(after.created_at, runs.c.created_at.type), after.run_id))
+    query = query.order_by(runs.c.created_at.desc(), runs.c.run_id.desc()).limit(limit)
+    return [_to_record(row) for row in connection.execute(query)]
+
+
+def _find_history(connection: sa.Connection, workspace_id: str, run_id: str) -> RunHistory | None:
+    run = _find_run(connection, workspace_id, run_id)
+    return None if run is None else _history(connection, run)
+
+
+def _find_conversation(connection: sa.Connection, workspace_id: str, run_id: str) -> list[RunHistory]:
+    run = _find_run(connection, workspace_id, run_id)
+    if run is None:
+        return []
+    chain = [run]
+    if run.previous_run_id:
+        of_session = _select_run(workspace_id).where(runs.c.session_id == run.session_id)
+        by_id = {row.run_id: _to_record(row) for row in connection.execute(of_session)}
+        # Popped, so that a chain that met itself would end.
+        while (previous := by_id.pop(chain[-1].previous_run_id, None)) is not None:
+            chain.append(previous)
+    return [_history(connection, run) for run in reversed(chain)]
+
+
+def _history(connection: sa.Connection, run: RunRecord) -> RunHistory:
+    return RunHistory(run, _events(connection, run.run_id, after_seq=0, up_to_seq=run.last_seq))
+
+
+def _events(connection: sa.Connection, run_id: str, *, after_seq: int, up_to_seq: int | None = None) -> list[Event]:
+    query = sa.select(events.c.body).where(events.c.run_id == run_id, events.c.seq > after_seq)
+    if up_to_seq is not None:
+        query = query.where(events.c.seq <= up_to_seq)
+    found = []
+    for (body,) in connection.execute(query.order_by(events.c.seq)):
+        event = Event.FromString(body)
+        event.run_id = run_id
+        found.append(event)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------- rows and records
+
+_OPEN_STEPS: Final = [field.name for field in fields(RunRecord)].index("open_steps")
+
+
+def _to_record(row: Any) -> RunRecord:
+    values = list(row)
+    text = values[_OPEN_STEPS]
+    open_steps = {}
+    if text:
+        for pair in text.split(","):
+            step, _, kind = pair.partition(":")
+            open_steps[int(step)] = int(kind)
+    values[_OPEN_STEPS] = open_steps
+    return RunRecord(*values)
+
+
+def _to_row(record: RunRecord) -> tuple[Any, ...]:
+    values = list(astuple(record))
+    values[_OPEN_STEPS] = ",".join(f"{step}:{kind}" for step, kind in record.open_steps.items())
+    return tuple(values)

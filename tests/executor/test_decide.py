@@ -1,0 +1,426 @@
+"""The loop's decisions, event by event, without any service: what a crash at each point leads to, and P7."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from google.protobuf import json_format
+
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
+from services.executor.decide import Outcome, Plan, Planner
+from services.executor.journal_view import RunView, to_timestamp
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+RUN_ID = "01900000-0000-7000-8000-000000000001"
+
+
+def agent(**overrides: object) -> agent_pb2.AgentSpec:
+    definition: dict[str, object] = {
+        "name": "support",
+        "model": {"provider": "scripted", "script": {"turns": [{"text": "ok"}]}},
+        "tools": [
+            {"name": "look", "effect": "EFFECT_CLASS_READ_ONLY", "http": {"url": "https://example.com/look"}},
+            {"name": "pay", "http": {"url": "https://example.com/pay"}},
+            {"name": "pay_or_tell", "in_doubt": "IN_DOUBT_POLICY_TELL_MODEL", "http": {"url": "https://example.com"}},
+            {"name": "pay_or_fail", "in_doubt": "IN_DOUBT_POLICY_FAIL_RUN", "http": {"url": "https://example.com"}},
+            {"name": "pack", "worker": {}, "input_schema": {"type": "object", "required": ["box"]}},
+            {"name": "ask_user", "builtin": {"name": "ask_user"}},
+            {"name": "sleep_until", "builtin": {"name": "sleep_until"}},
+            {"name": "noop", "builtin": {"name": "noop"}},
+        ],
+    }
+    definition.update(overrides)
+    return json_format.ParseDict(definition, agent_pb2.AgentSpec())
+
+
+class Journal:
+    """A run's journal as the test writes it, and a planner for the lease that comes next."""
+
+    def __init__(self, spec: agent_pb2.AgentSpec | None = None) -> None:
+        self.spec = spec or agent()
+        self.events: list[run_pb2.Event] = []
+        self.epoch = 0
+        created = run_pb2.RunCreated(session_id="s", agent="support", revision="r")
+        created.input.message.role = content_pb2.ROLE_USER
+        created.input.message.parts.add(text="help")
+        self.write(0, [run_pb2.Change(run_created=created)])
+
+    def write(self, epoch: int, changes: Iterable[run_pb2.Change]) -> None:
+        self.events.append(run_pb2.Event(run_id=RUN_ID, seq=len(self.events) + 1, epoch=epoch, changes=changes))
+
+    def claim(self) -> Drive:
+        self.epoch += 1
+        return Drive(self)
+
+
+class Drive:
+    """One lease: plans are committed to the journal at once."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.epoch = journal.epoch
+        self.view = RunView()
+        self.view.apply_events(journal.events)
+        self.planner = Planner(self.view, journal.spec, run_id=RUN_ID, epoch=self.epoch, executor_id="e")
+        self.running: set[int] = set()
+
+    def plan(self, *outcomes: Outcome, now: datetime = NOW) -> Plan:
+        for outcome in outcomes:
+            kind = outcome.change.WhichOneof("kind")
+            assert kind is not None
+            self.running.discard(getattr(outcome.change, kind).step)
+        plan = self.planner.plan(outcomes, now, self.running)
+        self.store(plan)
+        self.running.update(call.step.number for call in plan.local_calls)
+        return plan
+
+    def store(self, plan: Plan) -> None:
+        if plan.changes:
+            self.journal.write(self.epoch, plan.changes)
+            self.view.last_seq = len(self.journal.events)
+
+    def model_says(self, *calls: tuple[str, dict[str, object]], text: str = "") -> Outcome:
+        step = max(self.view.open_steps)
+        message = content_pb2.Message(role=content_pb2.ROLE_ASSISTANT)
+        if text:
+            message.parts.add(text=text)
+        for index, (tool, arguments) in enumerate(calls):
+            message.parts.add(
+                tool_call=content_pb2.ToolCall(
+                    call_id=f"c{step}_{index}", tool=tool, arguments_json=json.dumps(arguments)
+                )
+            )
+        finished = run_pb2.StepFinished(step=step, attempt=1, state=run_pb2.STEP_STATE_SUCCEEDED)
+        finished.message.message.CopyFrom(message)
+        return Outcome(run_pb2.Change(step_finished=finished))
+
+    def result(self, step: int, content: str = "fine") -> Outcome:
+        intent = self.view.steps[step].tool
+        assert intent is not None
+        finished = run_pb2.StepFinished(step=step, attempt=1, state=run_pb2.STEP_STATE_SUCCEEDED)
+        finished.message.message.role = content_pb2.ROLE_TOOL
+        finished.message.message.parts.add(
+            tool_result=content_pb2.ToolResult(call_id=intent.call_id, tool=intent.tool, content=content)
+        )
+        return Outcome(run_pb2.Change(step_finished=finished))
+
+    def failed(self, step: int, failure_class: content_pb2.FailureClass, retry_after_millis: int = 0) -> Outcome:
+        failure = content_pb2.Failure(
+            reason="X", message="it broke", failure_class=failure_class, retry_after_millis=retry_after_millis
+        )
+        attempt = self.view.steps[step].attempt
+        return Outcome(
+            run_pb2.Change(attempt_failed=run_pb2.AttemptFailed(step=step, attempt=attempt, failure=failure))
+        )
+
+
+def kinds(plan: Plan) -> list[str]:
+    return [str(change.WhichOneof("kind")) for change in plan.changes]
+
+
+def last_state(plan: Plan) -> run_pb2.RunStateChanged:
+    return plan.changes[-1].run_state_changed
+
+
+def results_by_call(view: RunView) -> dict[str, content_pb2.ToolResult]:
+    found: dict[str, content_pb2.ToolResult] = {}
+    for message in view.conversation():
+        for part in message.parts:
+            if part.WhichOneof("kind") == "tool_result":
+                assert part.tool_result.call_id not in found, "one result for each call"
+                found[part.tool_result.call_id] = part.tool_result
+    return found
+
+
+def test_a_new_run_begins_with_the_intent_of_a_model_step() -> None:
+    drive = Journal().claim()
+    plan = drive.plan()
+    assert kinds(plan) == ["run_claimed", "step_started"]
+    assert [call.tool for call in plan.local_calls] == [None]
+    assert plan.changes[1].step_started.model.message_count == 1
+
+
+def test_an_answer_without_calls_ends_the_run_in_the_same_transition() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    plan = drive.plan(drive.model_says(text="done"))
+    assert kinds(plan) == ["step_finished", "run_state_changed"]
+    assert last_state(plan).state == run_pb2.RUN_STATE_SUCCEEDED
+
+
+def test_the_result_of_a_step_and_the_intents_of_the_next_are_one_transition() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    plan = drive.plan(drive.model_says(("look", {}), ("pay", {})))
+    assert kinds(plan) == ["step_finished", "step_started", "step_started"]
+    assert [call.step.number for call in plan.local_calls] == [2, 3]
+    assert kinds(drive.plan(drive.result(3))) == ["step_finished"]
+    last = drive.plan(drive.result(2))
+    assert kinds(last) == ["step_finished", "step_started"]
+
+
+def test_results_are_shown_in_the_order_of_the_calls_whatever_order_they_came_in() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    drive.plan(drive.model_says(("look", {}), ("pay", {})))
+    drive.plan(drive.result(3, "paid"))
+    drive.plan(drive.result(2, "looked"))
+    shown = [message.parts[0].tool_result.content for message in drive.view.conversation()[2:]]
+    assert shown == ["looked", "paid"]
+
+
+def test_a_model_call_that_was_lost_with_its_executor_is_made_again() -> None:
+    journal = Journal()
+    journal.claim().plan()
+    second = journal.claim()
+    plan = second.plan()
+    assert kinds(plan) == ["run_claimed", "attempt_failed", "attempt_started"]
+    assert plan.changes[1].attempt_failed.failure.reason == "EXECUTOR_LOST"
+    assert [call.attempt for call in plan.local_calls] == [2]
+
+
+def test_a_read_only_call_that_was_lost_is_made_again_with_the_same_key() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    started = first.plan(first.model_says(("look", {})))
+    key = started.changes[1].step_started.tool.idempotency_key
+    second = journal.claim()
+    plan = second.plan()
+    assert kinds(plan) == ["run_claimed", "attempt_failed", "attempt_started"]
+    (call,) = plan.local_calls
+    assert call.step.tool is not None
+    assert call.step.tool.idempotency_key == key
+
+
+def test_a_lost_call_that_may_have_had_an_effect_is_in_doubt_and_never_made_again_by_itself() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.model_says(("pay", {})))
+    second = journal.claim()
+    plan = second.plan()
+    assert kinds(plan) == ["run_claimed", "attempt_failed", "step_in_doubt", "approval_requested"]
+    assert not plan.local_calls
+    parked = second.planner.park(NOW)
+    second.store(parked)
+    assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_IN_DOUBT
+    third = journal.claim()
+    again = third.plan()
+    assert not again.changes
+    assert not again.local_calls
+
+
+@pytest.mark.parametrize(
+    ("resolution", "expected"),
+    [
+        (run_pb2.IN_DOUBT_RESOLUTION_DONE, ["run_claimed", "step_finished", "step_started"]),
+        (run_pb2.IN_DOUBT_RESOLUTION_NOT_DONE, ["run_claimed", "attempt_started"]),
+        (run_pb2.IN_DOUBT_RESOLUTION_TELL_MODEL, ["run_claimed", "step_finished", "step_started"]),
+        (run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN, ["run_claimed", "step_finished", "run_state_changed"]),
+    ],
+)
+def test_a_person_resolves_a_call_in_doubt(resolution: run_pb2.InDoubtResolution, expected: list[str]) -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.model_says(("pay", {})))
+    second = journal.claim()
+    doubt = second.plan()
+    second.store(second.planner.park(NOW))
+    decided = run_pb2.ApprovalDecided(
+        approval_id=doubt.changes[-1].approval_requested.approval.approval_id,
+        step=2,
+        resolution=resolution,
+        answer_json='{"refund": 7}' if resolution == run_pb2.IN_DOUBT_RESOLUTION_DONE else "",
+    )
+    journal.write(0, [run_pb2.Change(approval_decided=decided)])
+    third = journal.claim()
+    assert kinds(third.plan()) == expected
+
+
+@pytest.mark.parametrize(("tool", "ends"), [("pay_or_tell", False), ("pay_or_fail", True)])
+def test_the_policy_of_a_tool_resolves_a_doubt_without_a_person(tool: str, ends: bool) -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.model_says((tool, {})))
+    plan = journal.claim().plan()
+    assert ("run_state_changed" in kinds(plan)) is ends
+    assert "approval_requested" not in kinds(plan)
+
+
+def test_arguments_that_do_not_fit_go_back_to_the_model_and_never_to_the_tool() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    plan = drive.plan(drive.model_says(("pack", {"crate": 1}), ("nosuch", {})))
+    assert kinds(plan) == ["step_finished", *["step_started", "step_finished"] * 2, "step_started"]
+    assert not plan.calls
+    results = results_by_call(drive.view)
+    assert "box" in results["c1_0"].content
+    assert "nosuch" in results["c1_1"].content
+    assert all(result.is_error for result in results.values())
+
+
+def test_a_worker_call_is_queued_in_the_transition_of_its_intent_and_the_run_can_wait_as_rows() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    plan = drive.plan(drive.model_says(("pack", {"box": 1})))
+    assert [(call.step, call.tool, call.arguments_json) for call in plan.calls] == [(2, "pack", '{"box":1}')]
+    parked = drive.planner.park(NOW)
+    assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_TOOL
+    assert not last_state(parked).HasField("wake_time")
+
+
+def test_a_workers_failed_attempt_is_tried_again_after_a_delay_that_the_journal_holds() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.model_says(("pack", {"box": 1})))
+    first.store(first.planner.park(NOW))
+    journal.write(0, [first.failed(2, content_pb2.FAILURE_CLASS_RETRYABLE, 30_000).change])
+    second = journal.claim()
+    plan = second.plan()
+    assert kinds(plan) == ["run_claimed", "attempt_started"]
+    assert plan.calls[0].attempt == 2
+    assert plan.calls[0].not_before.ToDatetime(tzinfo=UTC) >= NOW + timedelta(seconds=30)
+
+
+def test_attempts_end_and_the_model_is_told() -> None:
+    spec = agent()
+    spec.tools[0].retry.max_attempts = 2
+    drive = Journal(spec).claim()
+    drive.plan()
+    drive.plan(drive.model_says(("look", {})))
+    assert kinds(drive.plan(drive.failed(2, content_pb2.FAILURE_CLASS_RETRYABLE))) == [
+        "attempt_failed",
+        "attempt_started",
+    ]
+    assert kinds(drive.plan(drive.failed(2, content_pb2.FAILURE_CLASS_RETRYABLE))) == [
+        "attempt_failed",
+        "step_finished",
+        "step_started",
+    ]
+    assert results_by_call(drive.view)["c1_0"].is_error
+
+
+def test_a_model_that_fails_for_good_fails_the_run() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    plan = drive.plan(drive.failed(1, content_pb2.FAILURE_CLASS_PERMANENT))
+    assert kinds(plan) == ["attempt_failed", "step_finished", "run_state_changed"]
+    assert last_state(plan).failure.message == "it broke"
+
+
+def test_a_question_parks_the_run_and_its_answer_is_the_calls_result() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    asked = first.plan(first.model_says(("ask_user", {"question": "which colour?"})))
+    assert kinds(asked) == ["step_finished", "step_started", "approval_requested"]
+    question = asked.changes[-1].approval_requested.approval
+    assert question.prompt == "which colour?"
+    parked = first.planner.park(NOW)
+    first.store(parked)
+    assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_INPUT
+    answer = run_pb2.ApprovalDecided(approval_id=question.approval_id, step=2, answer_json='"blue"')
+    journal.write(0, [run_pb2.Change(approval_decided=answer)])
+    second = journal.claim()
+    assert kinds(second.plan()) == ["run_claimed", "step_finished", "step_started"]
+    assert results_by_call(second.view)["c1_0"].content == "blue"
+
+
+def test_a_question_that_nobody_answers_expires_with_an_outcome_of_its_own() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.model_says(("ask_user", {"question": "?"})))
+    first.store(first.planner.park(NOW))
+    second = journal.claim()
+    plan = second.plan(now=NOW + timedelta(hours=73))
+    assert kinds(plan) == ["run_claimed", "approval_closed", "step_finished", "step_started"]
+    assert plan.changes[2].step_finished.failure.reason == "APPROVAL_EXPIRED"
+
+
+def test_a_sleep_is_a_row_until_it_is_due() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.model_says(("sleep_until", {"seconds": 3600})))
+    parked = first.planner.park(NOW)
+    first.store(parked)
+    assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_TIMER
+    assert last_state(parked).wake_time == to_timestamp(NOW + timedelta(hours=1))
+    early = journal.claim()
+    assert not early.plan(now=NOW + timedelta(minutes=59)).changes
+    due = journal.claim()
+    assert kinds(due.plan(now=NOW + timedelta(hours=1))) == ["run_claimed", "step_finished", "step_started"]
+
+
+def test_an_attempt_that_slept_when_the_run_was_parked_is_announced_again_before_it_is_made() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.failed(1, content_pb2.FAILURE_CLASS_RATE_LIMITED, retry_after_millis=60_000))
+    first.store(first.planner.park(NOW))
+    second = journal.claim()
+    plan = second.plan(now=NOW + timedelta(minutes=2))
+    assert kinds(plan) == ["run_claimed", "attempt_started"]
+    assert plan.changes[1].attempt_started.attempt == 2
+    assert [call.attempt for call in plan.local_calls] == [2]
+
+
+def test_cancel_gives_every_open_call_exactly_one_result() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.model_says(("look", {}), ("pack", {"box": 1}), ("ask_user", {"question": "?"})))
+    journal.write(0, [run_pb2.Change(cancel_requested=run_pb2.CancelRequested(requested_by="k"))])
+    second = journal.claim()
+    plan = second.plan()
+    assert last_state(plan).state == run_pb2.RUN_STATE_CANCELLED
+    assert set(results_by_call(second.view)) == {"c1_0", "c1_1", "c1_2"}
+    assert not second.view.open_steps
+
+
+def test_a_cancel_that_arrives_with_the_models_answer_leaves_no_call_without_a_result() -> None:
+    journal = Journal()
+    drive = journal.claim()
+    drive.plan()
+    drive.view.apply(run_pb2.Change(cancel_requested=run_pb2.CancelRequested(requested_by="k")), 0)
+    plan = drive.plan(drive.model_says(("pay", {})))
+    assert last_state(plan).state == run_pb2.RUN_STATE_CANCELLED
+    assert set(results_by_call(drive.view)) == {"c1_0"}
+    assert not plan.local_calls
+
+
+def test_the_step_limit_ends_a_run_before_the_step_that_would_exceed_it() -> None:
+    drive = Journal(agent(limits={"max_steps": 2})).claim()
+    drive.plan()
+    drive.plan(drive.model_says(("noop", {})))
+    plan = drive.plan(drive.result(2))
+    assert kinds(plan) == ["step_finished", "run_state_changed"]
+    assert last_state(plan).failure.reason == "MAX_STEPS_EXCEEDED"
+
+
+def test_calls_beyond_the_step_limit_are_not_made_and_still_have_a_result() -> None:
+    drive = Journal(agent(limits={"max_steps": 2})).claim()
+    drive.plan()
+    plan = drive.plan(drive.model_says(("pay", {}), ("pay", {})))
+    assert last_state(plan).failure.reason == "MAX_STEPS_EXCEEDED"
+    assert not plan.local_calls
+    assert set(results_by_call(drive.view)) == {"c1_0", "c1_1"}
+
+
+def test_an_executor_that_stops_stores_results_and_begins_nothing() -> None:
+    journal = Journal()
+    drive = journal.claim()
+    drive.plan()
+    plan = drive.planner.plan([drive.model_says(("pay", {}))], NOW, (), only_outcomes=True)
+    assert kinds(plan) == ["step_finished"]
+    drive.store(plan)
+    second = journal.claim()
+    assert kinds(second.plan()) == ["run_claimed", "step_started"]

@@ -1,0 +1,1 @@
+"""Fakes that keep state, for the protocols that several tests need."""
