@@ -1,0 +1,1 @@
+"""The state service: the journal, and everything that is read from it."""

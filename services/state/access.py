@@ -1,0 +1,67 @@
+"""Who may call what: state is internal, so that every RPC names services and none takes an API key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from services.shared.interceptors import Access, service_access
+
+_EXECUTOR: Final = Access(services=("executor",))
+_READERS: Final = Access(services=("executor", "trace"))
+_STREAM: Final = Access(services=("executor",), traced=False)
+
+ACCESS: Final[Mapping[str, Access]] = {
+    **service_access(
+        "holdfast.api.state.v1.JournalService",
+        {
+            "Checkpoint": _STREAM,
+            "Append": _EXECUTOR,
+            "CreateRun": _EXECUTOR,
+            "ReadJournal": _READERS,
+            "WatchJournal": _STREAM,
+            "ReadBlob": _READERS,
+        },
+    ),
+    **service_access("holdfast.api.state.v1.LeaseService", {"Work": _STREAM}),
+    **service_access(
+        "holdfast.api.state.v1.CallQueueService",
+        {
+            "LeaseCalls": _EXECUTOR,
+            "StartCall": _EXECUTOR,
+            "RenewCalls": _EXECUTOR,
+            "ReturnCalls": _EXECUTOR,
+            "CompleteCall": _EXECUTOR,
+            "GetCall": _EXECUTOR,
+        },
+    ),
+    **service_access(
+        "holdfast.api.state.v1.AgentStoreService",
+        {
+            "PutAgentRevision": _EXECUTOR,
+            "GetAgent": _EXECUTOR,
+            "ListAgents": _EXECUTOR,
+            "GetAgentRevision": _READERS,
+            "ListAgentRevisions": _EXECUTOR,
+            "PutAgentLabel": _EXECUTOR,
+        },
+    ),
+    **service_access(
+        "holdfast.api.state.v1.RunStoreService",
+        {
+            "GetRun": _READERS,
+            "ListRuns": _EXECUTOR,
+            "RequestCancel": _EXECUTOR,
+            "CreateSession": _EXECUTOR,
+            "GetSession": _EXECUTOR,
+            "ListSessions": _EXECUTOR,
+            "ListSessionMessages": _EXECUTOR,
+            "GetApproval": _EXECUTOR,
+            "ListApprovals": _EXECUTOR,
+            "DecideApproval": _EXECUTOR,
+        },
+    ),
+    **service_access(
+        "holdfast.api.state.v1.ChangeFeedService", {"Follow": Access(services=("trace",), traced=False)}
+    ),
+}

@@ -1,0 +1,71 @@
+"""All committed events in commit-safe order: a reader never passes a row whose transaction commits later.
+
+PostgreSQL: by transaction id, and only up to the oldest transaction that is still open. SQLite: by rowid, because one
+writer commits after the other.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import sqlalchemy as sa
+
+from holdfast.api.state.v1 import change_feed_service_pb2 as feed_pb2
+from holdfast.errors import InvalidArgument, Reason
+from services.shared.database import Database
+from services.state import journal
+
+MAX_ENTRIES = 2_000
+
+_SQLITE = sa.text(
+    "SELECT rowid AS position, run_id, seq, workspace_id, epoch, at, body FROM journal "
+    "WHERE rowid > :after ORDER BY rowid LIMIT :limit"
+).columns(at=journal.t.journal.c.at.type)
+
+_POSTGRES = sa.text(
+    "SELECT CAST(CAST(txid AS text) AS bigint) AS position, run_id, seq, workspace_id, epoch, at, body FROM journal "
+    "WHERE txid >= CAST(CAST(:after AS text) AS xid8) AND txid < pg_snapshot_xmin(pg_current_snapshot()) "
+    "AND (txid, run_id, seq) > (CAST(CAST(:after AS text) AS xid8), CAST(:run_id AS uuid), :seq) "
+    "ORDER BY txid, run_id, seq LIMIT :limit"
+).columns(at=journal.t.journal.c.at.type, run_id=journal.t.journal.c.run_id.type,
+          workspace_id=journal.t.journal.c.run_id.type)
+
+_NIL = "00000000-0000-0000-0000-000000000000"
+# A tag of the dialect, the position, the run and the seq.
+_CURSOR = struct.Struct(">BQ36sQ")
+_TAGS = {"sqlite": 1, "postgresql": 2}
+
+
+def read_feed(
+    connection: sa.Connection, db: Database, cursor: bytes, limit: int
+) -> tuple[list[feed_pb2.FeedEntry], bytes]:
+    """The next entries after a cursor, and the cursor after them.
+
+    Raises:
+        InvalidArgument: The cursor is not of this feed.
+    """
+    after, run_id, seq = _decode(db, cursor)
+    query: Any = _POSTGRES if db.dialect == "postgresql" else _SQLITE
+    values = {"after": after, "limit": limit}
+    if db.dialect == "postgresql":
+        values.update(run_id=run_id, seq=seq)
+    rows = connection.execute(query, values).all()
+    entries = [feed_pb2.FeedEntry(workspace_id=row.workspace_id, event=journal.event_of(row)) for row in rows]
+    if rows:
+        last = rows[-1]
+        cursor = _CURSOR.pack(_TAGS[db.dialect], last.position, last.run_id.encode(), last.seq)
+    return entries, cursor
+
+
+def _decode(db: Database, cursor: bytes) -> tuple[int, str, int]:
+    if not cursor:
+        return 0, _NIL, 0
+    try:
+        tag, position, run_id, seq = _CURSOR.unpack(cursor)
+    except struct.error:
+        tag = position = seq = 0
+        run_id = b""
+    if tag != _TAGS[db.dialect]:
+        raise InvalidArgument("the cursor is not of this feed", reason=Reason.INVALID_PAGE_TOKEN, field="cursor")
+    return position, run_id.decode(), seq

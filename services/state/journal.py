@@ -1,0 +1,667 @@
+"""The journal's statements: a batch of transitions, a batch of new runs, one event from outside.
+
+Invariant: events of a run are dense from 1, and `runs.last_seq` is the last of them. It holds because every statement
+that inserts into `journal` moves `last_seq` by one in the same statement or transaction, on the condition that it had
+the value before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
+from holdfast.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
+from services.shared.database import Database
+from services.state import tables as t
+from services.state.transitions import ENDED
+
+RUNNING = run_pb2.RUN_STATE_RUNNING
+MAX_EVENT_BYTES = 1024 * 1024
+CALL_QUEUED, CALL_OFFERED, CALL_STARTED, CALL_OVER = 1, 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionRow:
+    """A transition in the form of the batch statement."""
+
+    run_id: str
+    workspace_id: str
+    epoch: int
+    seq: int
+    body: bytes
+    # 0 leaves the run RUNNING.
+    state: int = 0
+    wait_reason: int = 0
+    wake_at: datetime | None = None
+    failure: bytes | None = None
+    is_end: bool = False
+    has_output: bool = False
+    steps: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd_nanos: int = 0
+    unpriced_calls: int = 0
+    # Rare things, stored beside the batch when the row was applied.
+    transition: journal_pb2.Transition | None = field(default=None, compare=False)
+
+
+def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
+    """Reads from a transition what the run row takes from it."""
+    values: dict[str, Any] = {}
+    has_output = False
+    has_effects = bool(transition.blobs or transition.calls)
+    for change in transition.changes:
+        kind = change.WhichOneof("kind")
+        if kind == "step_started":
+            values["steps"] = change.step_started.step
+        elif kind == "step_finished":
+            finished = change.step_finished
+            has_output = finished.HasField("message") and not _is_tool_result(finished)
+            if finished.HasField("usage"):
+                _add_usage(values, finished.usage)
+        elif kind in ("approval_requested", "approval_closed"):
+            has_effects = True
+        elif kind == "run_state_changed":
+            changed = change.run_state_changed
+            values["state"] = changed.state
+            values["wait_reason"] = changed.wait_reason
+            values["is_end"] = changed.state in ENDED
+            if changed.HasField("wake_time"):
+                values["wake_at"] = changed.wake_time.ToDatetime(tzinfo=UTC)
+            if changed.HasField("failure"):
+                values["failure"] = changed.failure.SerializeToString()
+    values["has_output"] = has_output and values.get("state") == run_pb2.RUN_STATE_SUCCEEDED
+    return TransitionRow(
+        run_id=transition.run_id,
+        workspace_id=transition.workspace_id,
+        epoch=transition.epoch,
+        seq=transition.seq,
+        body=run_pb2.Event(changes=transition.changes).SerializeToString(),
+        transition=transition if has_effects else None,
+        **values,
+    )
+
+
+def _is_tool_result(finished: run_pb2.StepFinished) -> bool:
+    message = finished.message
+    return message.WhichOneof("body") == "message" and message.message.role == content_pb2.ROLE_TOOL
+
+
+def _add_usage(values: dict[str, Any], usage: content_pb2.Usage) -> None:
+    for name, amount in (
+        ("input_tokens", usage.input_tokens),
+        ("output_tokens", usage.output_tokens),
+        ("cache_read_tokens", usage.cache_read_input_tokens),
+        ("cache_write_tokens", usage.cache_write_input_tokens),
+        ("reasoning_tokens", usage.reasoning_output_tokens),
+        ("cost_usd_nanos", usage.cost_usd_nanos),
+        ("unpriced_calls", not usage.HasField("cost_usd_nanos")),
+    ):
+        values[name] = values.get(name, 0) + int(amount)
+
+
+# --------------------------------------------------------------------------------------------------- the batch
+
+# Name in TransitionRow, type on PostgreSQL.
+_COLUMNS = (
+    ("run_id", "uuid"),
+    ("workspace_id", "uuid"),
+    ("epoch", "bigint"),
+    ("seq", "bigint"),
+    ("body", "bytea"),
+    ("state", "smallint"),
+    ("wait_reason", "smallint"),
+    ("wake_at", "timestamptz"),
+    ("failure", "bytea"),
+    ("is_end", "boolean"),
+    ("has_output", "boolean"),
+    ("steps", "integer"),
+    ("input_tokens", "bigint"),
+    ("output_tokens", "bigint"),
+    ("cache_read_tokens", "bigint"),
+    ("cache_write_tokens", "bigint"),
+    ("reasoning_tokens", "bigint"),
+    ("cost_usd_nanos", "bigint"),
+    ("unpriced_calls", "integer"),
+)
+_TOTALS = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "cost_usd_nanos",
+    "unpriced_calls",
+)
+
+# {max} is GREATEST on PostgreSQL and MAX on SQLite, {now} the time of the write.
+_UPDATE_RUNS = f"""
+UPDATE runs SET
+  last_seq = b.seq,
+  step_count = {{max}}(runs.step_count, b.steps),
+  {", ".join(f"{name} = runs.{name} + b.{name}" for name in _TOTALS)},
+  state = CASE WHEN b.state = 0 THEN runs.state ELSE b.state END,
+  wait_reason = b.wait_reason,
+  wake_at = b.wake_at,
+  failure = COALESCE(b.failure, runs.failure),
+  holder = CASE WHEN b.state = 0 THEN runs.holder END,
+  output_seq = CASE WHEN b.has_output THEN b.seq ELSE runs.output_seq END,
+  updated_at = CASE WHEN b.state = 0 THEN runs.updated_at ELSE {{now}} END,
+  ended_at = CASE WHEN b.is_end THEN {{now}} END
+FROM {{batch}} AS b
+WHERE runs.run_id = b.run_id AND runs.workspace_id = b.workspace_id
+  AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state = {RUNNING}
+"""
+
+_POSTGRES_BATCH = f"""
+WITH b AS MATERIALIZED (
+  SELECT * FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _COLUMNS)})
+    AS b({", ".join(name for name, _ in _COLUMNS)})
+), applied AS (
+  {_UPDATE_RUNS.format(max="GREATEST", now="clock_timestamp()", batch="b")}
+  RETURNING runs.run_id, runs.successor_run_id, b.is_end
+), written AS (
+  INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
+  SELECT b.run_id, b.seq, b.workspace_id, b.epoch, statement_timestamp(), b.body
+  FROM b JOIN applied ON applied.run_id = b.run_id
+), unblocked AS (
+  UPDATE runs SET blocked = false, ready_at = clock_timestamp()
+  FROM applied WHERE applied.is_end AND runs.run_id = applied.successor_run_id
+), closed AS (
+  UPDATE approvals SET state = {run_pb2.APPROVAL_STATE_CANCELLED}
+  FROM applied WHERE applied.is_end AND approvals.run_id = applied.run_id
+    AND approvals.state = {run_pb2.APPROVAL_STATE_PENDING}
+), over AS (
+  UPDATE calls SET state = {CALL_OVER} FROM applied WHERE applied.is_end AND calls.run_id = applied.run_id
+)
+SELECT run_id, statement_timestamp() AS at, is_end AND successor_run_id IS NOT NULL AS unblocks FROM applied
+"""
+
+POSTGRES_BATCH = sa.text(_POSTGRES_BATCH)
+
+# SQLite has no arrays: the batch goes through a temporary table of the connection, the statements are the same.
+_SQLITE_CREATE = f"CREATE TEMPORARY TABLE IF NOT EXISTS batch ({', '.join(name for name, _ in _COLUMNS)})"
+_SQLITE_FILL = f"INSERT INTO temp.batch VALUES ({', '.join('?' * len(_COLUMNS))})"
+_SQLITE_UPDATE = (
+    _UPDATE_RUNS.format(max="MAX", now=":now", batch="temp.batch")
+    + " RETURNING run_id, successor_run_id, ended_at IS NOT NULL"
+)
+_SQLITE_INSERT = (
+    "INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body) "
+    "SELECT run_id, seq, workspace_id, epoch, :now, body FROM temp.batch "
+    "WHERE run_id IN (SELECT value FROM json_each(:applied))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a batch did to one run."""
+
+    at: datetime
+    unblocked_run_id: str | None
+
+
+def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[TransitionRow]) -> dict[str, Applied]:
+    """Applies those of the rows whose condition holds; at most one of a run may be in a batch.
+
+    Returns:
+        What was applied, by run. A run that is missing here was not written to at all.
+    """
+    if db.dialect == "postgresql":
+        arrays = {name: [getattr(row, name) for row in rows] for name, _ in _COLUMNS}
+        return {str(run): Applied(at, unblocks) for run, at, unblocks in connection.execute(POSTGRES_BATCH, arrays)}
+    now = db.now(connection)
+    micros = to_micros(now)
+    connection.exec_driver_sql(_SQLITE_CREATE)
+    connection.exec_driver_sql("DELETE FROM temp.batch")
+    connection.exec_driver_sql(_SQLITE_FILL, [_sqlite_values(row) for row in rows])
+    updated = connection.exec_driver_sql(_SQLITE_UPDATE, {"now": micros}).all()
+    connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps([run for run, _, _ in updated])})
+    ended = [run for run, _, is_end in updated if is_end]
+    if ended:
+        after_ends(connection, now, ended, [successor for _, successor, is_end in updated if is_end and successor])
+    return {run: Applied(now, successor if is_end else None) for run, successor, is_end in updated}
+
+
+def after_ends(connection: sa.Connection, now: datetime, ended: list[str], successors: list[str]) -> None:
+    """What the end of runs means for what stands beside the journal (PostgreSQL's batch does it in its statement)."""
+    if successors:
+        connection.execute(
+            sa.update(t.runs).where(t.runs.c.run_id.in_(successors)).values(blocked=False, ready_at=now)
+        )
+    connection.execute(
+        sa.update(t.approvals)
+        .where(t.approvals.c.run_id.in_(ended), t.approvals.c.state == run_pb2.APPROVAL_STATE_PENDING)
+        .values(state=run_pb2.APPROVAL_STATE_CANCELLED)
+    )
+    connection.execute(sa.update(t.calls).where(t.calls.c.run_id.in_(ended)).values(state=CALL_OVER))
+
+
+def to_micros(moment: datetime) -> int:
+    """As SQLite stores it."""
+    return round(moment.timestamp() * 1_000_000)
+
+
+def _sqlite_values(row: TransitionRow) -> tuple[Any, ...]:
+    values = [getattr(row, name) for name, _ in _COLUMNS]
+    if row.wake_at is not None:
+        values[_WAKE_AT] = to_micros(row.wake_at)
+    return tuple(values)
+
+
+_WAKE_AT = next(index for index, (name, _) in enumerate(_COLUMNS) if name == "wake_at")
+
+
+def store_effects(connection: sa.Connection, now: datetime, transitions: Iterable[journal_pb2.Transition]) -> None:
+    """Stores what applied transitions carry beside their changes: bodies, questions, workers' calls."""
+    for transition in transitions:
+        put_blobs(connection, transition.workspace_id, transition.blobs, now)
+        for change in transition.changes:
+            kind = change.WhichOneof("kind")
+            if kind == "approval_requested":
+                approval = change.approval_requested.approval
+                connection.execute(
+                    sa.insert(t.approvals).values(
+                        run_id=transition.run_id,
+                        approval_id=approval.approval_id,
+                        workspace_id=transition.workspace_id,
+                        step=approval.step,
+                        state=run_pb2.APPROVAL_STATE_PENDING,
+                        body=approval.SerializeToString(),
+                        created_at=now,
+                    )
+                )
+            elif kind == "approval_closed":
+                closed = change.approval_closed
+                connection.execute(
+                    sa.update(t.approvals)
+                    .where(t.approvals.c.run_id == transition.run_id, t.approvals.c.approval_id == closed.approval_id)
+                    .values(state=closed.state)
+                )
+        for call in transition.calls:
+            _put_call(connection, now, transition, call)
+
+
+def put_blobs(
+    connection: sa.Connection, workspace_id: str, blobs: Iterable[content_pb2.Blob], now: datetime
+) -> None:
+    """Stores bodies that are not there yet."""
+    for blob in blobs:
+        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        connection.execute(
+            insert(t.blobs)
+            .values(workspace_id=workspace_id, hash=blob.hash, data=blob.data, created_at=now)
+            .on_conflict_do_nothing()
+        )
+
+
+def _put_call(
+    connection: sa.Connection, now: datetime, transition: journal_pb2.Transition, call: journal_pb2.NewCall
+) -> None:
+    key = (t.calls.c.run_id == transition.run_id) & (t.calls.c.step == call.step)
+    # The row of the attempt before holds its last heartbeat's details: they go on to this one.
+    before = connection.execute(sa.select(t.calls.c.details, t.calls.c.lease).where(key)).one_or_none()
+    connection.execute(sa.delete(t.calls).where(key))
+    connection.execute(
+        sa.insert(t.calls).values(
+            run_id=transition.run_id,
+            step=call.step,
+            workspace_id=transition.workspace_id,
+            attempt=call.attempt,
+            tool=call.tool,
+            state=CALL_QUEUED,
+            body=call.SerializeToString(),
+            not_before=call.not_before.ToDatetime(tzinfo=UTC) if call.HasField("not_before") else now,
+            start_deadline=call.start_deadline.ToDatetime(tzinfo=UTC),
+            details=before.details if before is not None else "",
+            previous_lease=before.lease if before is not None else None,
+        )
+    )
+
+
+# --------------------------------------------------------------------------------------------------- new runs
+
+
+def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun) -> sa.Row[Any]:
+    """Stores one new run with its first event, or finds the one that the same call made before.
+
+    Raises:
+        HoldfastError: REQUEST_ID_REUSED, SESSION_NOT_FOUND, SESSION_BUSY.
+    """
+    earlier = find_request(connection, new.workspace_id, new.request_id, "StartRun", new.request_fingerprint)
+    row = select_run(connection, new.workspace_id, earlier or new.run_id)
+    if row is not None:
+        return row
+    now = db.now(connection)
+    ordinal, previous = _join_session(connection, new, now)
+    blocked = False
+    if previous is not None:
+        predecessor = connection.execute(
+            sa.update(t.runs)
+            .where(t.runs.c.run_id == previous, t.runs.c.state.not_in(ENDED))
+            .values(successor_run_id=new.run_id)
+        )
+        blocked = predecessor.rowcount == 1
+        if blocked and new.reject_when_busy:
+            raise FailedPrecondition(
+                "the session has an unfinished run", reason=Reason.SESSION_BUSY, metadata={"run_id": previous}
+            )
+    put_blobs(connection, new.workspace_id, new.blobs, now)
+    connection.execute(sa.insert(t.runs).values(run_values(new, now, ordinal, previous, blocked)))
+    connection.execute(
+        sa.insert(t.journal).values(
+            run_id=new.run_id, seq=1, workspace_id=new.workspace_id, epoch=0, at=now, body=created_body(new, previous)
+        )
+    )
+    remember_request(connection, new.workspace_id, new.request_id, "StartRun", new.request_fingerprint, new.run_id, now)
+    stored = select_run(connection, new.workspace_id, new.run_id)
+    assert stored is not None
+    return stored
+
+
+def run_values(
+    new: journal_pb2.NewRun, now: datetime, ordinal: int, previous: str | None, blocked: bool
+) -> dict[str, Any]:
+    """The row of a new run."""
+    return {
+        "run_id": new.run_id,
+        "workspace_id": new.workspace_id,
+        "session_id": new.session_id or new.new_session_id,
+        "ordinal": ordinal,
+        "agent": new.agent,
+        "revision": new.revision,
+        "user_id": new.user_id,
+        "state": run_pb2.RUN_STATE_QUEUED,
+        "wait_reason": 0,
+        "blocked": blocked,
+        "cancel_requested": False,
+        "epoch": 0,
+        "last_seq": 1,
+        "step_count": 0,
+        "ready_at": now,
+        **dict.fromkeys(_TOTALS, 0),
+        "output_seq": 0,
+        "previous_run_id": previous,
+        "created_at": now,
+        "updated_at": now,
+    }
+
+
+def created_body(new: journal_pb2.NewRun, previous: str | None) -> bytes:
+    """The first event of a run."""
+    created = run_pb2.RunCreated(
+        session_id=new.session_id or new.new_session_id,
+        agent=new.agent,
+        revision=new.revision,
+        user_id=new.user_id,
+        input=new.input,
+        previous_run_id=previous or "",
+        traceparent=new.traceparent,
+    )
+    return run_pb2.Event(changes=[run_pb2.Change(run_created=created)]).SerializeToString()
+
+
+def _join_session(connection: sa.Connection, new: journal_pb2.NewRun, now: datetime) -> tuple[int, str | None]:
+    """The run's place in its session and the run before it; makes the session where it is new."""
+    if not new.session_id:
+        connection.execute(
+            sa.insert(t.sessions).values(
+                workspace_id=new.workspace_id,
+                session_id=new.new_session_id,
+                user_id=new.user_id,
+                last_run_id=new.run_id,
+                run_count=1,
+                created_at=now,
+            )
+        )
+        return 1, None
+    key = (t.sessions.c.workspace_id == new.workspace_id) & (t.sessions.c.session_id == new.session_id)
+    session = connection.execute(sa.select(t.sessions).where(key).with_for_update()).one_or_none()
+    if session is None:
+        raise NotFound("no such session", reason=Reason.SESSION_NOT_FOUND, metadata={"session_id": new.session_id})
+    connection.execute(
+        sa.update(t.sessions).where(key).values(last_run_id=new.run_id, run_count=session.run_count + 1)
+    )
+    return session.run_count + 1, session.last_run_id
+
+
+def insert_new_sessions(
+    connection: sa.Connection, db: Database, batch: Sequence[journal_pb2.NewRun]
+) -> dict[str, sa.Row[Any]]:
+    """Stores many runs that begin sessions of their own, set by set. Their ids and request ids must be new.
+
+    Raises:
+        IntegrityError: One of them is not new; nothing may be kept of the transaction.
+    """
+    now = db.now(connection)
+    connection.execute(
+        sa.insert(t.sessions),
+        [
+            {
+                "workspace_id": new.workspace_id,
+                "session_id": new.new_session_id,
+                "user_id": new.user_id,
+                "last_run_id": new.run_id,
+                "run_count": 1,
+                "created_at": now,
+            }
+            for new in batch
+        ],
+    )
+    connection.execute(sa.insert(t.runs), [run_values(new, now, 1, None, False) for new in batch])
+    connection.execute(
+        sa.insert(t.journal),
+        [
+            {
+                "run_id": new.run_id,
+                "seq": 1,
+                "workspace_id": new.workspace_id,
+                "epoch": 0,
+                "at": now,
+                "body": created_body(new, None),
+            }
+            for new in batch
+        ],
+    )
+    for new in batch:
+        put_blobs(connection, new.workspace_id, new.blobs, now)
+    asked = [new for new in batch if new.request_id]
+    if asked:
+        connection.execute(
+            sa.insert(t.requests),
+            [
+                request_values(new.workspace_id, new.request_id, "StartRun", new.request_fingerprint, new.run_id, now)
+                for new in asked
+            ],
+        )
+    rows = connection.execute(sa.select(t.runs).where(t.runs.c.run_id.in_([new.run_id for new in batch])))
+    return {row.run_id: row for row in rows}
+
+
+def known_among(connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]) -> set[str]:
+    """Run ids of those whose run or request is stored already."""
+    ids = [new.run_id for new in batch]
+    known = set(connection.execute(sa.select(t.runs.c.run_id).where(t.runs.c.run_id.in_(ids))).scalars())
+    asked = [(new.workspace_id, new.request_id) for new in batch if new.request_id]
+    if asked:
+        pair = sa.tuple_(t.requests.c.workspace_id, t.requests.c.request_id)
+        found = {
+            (row.workspace_id, row.request_id)
+            for row in connection.execute(
+                sa.select(t.requests.c.workspace_id, t.requests.c.request_id).where(pair.in_(asked))
+            )
+        }
+        known |= {new.run_id for new in batch if (new.workspace_id, new.request_id) in found}
+    return known
+
+
+# --------------------------------------------------------------------------------------------------- requests
+
+
+def find_request(
+    connection: sa.Connection, workspace_id: str, request_id: str, method: str, fingerprint: bytes
+) -> str | None:
+    """What an earlier call with this request id made; None when there was none.
+
+    Raises:
+        InvalidArgument: REQUEST_ID_REUSED: it was another call.
+    """
+    if not request_id:
+        return None
+    key = (t.requests.c.workspace_id == workspace_id) & (t.requests.c.request_id == request_id)
+    row = connection.execute(sa.select(t.requests).where(key)).one_or_none()
+    if row is None:
+        return None
+    if row.method != method or row.fingerprint != fingerprint:
+        raise InvalidArgument(
+            "this request_id was used for another call", reason=Reason.REQUEST_ID_REUSED, field="request_id"
+        )
+    return str(row.result)
+
+
+def request_values(
+    workspace_id: str, request_id: str, method: str, fingerprint: bytes, result: str, now: datetime
+) -> dict[str, Any]:
+    """The row of a request id."""
+    return {
+        "workspace_id": workspace_id,
+        "request_id": request_id,
+        "method": method,
+        "fingerprint": fingerprint,
+        "result": result,
+        "created_at": now,
+    }
+
+
+def remember_request(
+    connection: sa.Connection,
+    workspace_id: str,
+    request_id: str,
+    method: str,
+    fingerprint: bytes,
+    result: str,
+    now: datetime,
+) -> None:
+    """Keeps what a call with a request id made, in the call's own transaction."""
+    if request_id:
+        values = request_values(workspace_id, request_id, method, fingerprint, result, now)
+        connection.execute(sa.insert(t.requests).values(values))
+
+
+# --------------------------------------------------------------------------------------------------- one event
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What an event from outside did."""
+
+    seq: int
+    # Whom to nudge: the executor that drives the run now.
+    holder: str | None
+    became_ready: bool
+
+
+def append_outside(
+    connection: sa.Connection, db: Database, run: sa.Row[Any], changes: Sequence[run_pb2.Change], *, wake: bool = True
+) -> Outside:
+    """Writes an event for somebody outside, and makes a waiting run ready in the same transaction.
+
+    Args:
+        run: The run's row, locked in this transaction.
+        wake: Whether the event is worth waking the run for.
+    """
+    now = db.now(connection)
+    seq = run.last_seq + 1
+    values: dict[str, Any] = {"last_seq": seq}
+    becomes_ready = wake and run.state == run_pb2.RUN_STATE_WAITING
+    if becomes_ready:
+        values.update(state=run_pb2.RUN_STATE_QUEUED, wait_reason=0, wake_at=None, ready_at=now, updated_at=now)
+    usage: dict[str, Any] = {}
+    for change in changes:
+        if change.WhichOneof("kind") == "step_finished" and change.step_finished.HasField("usage"):
+            _add_usage(usage, change.step_finished.usage)
+    values.update({name: t.runs.c[name] + amount for name, amount in usage.items()})
+    connection.execute(
+        sa.insert(t.journal).values(
+            run_id=run.run_id,
+            seq=seq,
+            workspace_id=run.workspace_id,
+            epoch=0,
+            at=now,
+            body=run_pb2.Event(changes=changes).SerializeToString(),
+        )
+    )
+    connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run.run_id).values(values))
+    return Outside(seq, run.holder, becomes_ready)
+
+
+def select_run(
+    connection: sa.Connection, workspace_id: str, run_id: str, *, lock: bool = False
+) -> sa.Row[Any] | None:
+    """A run's row, if it is in the workspace."""
+    query = sa.select(t.runs).where(t.runs.c.run_id == run_id, t.runs.c.workspace_id == workspace_id)
+    return connection.execute(query.with_for_update() if lock else query).one_or_none()
+
+
+def find_run(connection: sa.Connection, workspace_id: str, run_id: str, *, lock: bool = False) -> sa.Row[Any]:
+    """A run's row.
+
+    Raises:
+        NotFound: RUN_NOT_FOUND.
+    """
+    row = select_run(connection, workspace_id, run_id, lock=lock)
+    if row is None:
+        raise NotFound("no such run", reason=Reason.RUN_NOT_FOUND, metadata={"run_id": run_id})
+    return row
+
+
+# --------------------------------------------------------------------------------------------------- reading
+
+
+def read_events(
+    connection: sa.Connection, workspace_id: str, run_id: str, after_seq: int, limit: int
+) -> list[run_pb2.Event]:
+    """The next events of a run."""
+    j = t.journal.c
+    query = (
+        sa.select(j.run_id, j.seq, j.epoch, j.at, j.body)
+        .where(j.run_id == run_id, j.seq > after_seq, j.workspace_id == workspace_id)
+        .order_by(j.seq)
+        .limit(limit)
+    )
+    return [event_of(row) for row in connection.execute(query)]
+
+
+def event_of(row: sa.Row[Any]) -> run_pb2.Event:
+    """A journal row as an event."""
+    event = run_pb2.Event.FromString(row.body)
+    event.run_id = row.run_id
+    event.seq = row.seq
+    event.epoch = row.epoch
+    event.time.FromDatetime(row.at)
+    return event
+
+
+def read_blobs(connection: sa.Connection, workspace_id: str, hashes: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Stored bodies by hash; absent ones are missing."""
+    query = sa.select(t.blobs.c.hash, t.blobs.c.data).where(
+        t.blobs.c.workspace_id == workspace_id, t.blobs.c.hash.in_(list(hashes))
+    )
+    return {bytes(row.hash): bytes(row.data) for row in connection.execute(query)}
+
+
+def stored_event(connection: sa.Connection, run_id: str, seq: int) -> sa.Row[Any] | None:
+    """One journal row."""
+    query = sa.select(t.journal).where(t.journal.c.run_id == run_id, t.journal.c.seq == seq)
+    return connection.execute(query).one_or_none()

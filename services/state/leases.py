@@ -1,0 +1,227 @@
+"""An executor's stream: slots in, claims out; and the sweeper that returns what nobody holds any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from google.protobuf.duration_pb2 import Duration
+
+from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
+from holdfast.errors import HoldfastError, InvalidArgument
+from holdfast.ids import is_uuid
+from services.shared.database import Database
+from services.shared.telemetry import get_logger
+from services.state import lease_store
+from services.state.hub import Hub
+from services.state.rows import run_of
+
+HEARTBEAT_SECONDS = 1.0
+SWEEP_SECONDS = 0.5
+# How long an executor with free slots waits for the hint before it looks by itself: what another replica made ready.
+CLAIM_POLL_SECONDS = 0.2
+MAX_CLAIMS_AT_ONCE = 100
+SHORT_JOURNAL_BYTES = 64 * 1024
+HOUSEKEEPING_SWEEPS = 1_200
+
+log = get_logger(__name__)
+
+
+class Leases:
+    """Claims, renewals and returns for the executors that are connected here."""
+
+    def __init__(self, db: Database, hub: Hub) -> None:
+        self._db = db
+        self._hub = hub
+        # Claims go one after the other: two at once would only lock each other's rows.
+        self._claiming = asyncio.Lock()
+        self.draining = asyncio.Event()
+
+    async def work(self, requests: AsyncIterator[lease_pb2.WorkRequest]) -> AsyncIterator[lease_pb2.WorkResponse]:
+        """Serves one executor's stream."""
+        first = await anext(requests, None)
+        if first is None:
+            return
+        if not is_uuid(first.executor_id):
+            raise InvalidArgument("executor_id must be a UUID", field="executor_id")
+        stream = _Stream(self._db, self._hub, first.executor_id, self._claiming, self.draining)
+        with self._hub.executor(first.executor_id, stream.nudge, stream.calls_queued, stream.calls_cancelled):
+            async for response in stream.serve(first, requests):
+                yield response
+
+    async def sweep_for_ever(self) -> None:
+        """Returns what lost executors and workers held, and wakes what is due; until it is cancelled."""
+        sweeps = 0
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            sweeps += 1
+            try:
+                found = await self._db.write(lease_store.sweep, self._db)
+                if sweeps % HOUSEKEEPING_SWEEPS == 0:
+                    await self._db.write(lease_store.forget_old_requests, self._db)
+            except HoldfastError as error:
+                log.warning("sweep_failed", reason=error.reason)
+                continue
+            if found.ready_runs:
+                log.info("runs_returned_or_woken", runs=found.ready_runs)
+                self._hub.runs_ready()
+            for run_id, holder in found.events:
+                self._hub.run_changed(run_id)
+                self._hub.nudge(holder, run_id)
+            for workspace_id, tool in found.calls_queued:
+                self._hub.calls_queued(workspace_id, tool)
+            if found.events:
+                self._hub.feed_changed()
+
+
+class _Stream:
+    def __init__(
+        self, db: Database, hub: Hub, executor_id: str, claiming: asyncio.Lock, draining: asyncio.Event
+    ) -> None:
+        self._db = db
+        self._hub = hub
+        self._executor_id = executor_id
+        self._claiming = claiming
+        self._draining = draining
+        self._free_slots = 0
+        self._is_draining = False
+        self._has_ended = False
+        self._news = asyncio.Event()
+        self._out = lease_pb2.WorkResponse()
+        self._must_answer = False
+        self._renewed_at = 0.0
+
+    # What others tell: gathered, and sent with the next response.
+
+    def nudge(self, run_id: str) -> None:
+        self._out.nudged_run_ids.append(run_id)
+        self._news.set()
+
+    def calls_queued(self, workspace_id: str, tool: str) -> None:
+        self._out.calls_queued.add(workspace_id=workspace_id, tool=tool)
+        self._news.set()
+
+    def calls_cancelled(self, leases: list[str]) -> None:
+        self._out.cancelled_call_leases.extend(leases)
+        self._news.set()
+
+    async def serve(
+        self, first: lease_pb2.WorkRequest, requests: AsyncIterator[lease_pb2.WorkRequest]
+    ) -> AsyncIterator[lease_pb2.WorkResponse]:
+        await self._renew()
+        self._out.heartbeat_interval.CopyFrom(_duration(HEARTBEAT_SECONDS))
+        self._out.lease_duration.CopyFrom(_duration(lease_store.LEASE_DURATION.total_seconds()))
+        if first.held:
+            await self._check_held(first)
+        await self._take(first)
+        reader = asyncio.create_task(self._read(requests))  # ended below, on every path
+        claimer = asyncio.create_task(self._claim_for_ever())
+        graceful = False
+        try:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                if self._out.ByteSize() or self._must_answer:
+                    response, self._out = self._out, lease_pb2.WorkResponse()
+                    self._must_answer = False
+                    yield response
+                if self._has_ended or self._draining.is_set():
+                    graceful = self._has_ended
+                    break
+                if claimer.done():
+                    claimer.result()
+        finally:
+            reader.cancel()
+            claimer.cancel()
+            await asyncio.gather(reader, claimer, return_exceptions=True)
+            await asyncio.shield(self._leave(graceful))
+
+    async def _read(self, requests: AsyncIterator[lease_pb2.WorkRequest]) -> None:
+        async for request in requests:
+            await self._renew()
+            await self._take(request)
+            # Every message is answered, so that the executor knows that its leases hold.
+            self._must_answer = True
+            self._news.set()
+        self._has_ended = True
+        self._news.set()
+
+    async def _take(self, request: lease_pb2.WorkRequest) -> None:
+        self._is_draining = request.draining
+        self._free_slots = 0 if request.draining else request.free_slots
+        if request.released:
+            named = {held.run_id: held.epoch for held in request.released}
+            if await self._db.write(lease_store.release, self._db, self._executor_id, named):
+                self._hub.runs_ready()
+        self._must_answer = True
+        self._news.set()
+        if self._free_slots:
+            self._hub.runs_ready()
+
+    async def _check_held(self, first: lease_pb2.WorkRequest) -> None:
+        held = await self._db.read(
+            lease_store.still_held, self._executor_id, [run.run_id for run in first.held]
+        )
+        self._out.lost.extend(run for run in first.held if held.get(run.run_id) != run.epoch)
+
+    async def _renew(self) -> None:
+        now = asyncio.get_running_loop().time()
+        # One row for all runs of the executor, at most once in half an interval.
+        if now - self._renewed_at > HEARTBEAT_SECONDS / 2:
+            await self._db.write(
+                lease_store.renew, self._db, self._executor_id, lease_store.LEASE_DURATION
+            )
+            self._renewed_at = now
+
+    async def _claim_for_ever(self) -> None:
+        while True:
+            if self._free_slots > 0:
+                async with self._claiming:
+                    claimed = await self._claim()
+                if claimed:
+                    continue
+            await self._hub.wait_for_ready(CLAIM_POLL_SECONDS if self._db.dialect == "postgresql" else 1.0)
+
+    async def _claim(self) -> int:
+        limit = min(self._free_slots, MAX_CLAIMS_AT_ONCE)
+        if limit <= 0:
+            return 0
+        try:
+            rows = await self._db.write(lease_store.claim, self._db, self._executor_id, limit)
+            if not rows:
+                return 0
+            events = await self._db.read(
+                lease_store.short_journals, [row.run_id for row in rows], SHORT_JOURNAL_BYTES
+            )
+        except HoldfastError as error:
+            log.warning("claim_failed", reason=error.reason)
+            await asyncio.sleep(CLAIM_POLL_SECONDS)
+            return 0
+        self._free_slots -= len(rows)
+        for row in rows:
+            journal_so_far = events.get(row.run_id, [])
+            if len(journal_so_far) != row.last_seq:
+                journal_so_far = []
+            self._out.claims.append(
+                lease_pb2.Claim(
+                    workspace_id=row.workspace_id, run=run_of(row), epoch=row.epoch, events=journal_so_far
+                )
+            )
+        self._news.set()
+        return len(rows)
+
+    async def _leave(self, graceful: bool) -> None:
+        """The stream is over. One that ended in order gives its runs back now, a broken one has a grace to come back."""
+        with contextlib.suppress(HoldfastError):
+            if graceful:
+                if await self._db.write(lease_store.release, self._db, self._executor_id):
+                    self._hub.runs_ready()
+            else:
+                await self._db.write(lease_store.renew, self._db, self._executor_id, lease_store.GRACE)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration

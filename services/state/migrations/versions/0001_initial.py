@@ -1,0 +1,215 @@
+"""The journal and what stands beside it."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+from services.shared.database import Timestamp
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+# A copy of the tables as they were with this revision: later changes of tables.py must not change it.
+metadata = sa.MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}
+)
+
+
+def _id() -> sa.types.TypeEngine[str]:
+    """UUIDs are strings in Python, native on PostgreSQL and 36 characters on SQLite."""
+    return sa.Uuid(as_uuid=False).with_variant(sa.String(36), "sqlite")
+
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("run_id", _id(), primary_key=True),
+    sa.Column("workspace_id", _id(), nullable=False),
+    sa.Column("session_id", _id(), nullable=False),
+    # Place in the session: 1, 2, 3, …
+    sa.Column("ordinal", sa.Integer, nullable=False),
+    sa.Column("agent", sa.Text, nullable=False),
+    sa.Column("revision", sa.Text, nullable=False),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    sa.Column("wait_reason", sa.SmallInteger, nullable=False),
+    # Behind an unfinished run of its session: not claimable.
+    sa.Column("blocked", sa.Boolean, nullable=False),
+    sa.Column("cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    # The executor that drives it. Invariant: set exactly while the state is RUNNING.
+    sa.Column("holder", _id()),
+    sa.Column("last_seq", sa.BigInteger, nullable=False),
+    sa.Column("step_count", sa.Integer, nullable=False),
+    sa.Column("ready_at", Timestamp()),
+    sa.Column("wake_at", Timestamp()),
+    sa.Column("input_tokens", sa.BigInteger, nullable=False),
+    sa.Column("output_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cache_read_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cache_write_tokens", sa.BigInteger, nullable=False),
+    sa.Column("reasoning_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost_usd_nanos", sa.BigInteger, nullable=False),
+    # Model calls with usage and no known price: while there is one, the cost is unknown.
+    sa.Column("unpriced_calls", sa.Integer, nullable=False),
+    sa.Column("failure", sa.LargeBinary),
+    # The event that holds the answer; 0 while there is none.
+    sa.Column("output_seq", sa.BigInteger, nullable=False),
+    sa.Column("previous_run_id", _id()),
+    sa.Column("successor_run_id", _id()),
+    sa.Column("created_at", Timestamp(), nullable=False),
+    sa.Column("updated_at", Timestamp(), nullable=False),
+    sa.Column("ended_at", Timestamp()),
+    sa.Index("ix_runs_workspace_id_run_id", "workspace_id", "run_id"),
+    sa.Index("ix_runs_session_id_ordinal", "session_id", "ordinal"),
+    sa.Index("ix_runs_ready", "ready_at", postgresql_where=sa.text("state = 1 AND NOT blocked"),
+             sqlite_where=sa.text("state = 1 AND NOT blocked")),
+    sa.Index("ix_runs_wake", "wake_at", postgresql_where=sa.text("state = 3 AND wake_at IS NOT NULL"),
+             sqlite_where=sa.text("state = 3 AND wake_at IS NOT NULL")),
+    sa.Index("ix_runs_holder", "holder", postgresql_where=sa.text("holder IS NOT NULL"),
+             sqlite_where=sa.text("holder IS NOT NULL")),
+    # Each step updates its run's row; room in the page keeps the update there.
+    postgresql_with={"fillfactor": "70"},
+)
+
+journal = sa.Table(
+    "journal",
+    metadata,
+    sa.Column("run_id", _id(), primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("workspace_id", _id(), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("at", Timestamp(), nullable=False),
+    # A serialized Event that has only `changes`.
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
+# On PostgreSQL the journal has one column more, `txid xid8 DEFAULT pg_current_xact_id()`, with an index: the order of
+# the change feed. SQLite has one writer, so that its rowid is the order of commits. Only change_feed.py reads either.
+
+blobs = sa.Table(
+    "blobs",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    sa.Column("hash", sa.LargeBinary(32), primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", Timestamp(), nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    sa.Column("session_id", _id(), primary_key=True),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Column("last_run_id", _id()),
+    sa.Column("run_count", sa.Integer, nullable=False),
+    sa.Column("created_at", Timestamp(), nullable=False),
+)
+
+approvals = sa.Table(
+    "approvals",
+    metadata,
+    sa.Column("run_id", _id(), primary_key=True),
+    sa.Column("approval_id", _id(), primary_key=True),
+    sa.Column("workspace_id", _id(), nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    # The serialized Approval as it was asked.
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    # The serialized ApprovalDecided.
+    sa.Column("decision", sa.LargeBinary),
+    sa.Column("created_at", Timestamp(), nullable=False),
+    sa.Column("decided_at", Timestamp()),
+    sa.Index("ix_approvals_workspace_id_approval_id", "workspace_id", "approval_id"),
+)
+
+calls = sa.Table(
+    "calls",
+    metadata,
+    sa.Column("run_id", _id(), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("workspace_id", _id(), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("tool", sa.Text, nullable=False),
+    # 1 queued, 2 offered, 3 started, 4 over: kept until the run ends, for a late report and the next attempt's details.
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    # The serialized NewCall.
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("not_before", Timestamp(), nullable=False),
+    sa.Column("start_deadline", Timestamp(), nullable=False),
+    sa.Column("lease", sa.Text),
+    # The lease of the attempt before, so that its late report is recognised and kept.
+    sa.Column("previous_lease", sa.Text),
+    sa.Column("worker_id", sa.Text),
+    sa.Column("offer_expires_at", Timestamp()),
+    sa.Column("beat_due_at", Timestamp()),
+    sa.Column("times_out_at", Timestamp()),
+    sa.Column("details", sa.Text, nullable=False),
+    # A digest of the report that ended it, so that the same report twice is answered the same.
+    sa.Column("report_digest", sa.LargeBinary),
+    sa.Index("ix_calls_workspace_id_tool", "workspace_id", "tool", "not_before",
+             postgresql_where=sa.text("state = 1"), sqlite_where=sa.text("state = 1")),
+    sa.Index("ix_calls_workspace_id_lease", "workspace_id", "lease"),
+    sa.Index("ix_calls_workspace_id_previous_lease", "workspace_id", "previous_lease"),
+)
+
+agents = sa.Table(
+    "agents",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("created_at", Timestamp(), nullable=False),
+    sa.Column("updated_at", Timestamp(), nullable=False),
+)
+
+agent_revisions = sa.Table(
+    "agent_revisions",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    sa.Column("agent", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Text, primary_key=True),
+    sa.Column("spec", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", Timestamp(), nullable=False),
+)
+
+agent_labels = sa.Table(
+    "agent_labels",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    sa.Column("agent", sa.Text, primary_key=True),
+    sa.Column("label", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Text, nullable=False),
+)
+
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.LargeBinary, nullable=False),
+    # What the first call made: the id of a run or session, a revision, a label.
+    sa.Column("result", sa.Text, nullable=False),
+    sa.Column("created_at", Timestamp(), nullable=False),
+    sa.Index("ix_requests_created_at", "created_at"),
+)
+
+executors = sa.Table(
+    "executors",
+    metadata,
+    sa.Column("executor_id", _id(), primary_key=True),
+    sa.Column("expires_at", Timestamp(), nullable=False),
+)
+
+
+def upgrade() -> None:
+    """Makes the tables."""
+    bind = op.get_bind()
+    metadata.create_all(bind)
+    if bind.dialect.name == "postgresql":
+        op.execute("ALTER TABLE journal ADD COLUMN txid xid8 NOT NULL DEFAULT pg_current_xact_id()")
+        op.execute("CREATE INDEX ix_journal_txid ON journal (txid)")

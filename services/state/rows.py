@@ -1,0 +1,77 @@
+"""Rows as the contract's messages."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.state.v1 import run_store_service_pb2 as run_store_pb2
+
+
+def stamp(moment: datetime) -> Timestamp:
+    """A moment as a protobuf timestamp."""
+    result = Timestamp()
+    result.FromDatetime(moment)
+    return result
+
+
+def run_of(row: sa.Row[Any]) -> run_pb2.Run:
+    """A run's row as a Run without its output."""
+    run = run_pb2.Run(
+        run_id=row.run_id,
+        session_id=row.session_id,
+        agent=row.agent,
+        revision=row.revision,
+        user_id=row.user_id,
+        state=row.state,
+        wait_reason=row.wait_reason,
+        cancel_requested=row.cancel_requested,
+        last_seq=row.last_seq,
+        step_count=row.step_count,
+        usage=content_pb2.Usage(
+            input_tokens=row.input_tokens,
+            output_tokens=row.output_tokens,
+            cache_read_input_tokens=row.cache_read_tokens,
+            cache_write_input_tokens=row.cache_write_tokens,
+            reasoning_output_tokens=row.reasoning_tokens,
+        ),
+        create_time=stamp(row.created_at),
+        update_time=stamp(row.updated_at),
+        previous_run_id=row.previous_run_id or "",
+    )
+    if row.unpriced_calls == 0:
+        run.usage.cost_usd_nanos = row.cost_usd_nanos
+    if row.failure is not None:
+        run.failure.ParseFromString(row.failure)
+    if row.ended_at is not None:
+        run.end_time.FromDatetime(row.ended_at)
+    if row.wake_at is not None:
+        run.wake_time.FromDatetime(row.wake_at)
+    return run
+
+
+def approval_of(row: sa.Row[Any]) -> run_pb2.Approval:
+    """A question's row as an Approval."""
+    approval = run_pb2.Approval.FromString(row.body)
+    approval.state = row.state
+    approval.run_id = row.run_id
+    approval.create_time.FromDatetime(row.created_at)
+    if row.decided_at is not None:
+        approval.decide_time.FromDatetime(row.decided_at)
+    if row.decision is not None:
+        approval.decision.ParseFromString(row.decision)
+    return approval
+
+
+def session_of(row: sa.Row[Any]) -> run_store_pb2.StoredSession:
+    """A session's row."""
+    return run_store_pb2.StoredSession(
+        session_id=row.session_id,
+        user_id=row.user_id,
+        last_run_id=row.last_run_id or "",
+        create_time=stamp(row.created_at),
+    )

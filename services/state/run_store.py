@@ -1,0 +1,362 @@
+"""Runs, sessions and questions: what clients read, and what people outside write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.state.v1 import run_store_service_pb2 as run_store_pb2
+from holdfast.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
+from services.shared.database import Database
+from services.state import journal
+from services.state import tables as t
+from services.state.rows import approval_of, run_of, session_of
+from services.state.transitions import ENDED
+
+INLINE_BLOB_LIMIT = 1024 * 1024
+
+
+def get_run(connection: sa.Connection, workspace_id: str, run_id: str) -> run_pb2.Run:
+    """A run with its output.
+
+    Raises:
+        NotFound: RUN_NOT_FOUND.
+    """
+    row = journal.find_run(connection, workspace_id, run_id)
+    run = run_of(row)
+    if row.output_seq:
+        stored = journal.stored_event(connection, run_id, row.output_seq)
+        assert stored is not None, "the output's event is in the journal"
+        event = journal.event_of(stored)
+        put_messages_inline(connection, workspace_id, [event], limit=None)
+        for change in event.changes:
+            if change.WhichOneof("kind") == "step_finished" and change.step_finished.HasField("message"):
+                run.output.CopyFrom(change.step_finished.message.message)
+    return run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """Which runs to list. Empty means any."""
+
+    agent: str = ""
+    session_id: str = ""
+    user_id: str = ""
+    states: Sequence[int] = ()
+    created_after: datetime | None = None
+
+
+def list_runs(
+    connection: sa.Connection, workspace_id: str, limit: int, before_run_id: str, only: RunFilter
+) -> list[run_pb2.Run]:
+    """Runs, newest first: their ids are time-ordered."""
+    r = t.runs.c
+    query = sa.select(t.runs).where(r.workspace_id == workspace_id)
+    if before_run_id:
+        query = query.where(r.run_id < before_run_id)
+    if only.agent:
+        query = query.where(r.agent == only.agent)
+    if only.session_id:
+        query = query.where(r.session_id == only.session_id)
+    if only.user_id:
+        query = query.where(r.user_id == only.user_id)
+    if only.states:
+        query = query.where(r.state.in_(list(only.states)))
+    if only.created_after is not None:
+        query = query.where(r.created_at >= only.created_after)
+    return [run_of(row) for row in connection.execute(query.order_by(r.run_id.desc()).limit(limit))]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What somebody outside changed, and whom to tell."""
+
+    outside: journal.Outside | None
+    run_id: str
+    leases: Sequence[str] = ()
+
+
+def request_cancel(
+    connection: sa.Connection, db: Database, workspace_id: str, run_id: str, requested_by: str, reason: str
+) -> tuple[run_pb2.Run, Written]:
+    """Asks to cancel a run; one that waits behind another of its session is cancelled here.
+
+    Raises:
+        NotFound: RUN_NOT_FOUND.
+        FailedPrecondition: RUN_ENDED.
+    """
+    row = journal.find_run(connection, workspace_id, run_id, lock=True)
+    if row.state == run_pb2.RUN_STATE_CANCELLED or (row.cancel_requested and row.state not in ENDED):
+        return run_of(row), Written(None, run_id)
+    if row.state in ENDED:
+        raise FailedPrecondition("the run has ended", reason=Reason.RUN_ENDED, metadata={"run_id": run_id})
+    asked = run_pb2.Change(cancel_requested=run_pb2.CancelRequested(requested_by=requested_by, reason=reason))
+    if row.blocked:
+        outside = _cancel_blocked(connection, db, row, asked)
+    else:
+        outside = journal.append_outside(connection, db, row, [asked])
+        connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run_id).values(cancel_requested=True))
+    leases = connection.execute(
+        sa.select(t.calls.c.lease).where(
+            t.calls.c.run_id == run_id, t.calls.c.state == journal.CALL_STARTED, t.calls.c.lease.is_not(None)
+        )
+    ).scalars()
+    stored = journal.find_run(connection, workspace_id, run_id)
+    return run_of(stored), Written(outside, run_id, tuple(leases))
+
+
+def _cancel_blocked(
+    connection: sa.Connection, db: Database, row: sa.Row[Any], asked: run_pb2.Change
+) -> journal.Outside:
+    """Takes a run that has not begun out of its session's chain: its successor waits for its predecessor now."""
+    ended = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_CANCELLED)
+    outside = journal.append_outside(connection, db, row, [asked, run_pb2.Change(run_state_changed=ended)])
+    now = db.now(connection)
+    r = t.runs.c
+    connection.execute(
+        sa.update(t.runs)
+        .where(r.run_id == row.run_id)
+        .values(
+            state=run_pb2.RUN_STATE_CANCELLED,
+            cancel_requested=True,
+            blocked=False,
+            ended_at=now,
+            updated_at=now,
+            successor_run_id=None,
+        )
+    )
+    # The predecessor may have ended since this row was read: then its successor has to be unblocked here.
+    still_ahead = connection.execute(
+        sa.update(t.runs)
+        .where(r.run_id == row.previous_run_id, r.state.not_in(ENDED))
+        .values(successor_run_id=row.successor_run_id)
+    ).rowcount
+    if row.successor_run_id is not None:
+        connection.execute(
+            sa.update(t.runs)
+            .where(r.run_id == row.successor_run_id)
+            .values(blocked=bool(still_ahead), ready_at=now, previous_run_id=row.previous_run_id)
+        )
+    else:
+        connection.execute(
+            sa.update(t.sessions)
+            .where(t.sessions.c.workspace_id == row.workspace_id, t.sessions.c.session_id == row.session_id)
+            .values(last_run_id=row.previous_run_id)
+        )
+    return journal.Outside(outside.seq, None, became_ready=not still_ahead and row.successor_run_id is not None)
+
+
+# --------------------------------------------------------------------------------------------------- sessions
+
+
+def create_session(
+    connection: sa.Connection,
+    db: Database,
+    workspace_id: str,
+    session_id: str,
+    user_id: str,
+    request_id: str,
+    fingerprint: bytes,
+) -> run_store_pb2.StoredSession:
+    """Begins a session, or finds the one that the same request made."""
+    earlier = journal.find_request(connection, workspace_id, request_id, "CreateSession", fingerprint)
+    if earlier is None:
+        now = db.now(connection)
+        connection.execute(
+            sa.insert(t.sessions).values(
+                workspace_id=workspace_id, session_id=session_id, user_id=user_id, run_count=0, created_at=now
+            )
+        )
+        journal.remember_request(
+            connection, workspace_id, request_id, "CreateSession", fingerprint, session_id, now
+        )
+    return get_session(connection, workspace_id, earlier or session_id)
+
+
+def get_session(connection: sa.Connection, workspace_id: str, session_id: str) -> run_store_pb2.StoredSession:
+    """One session.
+
+    Raises:
+        NotFound: SESSION_NOT_FOUND.
+    """
+    s = t.sessions.c
+    row = connection.execute(
+        sa.select(t.sessions).where(s.workspace_id == workspace_id, s.session_id == session_id)
+    ).one_or_none()
+    if row is None:
+        raise NotFound("no such session", reason=Reason.SESSION_NOT_FOUND, metadata={"session_id": session_id})
+    return session_of(row)
+
+
+def list_sessions(
+    connection: sa.Connection, workspace_id: str, limit: int, before_session_id: str, user_id: str
+) -> list[run_store_pb2.StoredSession]:
+    """Sessions, newest first."""
+    s = t.sessions.c
+    query = sa.select(t.sessions).where(s.workspace_id == workspace_id)
+    if before_session_id:
+        query = query.where(s.session_id < before_session_id)
+    if user_id:
+        query = query.where(s.user_id == user_id)
+    return [session_of(row) for row in connection.execute(query.order_by(s.session_id.desc()).limit(limit))]
+
+
+def list_session_messages(
+    connection: sa.Connection, workspace_id: str, session_id: str, limit: int, position: str, before_run_id: str
+) -> tuple[list[run_store_pb2.StoredSessionMessage], str]:
+    """The session's messages in order, run by run. The position is the last event read: `ordinal.seq`."""
+    get_session(connection, workspace_id, session_id)
+    after_ordinal, after_seq = _position(position)
+    r, j = t.runs.c, t.journal.c
+    query = (
+        sa.select(r.ordinal, j.run_id, j.seq, j.epoch, j.at, j.body)
+        .join(t.journal, j.run_id == r.run_id)
+        .where(
+            r.workspace_id == workspace_id,
+            r.session_id == session_id,
+            sa.or_(r.ordinal > after_ordinal, sa.and_(r.ordinal == after_ordinal, j.seq > after_seq)),
+        )
+        .order_by(r.ordinal, j.seq)
+        .limit(limit)
+    )
+    if before_run_id:
+        before = sa.select(r.ordinal).where(r.run_id == before_run_id).scalar_subquery()
+        query = query.where(r.ordinal < before)
+    rows = connection.execute(query).all()
+    events = [journal.event_of(row) for row in rows]
+    put_messages_inline(connection, workspace_id, events, limit=None)
+    messages = [message for event in events for message in _messages_of(event)]
+    # A page counts events, not messages: it may hold none and still not be the last.
+    next_position = f"{rows[-1].ordinal}.{rows[-1].seq}" if len(rows) == limit else ""
+    return messages, next_position
+
+
+def _position(position: str) -> tuple[int, int]:
+    if not position:
+        return 0, 0
+    ordinal, _, seq = position.partition(".")
+    if not (ordinal.isdigit() and seq.isdigit()):
+        raise InvalidArgument("not a position of this list", reason=Reason.INVALID_PAGE_TOKEN, field="position")
+    return int(ordinal), int(seq)
+
+
+def _messages_of(event: run_pb2.Event) -> list[run_store_pb2.StoredSessionMessage]:
+    found: list[run_store_pb2.StoredSessionMessage] = []
+    for change in event.changes:
+        stored = stored_message_of(change)
+        if stored is None:
+            continue
+        step = change.step_finished.step if change.WhichOneof("kind") == "step_finished" else 0
+        found.append(
+            run_store_pb2.StoredSessionMessage(
+                run_id=event.run_id, seq=event.seq, step=step, message=stored.message, time=event.time
+            )
+        )
+    return found
+
+
+def stored_message_of(change: run_pb2.Change) -> content_pb2.StoredMessage | None:
+    """The message that a change adds to the conversation."""
+    kind = change.WhichOneof("kind")
+    if kind == "run_created":
+        return change.run_created.input
+    if kind == "step_finished" and change.step_finished.HasField("message"):
+        return change.step_finished.message
+    return None
+
+
+def put_messages_inline(
+    connection: sa.Connection, workspace_id: str, events: Sequence[run_pb2.Event], *, limit: int | None
+) -> None:
+    """Replaces the blob references of messages by the messages, up to `limit` bytes each."""
+    wanted = [
+        stored
+        for event in events
+        for change in event.changes
+        if (stored := stored_message_of(change)) is not None
+        and stored.WhichOneof("body") == "blob"
+        and (limit is None or stored.blob.size <= limit)
+    ]
+    if not wanted:
+        return
+    bodies = journal.read_blobs(connection, workspace_id, {stored.blob.hash for stored in wanted})
+    for stored in wanted:
+        body = bodies.get(stored.blob.hash)
+        if body is not None:
+            stored.message.ParseFromString(body)
+
+
+# --------------------------------------------------------------------------------------------------- questions
+
+
+def get_approval(connection: sa.Connection, workspace_id: str, approval_id: str) -> run_pb2.Approval:
+    """One question.
+
+    Raises:
+        NotFound: APPROVAL_NOT_FOUND.
+    """
+    return approval_of(_approval_row(connection, workspace_id, approval_id))
+
+
+def list_approvals(
+    connection: sa.Connection, workspace_id: str, limit: int, before: str, run_id: str, state: int
+) -> list[run_pb2.Approval]:
+    """Questions, newest first."""
+    a = t.approvals.c
+    query = sa.select(t.approvals).where(a.workspace_id == workspace_id)
+    if before:
+        query = query.where(a.approval_id < before)
+    if run_id:
+        query = query.where(a.run_id == run_id)
+    if state:
+        query = query.where(a.state == state)
+    return [approval_of(row) for row in connection.execute(query.order_by(a.approval_id.desc()).limit(limit))]
+
+
+def decide_approval(
+    connection: sa.Connection, db: Database, workspace_id: str, decision: run_pb2.ApprovalDecided
+) -> tuple[run_pb2.Approval, Written]:
+    """The first decision counts; the same one again is answered the same.
+
+    Raises:
+        NotFound: APPROVAL_NOT_FOUND.
+        FailedPrecondition: APPROVAL_ALREADY_DECIDED, also for one that expired or was cancelled.
+    """
+    asked = _approval_row(connection, workspace_id, decision.approval_id)
+    run = journal.find_run(connection, workspace_id, asked.run_id, lock=True)
+    # Read again under the run's lock: two people may decide at the same moment.
+    asked = _approval_row(connection, workspace_id, decision.approval_id)
+    decision.step = asked.step
+    if asked.state == run_pb2.APPROVAL_STATE_DECIDED:
+        earlier = run_pb2.ApprovalDecided.FromString(asked.decision)
+        if (earlier.answer_json, earlier.resolution) == (decision.answer_json, decision.resolution):
+            return approval_of(asked), Written(None, asked.run_id)
+    if asked.state != run_pb2.APPROVAL_STATE_PENDING:
+        raise FailedPrecondition(
+            "the question is decided, has expired, or its run was cancelled", reason=Reason.APPROVAL_ALREADY_DECIDED
+        )
+    now = db.now(connection)
+    connection.execute(
+        sa.update(t.approvals)
+        .where(t.approvals.c.run_id == asked.run_id, t.approvals.c.approval_id == decision.approval_id)
+        .values(state=run_pb2.APPROVAL_STATE_DECIDED, decision=decision.SerializeToString(), decided_at=now)
+    )
+    outside = journal.append_outside(connection, db, run, [run_pb2.Change(approval_decided=decision)])
+    return get_approval(connection, workspace_id, decision.approval_id), Written(outside, asked.run_id)
+
+
+def _approval_row(connection: sa.Connection, workspace_id: str, approval_id: str) -> sa.Row[Any]:
+    a = t.approvals.c
+    row = connection.execute(
+        sa.select(t.approvals).where(a.workspace_id == workspace_id, a.approval_id == approval_id)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(
+            "no such question", reason=Reason.APPROVAL_NOT_FOUND, metadata={"approval_id": approval_id}
+        )
+    return row

@@ -1,0 +1,1 @@
+"""The RPCs of state: translate, delegate, translate."""

@@ -1,0 +1,126 @@
+"""RunStoreService."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import Any
+
+import grpc.aio
+
+from holdfast.api.state.v1 import run_store_service_pb2 as pb
+from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceServicer
+from services.shared.database import Database
+from services.state import run_store
+from services.state.hub import Hub
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RunStoreServicer(RunStoreServiceServicer):
+    """Serves runs, sessions and questions."""
+
+    def __init__(self, db: Database, hub: Hub) -> None:
+        self._db = db
+        self._hub = hub
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=await self._db.read(run_store.get_run, request.workspace_id, request.run_id))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        created_after = request.created_after.ToDatetime(tzinfo=UTC) if request.HasField("created_after") else None
+        only = run_store.RunFilter(
+            agent=request.agent,
+            session_id=request.session_id,
+            user_id=request.user_id,
+            states=list(request.states),
+            created_after=created_after,
+        )
+        runs = await self._db.read(
+            run_store.list_runs, request.workspace_id, request.page_size + 1, request.before_run_id, only
+        )
+        return pb.ListRunsResponse(runs=runs[: request.page_size], has_more=len(runs) > request.page_size)
+
+    async def RequestCancel(self, request: pb.RequestCancelRequest, context: Context) -> pb.RequestCancelResponse:
+        run, written = await self._db.write(
+            run_store.request_cancel,
+            self._db,
+            request.workspace_id,
+            request.run_id,
+            request.requested_by,
+            request.reason,
+        )
+        self._tell(written)
+        return pb.RequestCancelResponse(run=run)
+
+    async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.CreateSessionResponse:
+        session = await self._db.write(
+            run_store.create_session,
+            self._db,
+            request.workspace_id,
+            request.session_id,
+            request.user_id,
+            request.request_id,
+            request.request_fingerprint,
+        )
+        return pb.CreateSessionResponse(session=session)
+
+    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:
+        session = await self._db.read(run_store.get_session, request.workspace_id, request.session_id)
+        return pb.GetSessionResponse(session=session)
+
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
+        sessions = await self._db.read(
+            run_store.list_sessions,
+            request.workspace_id,
+            request.page_size + 1,
+            request.before_session_id,
+            request.user_id,
+        )
+        return pb.ListSessionsResponse(
+            sessions=sessions[: request.page_size], has_more=len(sessions) > request.page_size
+        )
+
+    async def ListSessionMessages(
+        self, request: pb.ListSessionMessagesRequest, context: Context
+    ) -> pb.ListSessionMessagesResponse:
+        messages, position = await self._db.read(
+            run_store.list_session_messages,
+            request.workspace_id,
+            request.session_id,
+            request.page_size,
+            request.position,
+            request.before_run_id,
+        )
+        return pb.ListSessionMessagesResponse(messages=messages, next_position=position)
+
+    async def GetApproval(self, request: pb.GetApprovalRequest, context: Context) -> pb.GetApprovalResponse:
+        approval = await self._db.read(run_store.get_approval, request.workspace_id, request.approval_id)
+        return pb.GetApprovalResponse(approval=approval)
+
+    async def ListApprovals(self, request: pb.ListApprovalsRequest, context: Context) -> pb.ListApprovalsResponse:
+        approvals = await self._db.read(
+            run_store.list_approvals,
+            request.workspace_id,
+            request.page_size + 1,
+            request.before_approval_id,
+            request.run_id,
+            request.state,
+        )
+        return pb.ListApprovalsResponse(
+            approvals=approvals[: request.page_size], has_more=len(approvals) > request.page_size
+        )
+
+    async def DecideApproval(
+        self, request: pb.DecideApprovalRequest, context: Context
+    ) -> pb.DecideApprovalResponse:
+        approval, written = await self._db.write(
+            run_store.decide_approval, self._db, request.workspace_id, request.decision
+        )
+        self._tell(written)
+        return pb.DecideApprovalResponse(approval=approval)
+
+    def _tell(self, written: run_store.Written) -> None:
+        if written.outside is not None:
+            self._hub.outside_event(written.run_id, written.outside)
+        if written.leases:
+            self._hub.calls_cancelled(list(written.leases))

@@ -1,0 +1,92 @@
+"""The one table of what may happen to a run, and the rules of a transition's shape. Used by the journal and the tests."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.api.common.v1 import run_pb2
+from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
+from holdfast.errors import InvalidArgument
+from holdfast.ids import is_uuid
+
+QUEUED: Final = run_pb2.RUN_STATE_QUEUED
+RUNNING: Final = run_pb2.RUN_STATE_RUNNING
+WAITING: Final = run_pb2.RUN_STATE_WAITING
+SUCCEEDED: Final = run_pb2.RUN_STATE_SUCCEEDED
+FAILED: Final = run_pb2.RUN_STATE_FAILED
+CANCELLED: Final = run_pb2.RUN_STATE_CANCELLED
+
+ENDED: Final = frozenset({SUCCEEDED, FAILED, CANCELLED})
+
+ALLOWED: Final[dict[run_pb2.RunState, frozenset[run_pb2.RunState]]] = {
+    QUEUED: frozenset({RUNNING, CANCELLED}),
+    RUNNING: frozenset({QUEUED, WAITING, *ENDED}),
+    WAITING: frozenset({QUEUED}),
+    SUCCEEDED: frozenset(),
+    FAILED: frozenset(),
+    CANCELLED: frozenset(),
+}
+"""From a state to those it may become. RUNNING to QUEUED is a lease that was lost or given back."""
+
+BY_DRIVER: Final = ALLOWED[RUNNING] - {QUEUED}
+"""What a transition may make of a run."""
+
+DRIVER_CHANGES: Final = frozenset(
+    {
+        "run_claimed",
+        "step_started",
+        "attempt_started",
+        "attempt_failed",
+        "step_finished",
+        "step_in_doubt",
+        "run_state_changed",
+        "approval_requested",
+        "approval_closed",
+    }
+)
+"""Changes that a driver writes; the others are written by state."""
+
+MAX_CHANGES: Final = 2_000
+
+
+def check_transition(transition: journal_pb2.Transition) -> None:
+    """Refuses a transition that could not be applied to any run.
+
+    Raises:
+        InvalidArgument: What is wrong with it.
+    """
+    if not is_uuid(transition.workspace_id) or not is_uuid(transition.run_id):
+        raise _wrong("run_id", "workspace_id and run_id must be UUIDs")
+    if transition.seq < 2 or transition.epoch < 1:
+        raise _wrong("seq", "a driver's events begin at seq 2 and epoch 1")
+    if not transition.changes:
+        raise _wrong("changes", "a transition has at least one change")
+    if len(transition.changes) > MAX_CHANGES:
+        raise _wrong("changes", f"a transition has at most {MAX_CHANGES} changes")
+    last = len(transition.changes) - 1
+    for index, change in enumerate(transition.changes):
+        kind = change.WhichOneof("kind")
+        if kind not in DRIVER_CHANGES:
+            raise _wrong(f"changes[{index}]", f"a driver does not write {kind or 'an empty change'}")
+        if kind == "run_state_changed":
+            if index != last:
+                raise _wrong(f"changes[{index}]", "run_state_changed is the last change")
+            if change.run_state_changed.state not in BY_DRIVER:
+                raise _wrong(f"changes[{index}].run_state_changed.state", "a driver makes a run wait or end")
+
+
+def check_new_run(new_run: journal_pb2.NewRun) -> None:
+    """Refuses a new run that could not be stored.
+
+    Raises:
+        InvalidArgument: What is wrong with it.
+    """
+    ids = [new_run.workspace_id, new_run.run_id, new_run.session_id or new_run.new_session_id]
+    if not all(is_uuid(value) for value in ids):
+        raise InvalidArgument("workspace_id, run_id and the session's id must be UUIDs", field="new_run.run_id")
+    if not new_run.agent or not new_run.revision or not new_run.HasField("input"):
+        raise InvalidArgument("a run has an agent, a revision and an input", field="new_run.agent")
+
+
+def _wrong(field: str, message: str) -> InvalidArgument:
+    return InvalidArgument(message, field=f"transition.{field}")
