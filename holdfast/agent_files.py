@@ -7,10 +7,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import yaml
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -91,7 +91,7 @@ def parse_agents(text: str, *, file: str) -> list[Agent]:
     problems: list[_Problem] = []
     for node in nodes:
         # An empty document, as after a trailing `---`, defines nothing.
-        if node is None or _is_null(node):
+        if _is_null(node):
             continue
         reader = _Reader()
         spec = agent_pb2.AgentSpec()
@@ -176,7 +176,7 @@ class _Reader:
     def message(self, node: Node, message: Message, path: str) -> None:
         if not self._enter(node, path):
             return
-        descriptor: Descriptor = message.DESCRIPTOR
+        descriptor = message.DESCRIPTOR
         if _is_null(node) and not descriptor.fields:
             # `worker:` with nothing behind it is what `worker: {}` says.
             message.SetInParent()
@@ -185,7 +185,8 @@ class _Reader:
             self._problem(node, path, f"expected a mapping of fields, found {_found(node)}")
             return
         message.SetInParent()
-        known = {name: field for field in descriptor.fields for name in (field.name, field.json_name)}
+        fields = cast(list[FieldDescriptor], descriptor.fields)
+        known = {name: field for field in fields for name in (field.name, field.json_name)}
         for key_node, value, field_path in self._entries(node, path, known):
             field = known[key_node.value]
             # The line of the key is where a reader looks; a block's own mark is the line below it.
@@ -359,7 +360,7 @@ class _Reader:
                 return self._plain_mapping(node, path)
             if isinstance(node, SequenceNode):
                 return [self._plain(item, f"{path}[{index}]") for index, item in enumerate(node.value)]
-            return self._plain_scalar(node, path)
+            return self._plain_scalar(cast(ScalarNode, node), path)
         finally:
             self._depth -= 1
 
@@ -377,7 +378,7 @@ class _Reader:
                 result[key] = self._plain(value, f"{path}.{key}")
         return result
 
-    def _plain_scalar(self, node: Node, path: str) -> Any:
+    def _plain_scalar(self, node: ScalarNode, path: str) -> Any:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if kind in ("null", "bool", "int", "float"):
             value = _constructed(node)
@@ -406,17 +407,25 @@ def _is_null(node: Node) -> bool:
     return isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:null"
 
 
+_KIND_WORDS: Final = {
+    "str": "the text",
+    "int": "the number",
+    "float": "the number",
+    "bool": "the boolean",
+    "timestamp": "the date",
+}
+
+
 def _found(node: Node) -> str:
     if isinstance(node, MappingNode):
         return "a mapping"
     if isinstance(node, SequenceNode):
         return "a list"
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
-    words = {"str": "the text", "int": "the number", "float": "the number", "bool": "the boolean", "timestamp": "the date"}
     if kind == "null":
         return "nothing"
     shown = node.value if len(node.value) <= 40 else f"{node.value[:39]}…"
-    return f"{words.get(kind, kind)} {shown!r}" if kind == "str" else f"{words.get(kind, kind)} {shown}"
+    return f"{_KIND_WORDS.get(kind, kind)} {shown!r}" if kind == "str" else f"{_KIND_WORDS.get(kind, kind)} {shown}"
 
 
 def _expected(field: FieldDescriptor) -> str:

@@ -5,6 +5,7 @@ The file holds API keys: it is written whole or not at all, and nobody but its o
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -35,7 +36,8 @@ class Profile:
     """One suite in the configuration file; empty means not given.
 
     Attributes:
-        address: The executor, as host:port, or https://host:port for TLS.
+        address: The executor, as host:port, or https://host:port for TLS. Several executors are separated by commas,
+            with IP addresses: the first that can be reached is used, and left for another one when it is lost.
         auth_address: The auth service.
         trace_address: The trace service.
         api_key: The key that is shown to all of them.
@@ -132,10 +134,35 @@ def _stored_profile(named: str) -> Profile:
 
 
 def beside(address: str, service: str) -> str:
-    """Returns where another service of the suite is expected, next to an executor's address."""
-    scheme, host, port = split_address(address)
+    """Returns where another service of the suite is expected, next to an executor's address (the first of several)."""
+    scheme, host, port = split_address(address.partition(",")[0].strip())
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}{shown}:{port + PORTS[service] - PORTS['executor']}"
+
+
+def split_addresses(addresses: str) -> list[tuple[str, str, int]]:
+    """Splits one address, or several of one service that are separated by commas.
+
+    Raises:
+        InvalidArgument: One of them is none, or several are given that are not IP addresses without TLS.
+    """
+    found = [split_address(address.strip()) for address in addresses.split(",")]
+    if len(found) > 1:
+        for scheme, host, _ in found:
+            # The transport takes several addresses as numbers only; a name may stand for several by itself, in DNS.
+            if scheme or not _is_ip_address(host):
+                raise InvalidArgument(
+                    f"{addresses!r}: several addresses must be of the form 10.0.0.1:7400,10.0.0.2:7400", field="address"
+                )
+    return found
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def split_address(address: str) -> tuple[str, str, int]:

@@ -1,4 +1,4 @@
-"""Calls to the services: channels, the caller's key, a deadline on every unary call, and errors as their own classes."""
+"""Calls to the services: channels, the caller's key, a deadline on every unary call, errors as their own classes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
-from holdfast.errors import Unauthenticated, from_rpc_error
-from holdfast.settings import ClientSettings, split_address
+from holdfast.errors import HoldfastError, Unauthenticated, Unavailable, from_rpc_error
+from holdfast.settings import ClientSettings, split_addresses
+
+if TYPE_CHECKING:
+    from grpc.aio import UnaryUnaryMultiCallable
 
 Service = Literal["executor", "auth", "trace"]
 
-RequestT = TypeVar("RequestT", contravariant=True)
-ResponseT = TypeVar("ResponseT", covariant=True)
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+StubT = TypeVar("StubT")
+PageT = TypeVar("PageT", bound="Page")
+
+
+class Page(Protocol):
+    """One page of a list."""
+
+    next_page_token: str
+
 
 DEFAULT_TIMEOUT_SECONDS: Final = 15.0
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
@@ -62,15 +74,17 @@ def channel_options() -> list[tuple[str, Any]]:
 
 
 def is_local(address: str) -> bool:
-    """Tells whether an address is on this machine."""
-    _, host, _ = split_address(address)
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Tells whether an address, or each of several, is on this machine."""
+    return all(host in ("localhost", "::1") or host.startswith("127.") for _, host, _ in split_addresses(address))
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
-    """Opens a channel: TLS for `https://host:port`, plain text for `host:port`."""
-    scheme, host, port = split_address(address)
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    """Opens a channel: TLS for `https://host:port`, plain text for `host:port` and for several, `ip:port,ip:port`."""
+    addresses = split_addresses(address)
+    scheme, host, _ = addresses[0]
+    targets = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for _, host, port in addresses]
+    # Of several, the transport connects to the first that answers, and to another one when that connection is lost.
+    target = targets[0] if len(targets) == 1 else f"{'ipv6' if ':' in host else 'ipv4'}:{','.join(targets)}"
     options = channel_options()
     if is_local(address):
         # A proxy that the environment names for the internet has no way to this machine.
@@ -78,13 +92,6 @@ def open_channel(address: str) -> grpc.aio.Channel:
     if scheme == "https://":
         return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
     return grpc.aio.insecure_channel(target, options=options)
-
-
-class Method(Protocol[RequestT, ResponseT]):
-    """A unary method of a stub."""
-
-    def __call__(self, request: RequestT, *, timeout: float | None = ..., metadata: Any = ...) -> Any:
-        """Makes the call."""
 
 
 class Transport:
@@ -116,11 +123,12 @@ class Transport:
             self._channels[service] = open_channel(self._addresses[service])
         return self._channels[service]
 
-    def stub(self, service: Service, factory: Callable[[grpc.aio.Channel], Any]) -> Any:
+    def stub(self, service: Service, factory: Callable[[grpc.aio.Channel], StubT]) -> StubT:
         """Returns a stub of a service."""
         if factory not in self._stubs:
             self._stubs[factory] = factory(self.channel(service))
-        return self._stubs[factory]
+        stub: StubT = self._stubs[factory]
+        return stub
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns what every call carries.
@@ -136,19 +144,47 @@ class Transport:
         return (("authorization", f"Bearer {self.settings.api_key}"),)
 
     async def call(
-        self, service: Service, method: Method[RequestT, ResponseT], request: RequestT, *, timeout: float | None = None
-    ) -> Any:
+        self,
+        service: Service,
+        method: UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+    ) -> ResponseT:
         """Makes a unary call.
 
         Raises:
             HoldfastError: As the service raised it; `Unavailable` when it can't be reached.
         """
         try:
-            return await method(
-                request, timeout=self.timeout if timeout is None else timeout, metadata=self.metadata()
-            )
+            return await method(request, timeout=self.timeout if timeout is None else timeout, metadata=self.metadata())
         except grpc.RpcError as error:
-            raise from_rpc_error(error, peer=service) from error
+            raise self.error(service, error) from error
+
+    async def pages(
+        self, service: Service, method: UnaryUnaryMultiCallable[RequestT, PageT], request: RequestT
+    ) -> AsyncIterator[PageT]:
+        """Yields all pages of a list."""
+        while True:
+            response = await self.call(service, method, request)
+            yield response
+            if not response.next_page_token:
+                return
+            # Every list's request has the field; protocols can't say so of a generated class.
+            request.page_token = response.next_page_token  # type: ignore[attr-defined]
+
+    def error(self, service: Service, error: grpc.RpcError) -> HoldfastError:
+        """Returns what a failed call raises; a service that can't be reached is named with its address."""
+        result = from_rpc_error(error, peer=service)
+        if isinstance(result, Unavailable) and result.origin == "foreign":
+            result = Unavailable(
+                f"the {service} service at {self._addresses[service]} can't be reached",
+                reason=result.reason,
+                metadata={"address": self._addresses[service]},
+                retry_delay_seconds=result.retry_delay_seconds,
+            )
+            result.origin = "foreign"
+        return result
 
     async def close(self) -> None:
         """Closes every channel."""

@@ -7,12 +7,12 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from holdfast.errors import Unavailable
+from holdfast.errors import Reason, Unavailable
 from holdfast.ids import new_uuid7
 from services.auth.sealing import MasterKey, Sealed, Sealer
 from services.auth.secrets import Opaque, SecretDamagedError
-from services.auth.tables import seal, sealed_keys, secrets
 from services.auth.sql import insert_ignore
+from services.auth.tables import seal, sealed_keys, secrets
 from services.shared.database import Database
 from services.shared.server import EXIT_CONFIGURATION, StartupError
 
@@ -77,11 +77,14 @@ async def open_keyring(db: Database, master: MasterKey) -> Keyring:
     """Opens the database's keys, and makes them in a new database. Safe to run from several processes at once.
 
     Raises:
-        StartupError: The database is sealed with another master key.
+        StartupError: The database is sealed with another master key, or its keys are damaged.
     """
     if await read_seal(db) is None:
         await db.write(_initialise, master)
-    keyring = await db.read(_open, master)
+    try:
+        keyring = await db.read(_open, master)
+    except SecretDamagedError as error:
+        raise StartupError(f"the keys in {db.location} are damaged ({error}): restore it from a backup") from error
     if keyring is None:
         raise StartupError(
             f"the master key is not the one that {db.location} is sealed with: set HOLDFAST_MASTER_KEY or "
@@ -119,7 +122,10 @@ def require_epoch(connection: sa.Connection, epoch: int) -> None:
 
 def superseded() -> Unavailable:
     """Returns the error of a process whose master key was replaced."""
-    return Unavailable("the credential store is sealed with a newer master key; auth has to be restarted with it")
+    return Unavailable(
+        "the credential store is sealed with a newer master key; auth has to be restarted with it",
+        reason=Reason.STORAGE_UNAVAILABLE,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- storage

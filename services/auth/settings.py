@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from sqlalchemy.engine import make_url
 
+from services.auth.requests import is_name
 from services.auth.sealing import MasterKey
 from services.shared.settings import (
     CommonSettings,
@@ -20,12 +19,10 @@ from services.shared.settings import (
     setting,
 )
 
-NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
-
 
 def parse_name(text: str) -> str:
     """Parses the name of a workspace."""
-    if NAME.fullmatch(text) is None:
+    if not is_name(text):
         raise ValueError("a lower-case letter, then up to 62 lower-case letters, digits and hyphens")
     return text
 

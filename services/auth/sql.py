@@ -18,4 +18,6 @@ def insert_ignore(connection: sa.Connection, table: sa.Table, **values: Any) -> 
         statement = postgresql.insert(table).values(**values).on_conflict_do_nothing()
     else:
         statement = sqlite.insert(table).values(**values).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    # Not the row count, which drivers give for updates and deletes only.
+    inserted = connection.execute(statement.returning(*table.primary_key.columns)).first()
+    return inserted is not None

@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from holdfast.errors import AlreadyExists, Reason
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
@@ -163,6 +165,15 @@ class AuditRecord:
     fingerprint: str | None = None
     run_id: str | None = None
     step: int | None = None
+
+
+def connection_exists(name: str) -> AlreadyExists:
+    """Returns the error of a connection whose name is held by an active one."""
+    return AlreadyExists(
+        f"there is a connection {name!r} already; set `replace` to give it another key",
+        reason=Reason.CONNECTION_EXISTS,
+        metadata={"connection": name},
+    )
 
 
 class AuthStore(Protocol):

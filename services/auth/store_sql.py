@@ -27,6 +27,7 @@ from services.auth.store import (
     Request,
     SavedConnection,
     Workspace,
+    connection_exists,
 )
 from services.auth.tables import (
     api_keys,
@@ -292,9 +293,7 @@ def _get_connection(
     return None if row is None else _connection_from(row)
 
 
-def _list_connections(
-    connection: sa.Connection, workspace_id: str, limit: int, after: str | None
-) -> list[Connection]:
+def _list_connections(connection: sa.Connection, workspace_id: str, limit: int, after: str | None) -> list[Connection]:
     # Names are ASCII; the bytes' order is the same on both databases, a locale's is not.
     name = connections.c.name.collate("C") if connection.dialect.name == "postgresql" else connections.c.name
     statement = sa.select(connections).where(connections.c.workspace_id == workspace_id)
@@ -325,11 +324,7 @@ def _save_connection(
         old = _get_connection(connection, new.workspace_id, new.name, for_update=True)
         assert old is not None  # rows of connections are never deleted
         if old.state is ConnectionState.ACTIVE and not replace:
-            raise AlreadyExists(
-                f"there is a connection {new.name!r} already; set replace to give it another key",
-                reason=Reason.CONNECTION_EXISTS,
-                metadata={"connection": new.name},
-            )
+            raise connection_exists(new.name)
         changed = {"version": old.version + 1} if replace else created
         connection.execute(
             connections.update()
@@ -421,9 +416,7 @@ def _condemn_strays(connection: sa.Connection, db: Database, age: timedelta, lim
 
 
 def _condemn_stray(connection: sa.Connection, path: str) -> bool:
-    condemned = connection.execute(
-        stray_secrets.update().where(stray_secrets.c.path == path).values(is_condemned=True)
-    )
+    condemned = connection.execute(stray_secrets.update().where(stray_secrets.c.path == path).values(is_condemned=True))
     return condemned.rowcount == 1
 
 
@@ -436,9 +429,7 @@ def _forget_stray(connection: sa.Connection, path: str) -> None:
 # ------------------------------------------------------------------------------------------------- idempotent requests
 
 
-def _claim_request(
-    connection: sa.Connection, workspace_id: str, request: Request | None, now: datetime
-) -> str | None:
+def _claim_request(connection: sa.Connection, workspace_id: str, request: Request | None, now: datetime) -> str | None:
     """Takes the request's id for this transaction; returns the stored answer when it has been answered before."""
     if request is None:
         return None
@@ -457,9 +448,7 @@ def _claim_request(
 
 def _answer_to(connection: sa.Connection, workspace_id: str, request: Request) -> str | None:
     row = connection.execute(
-        sa.select(requests).where(
-            requests.c.workspace_id == workspace_id, requests.c.request_id == request.request_id
-        )
+        sa.select(requests).where(requests.c.workspace_id == workspace_id, requests.c.request_id == request.request_id)
     ).one_or_none()
     if row is None:
         return None
@@ -536,11 +525,11 @@ def _next_seqs(connection: sa.Connection, workspace_id: str, count: int) -> int 
 
 
 def _audit(
-    connection: sa.Connection, workspace_id: str, now: datetime, actor: str, action: Action, **subject: str | None
+    db_connection: sa.Connection, /, workspace_id: str, now: datetime, actor: str, action: Action, **subject: str | None
 ) -> None:
-    seq = _next_seqs(connection, workspace_id, 1)
+    seq = _next_seqs(db_connection, workspace_id, 1)
     assert seq is not None
-    connection.execute(
+    db_connection.execute(
         audit_records.insert().values(
             workspace_id=workspace_id,
             seq=seq,
@@ -583,9 +572,7 @@ def _append_credential_uses(connection: sa.Connection, uses: Sequence[Credential
         )
 
 
-def _list_audit_records(
-    connection: sa.Connection, workspace_id: str, limit: int, after_seq: int
-) -> list[AuditRecord]:
+def _list_audit_records(connection: sa.Connection, workspace_id: str, limit: int, after_seq: int) -> list[AuditRecord]:
     statement = (
         sa.select(audit_records)
         .where(audit_records.c.workspace_id == workspace_id, audit_records.c.seq > after_seq)

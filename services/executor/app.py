@@ -14,6 +14,7 @@ from holdfast.api.executor.v1.tool_worker_service_pb2_grpc import add_ToolWorker
 from holdfast.api.state.v1.lease_service_pb2_grpc import LeaseServiceStub
 from holdfast.ids import new_uuid7
 from services.executor.access import ACCESS
+from services.executor.call_results import CallResults
 from services.executor.credentials import Credentials
 from services.executor.driver import DriverParts
 from services.executor.local_calls import LocalCalls
@@ -29,10 +30,12 @@ from services.executor.settings import ExecutorSettings
 from services.executor.state_client import JournalClient, StateReader
 from services.executor.state_stubs import StateStubs
 from services.executor.tools.http import HttpTools
+from services.executor.watch import RunWatcher
 from services.executor.worker_hub import WorkerHub
 from services.shared.api_keys import RemoteAuthenticator
 from services.shared.channels import open_channel, wait_for_channel_ready
 from services.shared.clock import SystemClock
+from services.shared.paging import page_key
 from services.shared.server import Process, Server
 
 # Streams that live as long as the process: a span of each would never end.
@@ -69,9 +72,9 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         revisions = RevisionCache(stubs.agents)
         models = ModelRegistry(clock)
         closing.push_async_callback(models.close)
-        http_tools = HttpTools(allow=settings.http_tools_allow)
+        http_tools = HttpTools(settings.http_tools_allow, clock=clock)
         closing.push_async_callback(http_tools.close)
-        hub = WorkerHub(stubs, revisions, clock=clock)
+        hub = WorkerHub(stubs.calls, clock=clock)
         parts = DriverParts(
             executor_id=new_uuid7(),
             journal=journal,
@@ -95,16 +98,20 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
             telemetry=process.telemetry,
             authenticator=RemoteAuthenticator(auth_channel, clock=clock),
         )
-        server.add(add_AgentServiceServicer_to_server, AgentServicer(stubs, revisions))
-        server.add(add_SessionServiceServicer_to_server, SessionServicer(stubs))
-        server.add(add_RunServiceServicer_to_server, RunServicer(stubs, revisions, journal))
-        server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs))
-        server.add(add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(hub))
+        key = page_key(settings.service_token)
+        watcher = RunWatcher(stubs, server.draining, clock=clock)
+        key = page_key(settings.service_token)
+        watcher = RunWatcher(stubs, server.draining, clock=clock)
+        server.add(add_AgentServiceServicer_to_server, AgentServicer(stubs, revisions, page_key=key))
+        server.add(add_SessionServiceServicer_to_server, SessionServicer(stubs, page_key=key))
+        server.add(add_RunServiceServicer_to_server, RunServicer(stubs, revisions, journal, watcher, page_key=key))
+        server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs, revisions, page_key=key))
+        server.add(add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(hub, CallResults(stubs, revisions)))
         # Order matters: workers first, so that what they finish while the runs drain is still stored.
         server.on_drain(hub.drain)
         server.on_drain(scheduler.drain)
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(part.run()) for part in (journal, scheduler, hub)]
+            background = [tasks.create_task(part.run()) for part in (journal, scheduler)]
             try:
                 await server.run(process.stop)
             finally:

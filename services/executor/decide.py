@@ -135,7 +135,7 @@ class Planner:
             return plan
         for step in list(view.open_steps.values()):
             self._continue(step, now, running)
-            if view.has_ended:
+            if view.has_ended():
                 return plan
         self._advance(now)
         if claims and len(plan.changes) == 1:
@@ -170,12 +170,12 @@ class Planner:
             missing = [call for call in turn.calls if not view.has_step_for(call.call_id)]
             if missing:
                 self._begin_calls(missing, now)
-                if view.has_ended:
+                if view.has_ended():
                     return
             if turn.is_answered and not turn.calls:
                 self._end(run_pb2.RUN_STATE_SUCCEEDED)
                 return
-        if not view.open_steps and (turn is None or turn.is_answered) and not view.has_ended:
+        if not view.open_steps and (turn is None or turn.is_answered) and not view.has_ended():
             self._begin_model_step()
 
     def _begin_model_step(self) -> None:
@@ -235,9 +235,7 @@ class Planner:
         elif kind == run_pb2.STEP_KIND_TOOL:
             self._run_here(step, tool, arguments)
 
-    def _refuse_call(
-        self, call: content_pb2.ToolCall, failure: content_pb2.Failure, state: run_pb2.StepState
-    ) -> None:
+    def _refuse_call(self, call: content_pb2.ToolCall, failure: content_pb2.Failure, state: run_pb2.StepState) -> None:
         number = self._view.step_count + 1
         tool = self._tools.get(call.tool) or agent_pb2.ToolSpec(name=call.tool)
         intent = self._intent(call, tool, number, call.arguments_json)
@@ -348,9 +346,7 @@ class Planner:
     def _doubt(self, step: StepView, failure: content_pb2.Failure, now: datetime) -> None:
         assert step.tool is not None
         tool = self._tools[step.tool.tool]
-        self._add(
-            step_in_doubt=run_pb2.StepInDoubt(step=step.number, attempt=step.attempt, failure=failure)
-        )
+        self._add(step_in_doubt=run_pb2.StepInDoubt(step=step.number, attempt=step.attempt, failure=failure))
         if tool.in_doubt == agent_pb2.IN_DOUBT_POLICY_TELL_MODEL:
             self._finish_with_failure(step, failure, run_pb2.STEP_STATE_FAILED)
         elif tool.in_doubt == agent_pb2.IN_DOUBT_POLICY_FAIL_RUN:
@@ -374,9 +370,7 @@ class Planner:
         decision = question.decision
         if decision is None:
             self._add(
-                approval_closed=run_pb2.ApprovalClosed(
-                    approval_id=approval_id, state=run_pb2.APPROVAL_STATE_EXPIRED
-                )
+                approval_closed=run_pb2.ApprovalClosed(approval_id=approval_id, state=run_pb2.APPROVAL_STATE_EXPIRED)
             )
             failure = content_pb2.Failure(
                 reason="APPROVAL_EXPIRED",
@@ -451,9 +445,7 @@ class Planner:
         self._plan.changes.append(change)
         self._view.apply(change, self._epoch)
 
-    def _run_here(
-        self, step: StepView, tool: agent_pb2.ToolSpec | None, arguments: dict[str, object] | None
-    ) -> None:
+    def _run_here(self, step: StepView, tool: agent_pb2.ToolSpec | None, arguments: dict[str, object] | None) -> None:
         self._plan.local_calls.append(LocalCall(step, step.attempt, tool, arguments))
 
     def _queue_call(
@@ -553,7 +545,7 @@ class Planner:
 
 
 def _duration(tool: agent_pb2.ToolSpec, name: str, default: timedelta) -> Duration:
-    if tool.HasField(name):  # type: ignore[arg-type]
+    if tool.HasField(name):
         return getattr(tool, name)  # type: ignore[no-any-return]
     duration = Duration()
     duration.FromTimedelta(default)
@@ -579,9 +571,7 @@ def _cancelled_failure(step: StepView | None) -> content_pb2.Failure:
     message = "The run was cancelled before this call had a result."
     if may_have_happened:
         message += " It may have taken effect."
-    return content_pb2.Failure(
-        reason="CANCELLED", message=message, failure_class=content_pb2.FAILURE_CLASS_CANCELLED
-    )
+    return content_pb2.Failure(reason="CANCELLED", message=message, failure_class=content_pb2.FAILURE_CLASS_CANCELLED)
 
 
 def _max_steps_failure(max_steps: int) -> content_pb2.Failure:

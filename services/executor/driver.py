@@ -110,9 +110,14 @@ class Driver:
                 finally:
                     for running in self._running.values():
                         running.task.cancel()
-        except* LeaseLost:
-            log.info("lease_lost", run_id=self.run_id, epoch=self.epoch)
-            return DriveEnd.LEASE_LOST
+        except LeaseLost:
+            pass
+        except BaseExceptionGroup as group:
+            # Local calls never raise; what comes out of the group is what the loop raised.
+            if group.subgroup(LeaseLost) is None:
+                raise
+        log.info("lease_lost", run_id=self.run_id, epoch=self.epoch)
+        return DriveEnd.LEASE_LOST
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
@@ -120,14 +125,14 @@ class Driver:
         while True:
             if self._was_nudged:
                 await self._read_on()
-            if self._view.has_ended:
+            if self._view.has_ended():
                 return DriveEnd.ENDED
             if self._view.cancel is not None:
                 await self._stop_local_calls()
             plan = await self._take_next_transition()
             if plan is None:
                 continue
-            if self._view.has_ended:
+            if self._view.has_ended():
                 return DriveEnd.ENDED
             crash_point("executor.after_intent")
             self._launch(plan, tasks)
@@ -143,9 +148,7 @@ class Driver:
         """Decides and commits; None when another event came first and everything has to be looked at again."""
         assert self._planner is not None
         outcomes, self._outcomes = self._outcomes, []
-        plan = self._planner.plan(
-            outcomes, self._parts.clock.now(), self._running, only_outcomes=self._is_stopping
-        )
+        plan = self._planner.plan(outcomes, self._parts.clock.now(), self._running, only_outcomes=self._is_stopping)
         if plan.changes and not await self._commit(plan):
             self._outcomes = outcomes + self._outcomes
             return None
@@ -189,9 +192,7 @@ class Driver:
             await self._parts.clock.sleep((begins - self._parts.clock.now()).total_seconds())
             self._running[call.step.number].begins = None
         messages = self._prior + self._view.conversation() if call.tool is None else []
-        outcome = await self._parts.local_calls.execute(
-            self._context, call, messages, self._view.model_steps_succeeded
-        )
+        outcome = await self._parts.local_calls.execute(self._context, call, messages, self._view.model_steps_succeeded)
         crash_point("executor.after_call")
         self._outcomes.append(outcome)
         del self._running[call.step.number]
@@ -283,5 +284,3 @@ class Driver:
         self._was_nudged = False
         events = await self._parts.reader.read_events(self._workspace_id, self.run_id, self._view.last_seq)
         self._view.apply_events(events)
-
-

@@ -97,7 +97,6 @@ class RunView:
         self._conversation: list[content_pb2.Message] = []
         self._steps_by_call: dict[str, int] = {}
 
-    @property
     def has_ended(self) -> bool:
         """Whether the run is over."""
         return self.state in ENDED

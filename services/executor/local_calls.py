@@ -10,10 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from services.executor.credentials import Credentials
 from services.executor.decide import LocalCall, Outcome
-from services.executor.stored_messages import store_message
 from services.executor.models import ModelAnswer, ModelFailed, ModelRegistry, ModelRequest
 from services.executor.prices import price
 from services.executor.state_client import JournalClient
+from services.executor.stored_messages import store_message
 from services.executor.tools.builtin import effective_tool
 from services.executor.tools.http import HttpTools, ToolFailed
 from services.executor.tools.output import settle_result
@@ -85,7 +85,9 @@ class LocalCalls:
             return _failed(
                 call,
                 content_pb2.Failure(
-                    reason="INTERNAL", message="The runtime failed while it made this call.", failure_class=failure_class
+                    reason="INTERNAL",
+                    message="The runtime failed while it made this call.",
+                    failure_class=failure_class,
                 ),
             )
 
@@ -94,7 +96,9 @@ class LocalCalls:
     ) -> Outcome:
         spec = context.spec.model
         model = self._models.get(spec.provider)
-        timeout = spec.timeout.ToTimedelta().total_seconds() if spec.HasField("timeout") else DEFAULT_MODEL_TIMEOUT_SECONDS
+        timeout = (
+            spec.timeout.ToTimedelta().total_seconds() if spec.HasField("timeout") else DEFAULT_MODEL_TIMEOUT_SECONDS
+        )
         deltas = _Deltas(self._journal, context.run_id, call)
         started = self._clock.monotonic()
         try:
@@ -128,9 +132,9 @@ class LocalCalls:
             deltas.flush()
         duration = self._clock.monotonic() - started
         base_url = credential.base_url if credential is not None else ""
-        return self._model_outcome(context, call, answer, base_url, duration, deltas.first_after(started))
+        return await self._model_outcome(context, call, answer, base_url, duration, deltas.first_after(started))
 
-    def _model_outcome(
+    async def _model_outcome(
         self,
         context: RunContext,
         call: LocalCall,
@@ -155,9 +159,11 @@ class LocalCalls:
             finished.time_to_first_token.CopyFrom(_duration(time_to_first_token))
         if answer.usage is not None:
             finished.usage.CopyFrom(answer.usage)
-            spec = context.spec.model
-            cost, source = price(
-                spec.provider, answer.response_model or spec.name, answer.usage, base_url, self._clock.now()
+        spec = context.spec.model
+        if answer.usage is not None and spec.provider != "scripted":
+            # In a thread: the price data takes a third of a second to load, once.
+            cost, source = await asyncio.to_thread(
+                price, spec.provider, answer.response_model or spec.name, answer.usage, base_url, self._clock.now()
             )
             if cost is not None:
                 finished.usage.cost_usd_nanos = cost
@@ -167,7 +173,9 @@ class LocalCalls:
     async def _call_http(self, context: RunContext, call: LocalCall) -> Outcome:
         tool = call.tool
         assert tool is not None and call.arguments is not None and call.step.tool is not None
-        timeout = tool.timeout.ToTimedelta().total_seconds() if tool.HasField("timeout") else DEFAULT_TOOL_TIMEOUT_SECONDS
+        timeout = (
+            tool.timeout.ToTimedelta().total_seconds() if tool.HasField("timeout") else DEFAULT_TOOL_TIMEOUT_SECONDS
+        )
         started = self._clock.monotonic()
         try:
             async with asyncio.timeout(timeout):
@@ -219,9 +227,7 @@ class _Deltas:
             text = "".join(self._pieces)
             self._pieces.clear()
             self._journal.send_delta(
-                run_pb2.Delta(
-                    run_id=self._run_id, step=self._step, attempt=self._attempt, index=self._index, text=text
-                )
+                run_pb2.Delta(run_id=self._run_id, step=self._step, attempt=self._attempt, index=self._index, text=text)
             )
             self._index += 1
 
@@ -270,5 +276,3 @@ def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromNanoseconds(int(seconds * 1e9))
     return duration
-
-

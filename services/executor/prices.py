@@ -10,19 +10,18 @@ from decimal import ROUND_HALF_EVEN
 from typing import Any, Final
 
 from holdfast.api.common.v1 import content_pb2
-from services.executor.models.addresses import OWN_ADDRESSES, is_own_address
 
 _DISTRIBUTION: Final = "genai-prices"
+_PRICED_PROVIDERS: Final = frozenset({"anthropic", "openai"})
 _NANOS_PER_DOLLAR: Final = 1_000_000_000
 
 
-def price(
-    provider: str, model: str, usage: content_pb2.Usage, base_url: str, at: datetime
-) -> tuple[int | None, str]:
+def price(provider: str, model: str, usage: content_pb2.Usage, base_url: str, at: datetime) -> tuple[int | None, str]:
     """Returns the price in billionths of a US dollar and the price data's name and version.
 
-    None, with an empty source, is "unknown": a model without a price, or a server that is only compatible with the
-    provider and has prices of its own. Unknown is never 0.
+    The seller is whoever answers at the address: a compatible server has the prices of its own host, if that is a
+    known seller, and never those of the provider whose protocol it speaks. None, with an empty source, means unknown;
+    unknown is never 0.
 
     Args:
         provider: Of the model: `ModelSpec.provider`.
@@ -31,9 +30,11 @@ def price(
         base_url: Where it answered; empty means the provider's own address.
         at: When, because prices change.
     """
-    if provider not in OWN_ADDRESSES or not model or not is_own_address(provider, base_url):
+    if provider not in _PRICED_PROVIDERS or not model:
         return None, ""
     prices = _library()
+    # Always one of the two: a model's name alone is sold by many, at different prices.
+    seller = {"provider_api_url": base_url} if base_url else {"provider_id": provider}
     try:
         calculation = prices.calc_price(
             prices.Usage(
@@ -43,8 +44,8 @@ def price(
                 output_tokens=usage.output_tokens,
             ),
             model,
-            provider_id=provider,
             genai_request_timestamp=at,
+            **seller,
         )
     except (LookupError, ValueError):
         return None, ""
@@ -60,7 +61,8 @@ def price_source() -> str:
 
 def load() -> None:
     """Loads the price data, which takes a third of a second: for a thread, before the first price is wanted."""
-    _library().calc_price(_library().Usage(input_tokens=1), "gpt-4o", provider_id="openai")
+    prices = _library()
+    prices.calc_price(prices.Usage(input_tokens=1), "gpt-4o", provider_id="openai")
 
 
 @functools.cache

@@ -64,6 +64,6 @@ def reconnecting(
 
 
 def _seconds(policy: agent_pb2.RetryPolicy, name: str, default: float) -> float:
-    if not policy.HasField(name):  # type: ignore[arg-type]
+    if not policy.HasField(name):
         return default
     return float(getattr(policy, name).ToTimedelta().total_seconds())

@@ -134,7 +134,9 @@ class Scheduler:
         if not has_answered and not self._is_draining:
             raise ConnectionError("the lease stream was closed")
 
-    async def _send_reports(self, call: grpc.aio.StreamStreamCall[object, object]) -> None:
+    async def _send_reports(
+        self, call: grpc.aio.StreamStreamCall[lease_pb2.WorkRequest, lease_pb2.WorkResponse]
+    ) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_seconds):

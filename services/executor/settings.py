@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.executor.tools.targets import parse_allowed_targets
 from services.shared.settings import (
     CommonSettings,
     auth_address_setting,
-    comma_list,
     duration_seconds,
     listen_setting,
     setting,
@@ -35,6 +35,6 @@ class ExecutorSettings(CommonSettings):
     http_tools_allow: tuple[str, ...] = setting(
         "HOLDFAST_HTTP_TOOLS_ALLOW",
         default=(),
-        parse=comma_list,
+        parse=parse_allowed_targets,
         doc="Hosts and networks (CIDR) beyond the public internet that http tools may call, such as 10.0.0.0/8.",
     )

@@ -24,6 +24,8 @@ MAX_FRAME_BYTES = 2 * 1024 * 1024
 # Deltas are worth little when they are late: what does not fit is dropped, never waited for.
 MAX_PENDING_DELTAS = 4_096
 
+CheckpointCall = grpc.aio.StreamStreamCall[journal_pb2.CheckpointRequest, journal_pb2.CheckpointResponse]
+
 log = get_logger(__name__)
 
 
@@ -129,7 +131,7 @@ class JournalClient:
         if not has_answered:
             raise ConnectionError("the journal stream was closed")
 
-    async def _write_frames(self, call: grpc.aio.StreamStreamCall[object, object]) -> None:
+    async def _write_frames(self, call: CheckpointCall) -> None:
         while True:
             await self._something_to_send.wait()
             self._something_to_send.clear()
@@ -183,10 +185,8 @@ class StateReader:
 
     async def messages_before(self, workspace_id: str, session_id: str, run_id: str) -> list[content_pb2.Message]:
         """The session's messages before a run, in order."""
-        messages: list[content_pb2.Message] = []
-        async for stored in self._session_messages(workspace_id, session_id, run_id):
-            messages.append(stored.message)
-        return in_call_order(messages)
+        stored = self._session_messages(workspace_id, session_id, run_id)
+        return in_call_order([found.message async for found in stored])
 
     async def _session_messages(
         self, workspace_id: str, session_id: str, before_run_id: str
@@ -259,4 +259,3 @@ def _code_name(error: BaseException | None) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return str(error.code().name)
     return str(error or "")
-

@@ -61,7 +61,5 @@ ACCESS: Final[Mapping[str, Access]] = {
             "DecideApproval": _EXECUTOR,
         },
     ),
-    **service_access(
-        "holdfast.api.state.v1.ChangeFeedService", {"Follow": Access(services=("trace",), traced=False)}
-    ),
+    **service_access("holdfast.api.state.v1.ChangeFeedService", {"Follow": Access(services=("trace",), traced=False)}),
 }

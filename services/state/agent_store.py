@@ -78,20 +78,14 @@ def get_agent(connection: sa.Connection, workspace_id: str, name: str) -> agent_
     return _agents_of(connection, workspace_id, [_agent_row(connection, workspace_id, name)])[0]
 
 
-def list_agents(
-    connection: sa.Connection, workspace_id: str, limit: int, after_name: str
-) -> list[agent_pb2.Agent]:
+def list_agents(connection: sa.Connection, workspace_id: str, limit: int, after_name: str) -> list[agent_pb2.Agent]:
     """Agents by name."""
     a = t.agents.c
-    query = (
-        sa.select(t.agents).where(a.workspace_id == workspace_id, a.name > after_name).order_by(a.name).limit(limit)
-    )
+    query = sa.select(t.agents).where(a.workspace_id == workspace_id, a.name > after_name).order_by(a.name).limit(limit)
     return _agents_of(connection, workspace_id, list(connection.execute(query).all()))
 
 
-def get_revision(
-    connection: sa.Connection, workspace_id: str, agent: str, revision: str
-) -> agent_pb2.AgentRevision:
+def get_revision(connection: sa.Connection, workspace_id: str, agent: str, revision: str) -> agent_pb2.AgentRevision:
     """One revision by id, unambiguous prefix, or label.
 
     Raises:
@@ -159,9 +153,7 @@ def put_label(
     return get_agent(connection, workspace_id, agent)
 
 
-def _point(
-    connection: sa.Connection, db: Database, workspace_id: str, agent: str, label: str, revision: str
-) -> None:
+def _point(connection: sa.Connection, db: Database, workspace_id: str, agent: str, label: str, revision: str) -> None:
     insert = sqlite.insert if db.dialect == "sqlite" else postgresql.insert
     connection.execute(
         insert(t.agent_labels)
@@ -182,9 +174,7 @@ def _agent_row(connection: sa.Connection, workspace_id: str, name: str) -> sa.Ro
     return row
 
 
-def _agents_of(
-    connection: sa.Connection, workspace_id: str, rows: list[sa.Row[Any]]
-) -> list[agent_pb2.Agent]:
+def _agents_of(connection: sa.Connection, workspace_id: str, rows: list[sa.Row[Any]]) -> list[agent_pb2.Agent]:
     labels: dict[str, dict[str, str]] = {}
     names = [row.name for row in rows]
     query = sa.select(t.agent_labels).where(

@@ -67,8 +67,7 @@ async def run(settings: StateSettings, process: Process) -> None:
         server.add(add_ChangeFeedServiceServicer_to_server, feed)
         async with asyncio.TaskGroup() as tasks:
             background = [
-                tasks.create_task(work)
-                for work in (commits.run(), leases.sweep_for_ever(), _report_health(db, server))
+                tasks.create_task(work) for work in (commits.run(), leases.sweep_for_ever(), _report_health(db, server))
             ]
             try:
                 await server.run(process.stop)

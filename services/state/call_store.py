@@ -99,9 +99,7 @@ def find_call(connection: sa.Connection, workspace_id: str, lease: str) -> sa.Ro
     """The row of a lease, whoever holds it and whether or not it counts."""
     c = t.calls.c
     return connection.execute(
-        sa.select(t.calls).where(
-            c.workspace_id == workspace_id, sa.or_(c.lease == lease, c.previous_lease == lease)
-        )
+        sa.select(t.calls).where(c.workspace_id == workspace_id, sa.or_(c.lease == lease, c.previous_lease == lease))
     ).one_or_none()
 
 
@@ -250,9 +248,7 @@ def complete_call(
     return Completion(CallEvent(row.run_id, outside), outside.seq, is_late=True)
 
 
-def _locked(
-    connection: sa.Connection, workspace_id: str, lease: str
-) -> tuple[sa.Row[Any] | None, sa.Row[Any] | None]:
+def _locked(connection: sa.Connection, workspace_id: str, lease: str) -> tuple[sa.Row[Any] | None, sa.Row[Any] | None]:
     row = find_call(connection, workspace_id, lease)
     if row is None:
         return None, None

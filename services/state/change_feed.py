@@ -14,22 +14,21 @@ import sqlalchemy as sa
 from holdfast.api.state.v1 import change_feed_service_pb2 as feed_pb2
 from holdfast.errors import InvalidArgument, Reason
 from services.shared.database import Database
-from services.state import journal
+from services.state import journal, tables
 
 MAX_ENTRIES = 2_000
 
 _SQLITE = sa.text(
     "SELECT rowid AS position, run_id, seq, workspace_id, epoch, at, body FROM journal "
     "WHERE rowid > :after ORDER BY rowid LIMIT :limit"
-).columns(at=journal.t.journal.c.at.type)
+).columns(at=tables.journal.c.at.type)
 
 _POSTGRES = sa.text(
     "SELECT CAST(CAST(txid AS text) AS bigint) AS position, run_id, seq, workspace_id, epoch, at, body FROM journal "
     "WHERE txid >= CAST(CAST(:after AS text) AS xid8) AND txid < pg_snapshot_xmin(pg_current_snapshot()) "
     "AND (txid, run_id, seq) > (CAST(CAST(:after AS text) AS xid8), CAST(:run_id AS uuid), :seq) "
     "ORDER BY txid, run_id, seq LIMIT :limit"
-).columns(at=journal.t.journal.c.at.type, run_id=journal.t.journal.c.run_id.type,
-          workspace_id=journal.t.journal.c.run_id.type)
+).columns(at=tables.journal.c.at.type, run_id=tables.journal.c.run_id.type, workspace_id=tables.journal.c.run_id.type)
 
 _NIL = "00000000-0000-0000-0000-000000000000"
 # A tag of the dialect, the position, the run and the seq.
@@ -47,7 +46,7 @@ def read_feed(
     """
     after, run_id, seq = _decode(db, cursor)
     query: Any = _POSTGRES if db.dialect == "postgresql" else _SQLITE
-    values = {"after": after, "limit": limit}
+    values: dict[str, Any] = {"after": after, "limit": limit}
     if db.dialect == "postgresql":
         values.update(run_id=run_id, seq=seq)
     rows = connection.execute(query, values).all()

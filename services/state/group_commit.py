@@ -18,7 +18,16 @@ from sqlalchemy.exc import IntegrityError
 
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
-from holdfast.errors import Conflict, HoldfastError, InvalidArgument, LeaseLost, NotFound, Reason, ResourceExhausted, Unavailable
+from holdfast.errors import (
+    Conflict,
+    HoldfastError,
+    InvalidArgument,
+    LeaseLost,
+    NotFound,
+    Reason,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.shared.crash_points import crash_point
 from services.shared.database import Database, Writer
 from services.shared.telemetry import get_logger
@@ -77,7 +86,7 @@ class GroupCommit:
         self.failing_since: float | None = None
 
     def submit(self, operation: journal_pb2.Operation, answer: Callable[[journal_pb2.OperationResult], None]) -> None:
-        """Takes an operation of a stream; `answer` is called once, after its commit. The caller bounds what it submits."""
+        """Takes an operation of a stream; `answer` is called once, after its commit. The caller bounds how many."""
 
         def give(result: Result) -> None:
             if isinstance(result, HoldfastError):
@@ -246,9 +255,7 @@ def _create_runs(
             outcome.answers[index] = error
 
 
-def _diagnose(
-    connection: sa.Connection, missing: Sequence[_Pending]
-) -> dict[int, Committed | HoldfastError]:
+def _diagnose(connection: sa.Connection, missing: Sequence[_Pending]) -> dict[int, Committed | HoldfastError]:
     """Why transitions were not applied; one that is stored already is committed."""
     found: dict[int, Committed | HoldfastError] = {}
     for pending in missing:

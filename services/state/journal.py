@@ -237,9 +237,7 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
 def after_ends(connection: sa.Connection, now: datetime, ended: list[str], successors: list[str]) -> None:
     """What the end of runs means for what stands beside the journal (PostgreSQL's batch does it in its statement)."""
     if successors:
-        connection.execute(
-            sa.update(t.runs).where(t.runs.c.run_id.in_(successors)).values(blocked=False, ready_at=now)
-        )
+        connection.execute(sa.update(t.runs).where(t.runs.c.run_id.in_(successors)).values(blocked=False, ready_at=now))
     connection.execute(
         sa.update(t.approvals)
         .where(t.approvals.c.run_id.in_(ended), t.approvals.c.state == run_pb2.APPROVAL_STATE_PENDING)
@@ -293,9 +291,7 @@ def store_effects(connection: sa.Connection, now: datetime, transitions: Iterabl
             _put_call(connection, now, transition, call)
 
 
-def put_blobs(
-    connection: sa.Connection, workspace_id: str, blobs: Iterable[content_pb2.Blob], now: datetime
-) -> None:
+def put_blobs(connection: sa.Connection, workspace_id: str, blobs: Iterable[content_pb2.Blob], now: datetime) -> None:
     """Stores bodies that are not there yet."""
     for blob in blobs:
         insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
@@ -430,9 +426,7 @@ def _join_session(connection: sa.Connection, new: journal_pb2.NewRun, now: datet
     session = connection.execute(sa.select(t.sessions).where(key).with_for_update()).one_or_none()
     if session is None:
         raise NotFound("no such session", reason=Reason.SESSION_NOT_FOUND, metadata={"session_id": new.session_id})
-    connection.execute(
-        sa.update(t.sessions).where(key).values(last_run_id=new.run_id, run_count=session.run_count + 1)
-    )
+    connection.execute(sa.update(t.sessions).where(key).values(last_run_id=new.run_id, run_count=session.run_count + 1))
     return session.run_count + 1, session.last_run_id
 
 
@@ -606,9 +600,7 @@ def append_outside(
     return Outside(seq, run.holder, becomes_ready)
 
 
-def select_run(
-    connection: sa.Connection, workspace_id: str, run_id: str, *, lock: bool = False
-) -> sa.Row[Any] | None:
+def select_run(connection: sa.Connection, workspace_id: str, run_id: str, *, lock: bool = False) -> sa.Row[Any] | None:
     """A run's row, if it is in the workspace."""
     query = sa.select(t.runs).where(t.runs.c.run_id == run_id, t.runs.c.workspace_id == workspace_id)
     return connection.execute(query.with_for_update() if lock else query).one_or_none()
@@ -643,7 +635,7 @@ def read_events(
     return [event_of(row) for row in connection.execute(query)]
 
 
-def event_of(row: sa.Row[Any]) -> run_pb2.Event:
+def event_of(row: Any) -> run_pb2.Event:
     """A journal row as an event."""
     event = run_pb2.Event.FromString(row.body)
     event.run_id = row.run_id

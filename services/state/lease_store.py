@@ -1,4 +1,7 @@
-"""Who drives which run: claims, returns, the sweep of what was left behind. Set-based; one row renews all of a holder."""
+"""Who drives which run: claims, returns, and the sweep of what was left behind.
+
+Set-based; a heartbeat renews one row for all runs of an executor.
+"""
 
 from __future__ import annotations
 
@@ -55,17 +58,13 @@ def claim(connection: sa.Connection, db: Database, executor_id: str, limit: int)
     claimed = (
         sa.update(t.runs)
         .where(r.run_id.in_(ready))
-        .values(
-            state=RUNNING, wait_reason=0, wake_at=None, holder=executor_id, epoch=r.epoch + 1, updated_at=now
-        )
+        .values(state=RUNNING, wait_reason=0, wake_at=None, holder=executor_id, epoch=r.epoch + 1, updated_at=now)
         .returning(t.runs)
     )
     return list(connection.execute(claimed).all())
 
 
-def short_journals(
-    connection: sa.Connection, run_ids: list[str], max_bytes: int
-) -> dict[str, list[run_pb2.Event]]:
+def short_journals(connection: sa.Connection, run_ids: list[str], max_bytes: int) -> dict[str, list[run_pb2.Event]]:
     """The journals of these runs where they are short, in one query."""
     j = t.journal.c
     query = (

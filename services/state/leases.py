@@ -160,18 +160,14 @@ class _Stream:
             self._hub.runs_ready()
 
     async def _check_held(self, first: lease_pb2.WorkRequest) -> None:
-        held = await self._db.read(
-            lease_store.still_held, self._executor_id, [run.run_id for run in first.held]
-        )
+        held = await self._db.read(lease_store.still_held, self._executor_id, [run.run_id for run in first.held])
         self._out.lost.extend(run for run in first.held if held.get(run.run_id) != run.epoch)
 
     async def _renew(self) -> None:
         now = asyncio.get_running_loop().time()
         # One row for all runs of the executor, at most once in half an interval.
         if now - self._renewed_at > HEARTBEAT_SECONDS / 2:
-            await self._db.write(
-                lease_store.renew, self._db, self._executor_id, lease_store.LEASE_DURATION
-            )
+            await self._db.write(lease_store.renew, self._db, self._executor_id, lease_store.LEASE_DURATION)
             self._renewed_at = now
 
     async def _claim_for_ever(self) -> None:
@@ -191,9 +187,7 @@ class _Stream:
             rows = await self._db.write(lease_store.claim, self._db, self._executor_id, limit)
             if not rows:
                 return 0
-            events = await self._db.read(
-                lease_store.short_journals, [row.run_id for row in rows], SHORT_JOURNAL_BYTES
-            )
+            events = await self._db.read(lease_store.short_journals, [row.run_id for row in rows], SHORT_JOURNAL_BYTES)
         except HoldfastError as error:
             log.warning("claim_failed", reason=error.reason)
             await asyncio.sleep(CLAIM_POLL_SECONDS)
@@ -204,15 +198,13 @@ class _Stream:
             if len(journal_so_far) != row.last_seq:
                 journal_so_far = []
             self._out.claims.append(
-                lease_pb2.Claim(
-                    workspace_id=row.workspace_id, run=run_of(row), epoch=row.epoch, events=journal_so_far
-                )
+                lease_pb2.Claim(workspace_id=row.workspace_id, run=run_of(row), epoch=row.epoch, events=journal_so_far)
             )
         self._news.set()
         return len(rows)
 
     async def _leave(self, graceful: bool) -> None:
-        """The stream is over. One that ended in order gives its runs back now, a broken one has a grace to come back."""
+        """The stream is over: in order, so its runs are given back now; or broken, with a grace to come back."""
         with contextlib.suppress(HoldfastError):
             if graceful:
                 if await self._db.write(lease_store.release, self._db, self._executor_id):

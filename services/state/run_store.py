@@ -172,9 +172,7 @@ def create_session(
                 workspace_id=workspace_id, session_id=session_id, user_id=user_id, run_count=0, created_at=now
             )
         )
-        journal.remember_request(
-            connection, workspace_id, request_id, "CreateSession", fingerprint, session_id, now
-        )
+        journal.remember_request(connection, workspace_id, request_id, "CreateSession", fingerprint, session_id, now)
     return get_session(connection, workspace_id, earlier or session_id)
 
 
@@ -356,7 +354,5 @@ def _approval_row(connection: sa.Connection, workspace_id: str, approval_id: str
         sa.select(t.approvals).where(a.workspace_id == workspace_id, a.approval_id == approval_id)
     ).one_or_none()
     if row is None:
-        raise NotFound(
-            "no such question", reason=Reason.APPROVAL_NOT_FOUND, metadata={"approval_id": approval_id}
-        )
+        raise NotFound("no such question", reason=Reason.APPROVAL_NOT_FOUND, metadata={"approval_id": approval_id})
     return row

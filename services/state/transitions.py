@@ -1,4 +1,4 @@
-"""The one table of what may happen to a run, and the rules of a transition's shape. Used by the journal and the tests."""
+"""The one table of what may happen to a run, and the rules of a transition's shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of span attributes, in one place: OpenTelemetry's GenAI conventions v0.1.0, and `holdfast.*` for what they lack.
+"""Names of span attributes, in one place: OpenTelemetry's GenAI conventions v0.1.0, and `holdfast.*` for the rest.
 
 None of the GenAI names is stable yet. When they change, they change here.
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -29,8 +30,6 @@ _CHUNK: Final = 500
 _LEADER_LOCK: Final = "holdfast.trace.projection"
 
 log = get_logger(__name__)
-
-assert [column.name for column in runs.columns] == [field.name for field in fields(RunRecord)]
 
 
 class SqlTraceStore:
@@ -195,7 +194,9 @@ def _store(connection: sa.Connection, batch: list[_Entry], after: bytes, cursor:
 def _records(connection: sa.Connection, run_ids: list[str]) -> dict[str, RunRecord]:
     if connection.dialect.name == "postgresql":
         wanted = sa.func.any(sa.bindparam("run_ids", run_ids, ARRAY(sa.Text)))
-        return {row.run_id: _to_record(row) for row in connection.execute(sa.select(runs).where(runs.c.run_id == wanted))}
+        return {
+            row.run_id: _to_record(row) for row in connection.execute(sa.select(runs).where(runs.c.run_id == wanted))
+        }
     found: dict[str, RunRecord] = {}
     for start in range(0, len(run_ids), _CHUNK):
         chunk = run_ids[start : start + _CHUNK]
@@ -280,7 +281,9 @@ def _events(connection: sa.Connection, run_id: str, *, after_seq: int, up_to_seq
 
 # --------------------------------------------------------------------------------------------------- rows and records
 
-_OPEN_STEPS: Final = [field.name for field in fields(RunRecord)].index("open_steps")
+_FIELDS: Final = tuple(field.name for field in fields(RunRecord))
+_OPEN_STEPS: Final = _FIELDS.index("open_steps")
+_values_of: Final = attrgetter(*_FIELDS)
 
 
 def _to_record(row: Any) -> RunRecord:
@@ -296,6 +299,6 @@ def _to_record(row: Any) -> RunRecord:
 
 
 def _to_row(record: RunRecord) -> tuple[Any, ...]:
-    values = list(astuple(record))
+    values = list(_values_of(record))
     values[_OPEN_STEPS] = ",".join(f"{step}:{kind}" for step, kind in record.open_steps.items())
     return tuple(values)

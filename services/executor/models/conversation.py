@@ -60,7 +60,7 @@ def turns_of(messages: Sequence[content_pb2.Message]) -> list[Turn]:
         )
         turns.append(Turn(Role.ROLE_ASSISTANT, text, reasoning, sent))
         # Everything up to the model's next message belongs to these calls.
-        results = {}
+        results: dict[str, content_pb2.ToolResult] = {}
         for follower in messages[index:]:
             if follower.role == Role.ROLE_ASSISTANT:
                 break
@@ -123,8 +123,12 @@ def arguments_object(arguments_json: str) -> dict[str, Any]:
 
 
 def json_of_struct(struct: Struct) -> dict[str, Any]:
-    """Returns a Struct as Python values; whole numbers become integers, as whoever wrote them meant."""
-    return {key: _json_of_value(value) for key, value in struct.fields.items()}
+    """Returns a Struct as Python values; whole numbers become integers, as whoever wrote them meant.
+
+    Keys are sorted: a protobuf map has an order of its own in every process, and what is sent or scripted must not
+    (providers' prompt caches compare the text).
+    """
+    return {key: _json_of_value(value) for key, value in sorted(struct.fields.items())}
 
 
 def _json_of_value(value: Value) -> Any:

@@ -1,18 +1,18 @@
 """What went wrong at a model provider, as a Failure that the journal may keep: classified, short, without credential.
 
-    reason                    class         when
-    PROVIDER_RATE_LIMITED     RATE_LIMITED  429, or a rate-limit error inside the stream
-    PROVIDER_QUOTA_EXHAUSTED  PERMANENT     402, or `insufficient_quota` / `billing_error`: money, not time, helps
-    PROVIDER_OVERLOADED       RETRYABLE     529, or `overloaded_error`
-    PROVIDER_ERROR            RETRYABLE     any other 5xx; 408, 409, 425; an error event inside the stream
-    PROVIDER_UNREACHABLE      RETRYABLE     no connection, or it broke before an answer began
-    PROVIDER_STREAM_BROKEN    RETRYABLE     the answer began and ended before it was complete
-    PROVIDER_BAD_RESPONSE     RETRYABLE     something that is not the provider's format
-    PROVIDER_AUTH             AUTH          401, 403, no credential, or one that cannot be sent
-    PROVIDER_REFUSED          PERMANENT     400, 404, 422 and every other 4xx
-    PROVIDER_REDIRECTED       PERMANENT     3xx: a credential is not carried to another address
-    PROVIDER_ADDRESS_INVALID  PERMANENT     the connection's address cannot be used
-    CONTEXT_TOO_LONG          PERMANENT     the conversation does not fit into the model
+reason                    class         when
+PROVIDER_RATE_LIMITED     RATE_LIMITED  429, or a rate-limit error inside the stream
+PROVIDER_QUOTA_EXHAUSTED  PERMANENT     402, or `insufficient_quota` / `billing_error`: money, not time, helps
+PROVIDER_OVERLOADED       RETRYABLE     529, or `overloaded_error`
+PROVIDER_ERROR            RETRYABLE     any other 5xx; 408, 409, 425; an error event inside the stream
+PROVIDER_UNREACHABLE      RETRYABLE     no connection, or it broke before an answer began
+PROVIDER_STREAM_BROKEN    RETRYABLE     the answer began and ended before it was complete
+PROVIDER_BAD_RESPONSE     RETRYABLE     something that is not the provider's format
+PROVIDER_AUTH             AUTH          401, 403, no credential, or one that cannot be sent
+PROVIDER_REFUSED          PERMANENT     400, 404, 422 and every other 4xx
+PROVIDER_REDIRECTED       PERMANENT     3xx: a credential is not carried to another address
+PROVIDER_ADDRESS_INVALID  PERMANENT     the connection's address cannot be used
+CONTEXT_TOO_LONG          PERMANENT     the conversation does not fit into the model
 """
 
 from __future__ import annotations
@@ -186,10 +186,7 @@ def parse_error(body: object) -> ProviderError:
     inner = body.get("error")
     fields = inner if isinstance(inner, dict) else body
     codes = tuple(value for value in (fields.get("code"), fields.get("type")) if isinstance(value, str) and value)
-    status = next(
-        (int(value) for value in (fields.get("code"), fields.get("status")) if _is_error_status(value)),
-        None,
-    )
+    status = next(filter(None, map(_error_status, (fields.get("code"), fields.get("status")))), None)
     message = next(
         (
             value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -201,10 +198,10 @@ def parse_error(body: object) -> ProviderError:
     return ProviderError(codes, status, " ".join(message.split()))
 
 
-def _is_error_status(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return False
-    return str(value).isascii() and str(value).isdigit() and 400 <= int(value) <= 599
+def _error_status(value: object) -> int | None:
+    digits = str(value) if isinstance(value, int | str) else ""
+    status = int(digits) if digits.isascii() and digits.isdigit() and len(digits) == 3 else 0
+    return status if 400 <= status <= 599 else None
 
 
 def retry_after_millis(headers: Mapping[str, str], now: datetime) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -14,10 +13,10 @@ from services.executor.models.conversation import json_of_struct
 from services.executor.models.protocol import Credential, ModelAnswer, ModelRequest
 from services.shared.clock import Clock
 
-_SCRIPTS_KEPT: Final = 256
+_SCRIPTS_KEPT: Final = 1024
 _PLACEHOLDER: Final = re.compile(r"\{\{(input|result|result\.([a-zA-Z_][a-zA-Z0-9_-]{0,63}))\}\}")
 # A word with the space around it: joined, the pieces are the text again.
-_WORD: Final = re.compile(r"^\s*\S*\s*|\S+\s*")
+_WORD: Final = re.compile(r"^\s+|\S+\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class ScriptedModel:
         self._clock = clock
         # Specs live as long as their revision is cached, and serializing one at every step costs more than the step.
         # The spec is kept beside its script, so that its id can't be given to another one.
-        self._by_identity: OrderedDict[int, tuple[agent_pb2.ModelSpec, _Script]] = OrderedDict()
+        self._by_identity: dict[int, tuple[agent_pb2.ModelSpec, _Script]] = {}
 
     async def answer(
         self, request: ModelRequest, credential: Credential | None, on_text: Callable[[str], None]
@@ -99,7 +98,7 @@ class ScriptedModel:
         script = _compiled(spec)
         self._by_identity[id(spec)] = (spec, script)
         if len(self._by_identity) > _SCRIPTS_KEPT:
-            self._by_identity.popitem(last=False)
+            del self._by_identity[next(iter(self._by_identity))]
         return script
 
 
@@ -141,7 +140,7 @@ def _last_result(request: ModelRequest, tool: str | None) -> str:
 
 
 def _words(text: str) -> Iterator[str]:
-    return (word for word in _WORD.findall(text) if word)
+    return (match[0] for match in _WORD.finditer(text))
 
 
 def _new_words(request: ModelRequest) -> int:

@@ -47,9 +47,7 @@ class AgentStoreServicer(AgentStoreServiceServicer):
     async def GetAgentRevision(
         self, request: pb.GetAgentRevisionRequest, context: Context
     ) -> pb.GetAgentRevisionResponse:
-        revision = await self._db.read(
-            agent_store.get_revision, request.workspace_id, request.agent, request.revision
-        )
+        revision = await self._db.read(agent_store.get_revision, request.workspace_id, request.agent, request.revision)
         return pb.GetAgentRevisionResponse(revision=revision)
 
     async def ListAgentRevisions(

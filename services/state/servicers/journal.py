@@ -81,9 +81,7 @@ class JournalServicer(JournalServiceServicer):
         ):
             yield response
 
-    async def ReadBlob(
-        self, request: pb.ReadBlobRequest, context: Context
-    ) -> AsyncIterator[pb.ReadBlobResponse]:
+    async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[pb.ReadBlobResponse]:
         found = await self._db.read(journal.read_blobs, request.workspace_id, [request.hash])
         data = found.get(request.hash)
         if data is None:

@@ -110,9 +110,7 @@ class RunStoreServicer(RunStoreServiceServicer):
             approvals=approvals[: request.page_size], has_more=len(approvals) > request.page_size
         )
 
-    async def DecideApproval(
-        self, request: pb.DecideApprovalRequest, context: Context
-    ) -> pb.DecideApprovalResponse:
+    async def DecideApproval(self, request: pb.DecideApprovalRequest, context: Context) -> pb.DecideApprovalResponse:
         approval, written = await self._db.write(
             run_store.decide_approval, self._db, request.workspace_id, request.decision
         )

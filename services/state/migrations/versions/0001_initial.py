@@ -13,9 +13,7 @@ branch_labels = None
 depends_on = None
 
 # A copy of the tables as they were with this revision: later changes of tables.py must not change it.
-metadata = sa.MetaData(
-    naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}
-)
+metadata = sa.MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
 
 
 def _id() -> sa.types.TypeEngine[str]:
@@ -64,12 +62,24 @@ runs = sa.Table(
     sa.Column("ended_at", Timestamp()),
     sa.Index("ix_runs_workspace_id_run_id", "workspace_id", "run_id"),
     sa.Index("ix_runs_session_id_ordinal", "session_id", "ordinal"),
-    sa.Index("ix_runs_ready", "ready_at", postgresql_where=sa.text("state = 1 AND NOT blocked"),
-             sqlite_where=sa.text("state = 1 AND NOT blocked")),
-    sa.Index("ix_runs_wake", "wake_at", postgresql_where=sa.text("state = 3 AND wake_at IS NOT NULL"),
-             sqlite_where=sa.text("state = 3 AND wake_at IS NOT NULL")),
-    sa.Index("ix_runs_holder", "holder", postgresql_where=sa.text("holder IS NOT NULL"),
-             sqlite_where=sa.text("holder IS NOT NULL")),
+    sa.Index(
+        "ix_runs_ready",
+        "ready_at",
+        postgresql_where=sa.text("state = 1 AND NOT blocked"),
+        sqlite_where=sa.text("state = 1 AND NOT blocked"),
+    ),
+    sa.Index(
+        "ix_runs_wake",
+        "wake_at",
+        postgresql_where=sa.text("state = 3 AND wake_at IS NOT NULL"),
+        sqlite_where=sa.text("state = 3 AND wake_at IS NOT NULL"),
+    ),
+    sa.Index(
+        "ix_runs_holder",
+        "holder",
+        postgresql_where=sa.text("holder IS NOT NULL"),
+        sqlite_where=sa.text("holder IS NOT NULL"),
+    ),
     # Each step updates its run's row; room in the page keeps the update there.
     postgresql_with={"fillfactor": "70"},
 )
@@ -150,8 +160,14 @@ calls = sa.Table(
     sa.Column("details", sa.Text, nullable=False),
     # A digest of the report that ended it, so that the same report twice is answered the same.
     sa.Column("report_digest", sa.LargeBinary),
-    sa.Index("ix_calls_workspace_id_tool", "workspace_id", "tool", "not_before",
-             postgresql_where=sa.text("state = 1"), sqlite_where=sa.text("state = 1")),
+    sa.Index(
+        "ix_calls_workspace_id_tool",
+        "workspace_id",
+        "tool",
+        "not_before",
+        postgresql_where=sa.text("state = 1"),
+        sqlite_where=sa.text("state = 1"),
+    ),
     sa.Index("ix_calls_workspace_id_lease", "workspace_id", "lease"),
     sa.Index("ix_calls_workspace_id_previous_lease", "workspace_id", "previous_lease"),
 )

@@ -1,0 +1,143 @@
+"""`holdfast approvals` and `holdfast answer`: what waits for a person, and the person's word."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from holdfast.api.common.v1 import run_pb2
+from holdfast.cli.app import JsonOption, LimitOption, app, read_text, with_client
+from holdfast.cli.console import age, note, out, print_json, say
+from holdfast.cli.run_view import question_lines
+from holdfast.client import Client
+from holdfast.errors import InvalidArgument, NotFound
+from holdfast.ids import is_uuid
+from holdfast.resources import Resolution
+from holdfast.runs import short_name
+
+
+@app.command()
+def approvals(
+    run_id: Annotated[str, typer.Option("--run", help="Only those of this run.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Also those that are decided or void.")] = False,
+    limit: LimitOption = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List questions that wait for a person, and the commands that answer them."""
+
+    async def read(client: Client) -> list[run_pb2.Approval]:
+        found: list[run_pb2.Approval] = []
+        async for item in client.approvals.list(run_id=run_id, pending_only=not everything):
+            found.append(item)
+            if len(found) == limit:
+                break
+        return found
+
+    found = with_client(read)
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        note("Nothing waits for a person.")
+    for approval in found:
+        state = short_name(run_pb2.ApprovalState, approval.state, "APPROVAL_STATE_")
+        say(
+            f"{approval.approval_id}  {state}  run {approval.run_id}, step {approval.step}, {age(approval.create_time)}"
+        )
+        lines = question_lines(approval)
+        for line in lines if approval.state == run_pb2.APPROVAL_STATE_PENDING else lines[:1]:
+            out().print(line)
+
+
+@app.command()
+def answer(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[APPROVAL_OR_RUN] [TEXT]",
+            help="The question, or the run that asks; may be left out when only one question is open. Then the answer: "
+            "a text, or JSON where the question has a schema; - reads standard input.",
+        ),
+    ] = None,
+    done: Annotated[
+        str | None, typer.Option("--done", metavar="RESULT", help="The call took effect; this is its result.")
+    ] = None,
+    not_done: Annotated[bool, typer.Option("--not-done", help="The call took no effect: call it again.")] = False,
+    tell_model: Annotated[bool, typer.Option("--tell-model", help="Tell the model that nobody knows.")] = False,
+    fail: Annotated[bool, typer.Option("--fail", help="Fail the run.")] = False,
+    comment: Annotated[str, typer.Option(help="For the record.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question of an agent, or say what a call in doubt did. The run goes on."""
+    target, text = _split(words or [])
+    chosen: list[Resolution] = []
+    if done is not None:
+        chosen.append("done")
+    if not_done:
+        chosen.append("not_done")
+    if tell_model:
+        chosen.append("tell_model")
+    if fail:
+        chosen.append("fail_run")
+    if len(chosen) + (text is not None) != 1:
+        raise typer.BadParameter("give one of TEXT, --done, --not-done, --tell-model, --fail")
+
+    async def decide(client: Client) -> run_pb2.Approval:
+        approval = await _find(client, target)
+        if text is not None:
+            if approval.kind == run_pb2.APPROVAL_KIND_IN_DOUBT:
+                raise InvalidArgument(
+                    "this is about a call in doubt: say --done RESULT, --not-done, --tell-model or --fail"
+                )
+            return await client.approvals.answer_json(approval.approval_id, read_text(text), comment=comment)
+        if approval.kind != run_pb2.APPROVAL_KIND_IN_DOUBT:
+            raise InvalidArgument(f"this is a question, and wants an answer: {approval.prompt}")
+        result = _json_or_text(read_text(done)) if done is not None else None
+        return await client.approvals.resolve(approval.approval_id, chosen[0], result=result, comment=comment)
+
+    decided = with_client(decide)
+    if as_json:
+        print_json(decided)
+        return
+    say(f"decided; to follow the run: holdfast tail {decided.run_id}")
+
+
+def _split(words: list[str]) -> tuple[str | None, str | None]:
+    if len(words) > 2:
+        raise typer.BadParameter("there is more than a question and a text; put the text in quotes")
+    if len(words) == 2:
+        return words[0], words[1]
+    if len(words) == 1:
+        return (words[0], None) if is_uuid(words[0]) else (None, words[0])
+    return None, None
+
+
+async def _find(client: Client, target: str | None) -> run_pb2.Approval:
+    if target is not None:
+        try:
+            return await client.approvals.get(target)
+        except NotFound:
+            # It may be the run's id.
+            pass
+        run = await client.run(target)
+        found = [item async for item in client.approvals.list(run_id=run.id)]
+        asked = f"the run {run.id} asks nothing"
+    else:
+        found = [item async for item in client.approvals.list()]
+        asked = "nothing waits for a person"
+    if not found:
+        raise InvalidArgument(asked)
+    if len(found) > 1:
+        listing = "\n".join(f"{item.approval_id}: {item.prompt}" for item in found)
+        raise InvalidArgument(f"several questions are open; name one of them:\n{listing}")
+    return found[0]
+
+
+def _json_or_text(text: str) -> object:
+    try:
+        value: object = json.loads(text)
+        return value
+    except ValueError:
+        return text

@@ -1,0 +1,252 @@
+"""`holdfast run`, `tail`, `runs` and `cancel`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from contextlib import aclosing, suppress
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from holdfast.api.common.v1 import run_pb2
+from holdfast.api.executor.v1 import run_service_pb2
+from holdfast.cli.app import JsonOption, LimitOption, app, read_text, with_client
+from holdfast.cli.console import ExitCode, age, cost, err, note, out, print_json, print_table, say, state_text, tokens
+from holdfast.cli.run_view import PERSON, RunView, summary
+from holdfast.client import Client
+from holdfast.runs import ENDED, RunEvent, RunHandle, TextDelta, state_name, text_of
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
+NoWaitOption = Annotated[
+    bool, typer.Option("--no-wait", help="Leave with exit code 5 when the run waits for a person.")
+]
+
+_EXIT_CODES = {
+    run_pb2.RUN_STATE_SUCCEEDED: ExitCode.OK,
+    run_pb2.RUN_STATE_FAILED: ExitCode.RUN_FAILED,
+    run_pb2.RUN_STATE_CANCELLED: ExitCode.RUN_CANCELLED,
+}
+
+
+@app.command()
+def run(
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="Name of the agent.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What the run is asked to do; - reads standard input.")],
+    session: Annotated[str, typer.Option(help="Go on with this conversation.")] = "",
+    user: Annotated[str, typer.Option(help="On whose behalf: an id of your own.")] = "",
+    revision: Annotated[str, typer.Option(help="A revision or a label instead of latest.")] = "",
+    reject_when_busy: Annotated[
+        bool, typer.Option("--reject-when-busy", help="Refuse while the session has an unfinished run.")
+    ] = False,
+    request_id: Annotated[
+        str, typer.Option(help="The same id with the same content is the same run, however often it is sent.")
+    ] = "",
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Print the run's id and leave.")] = False,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a run and follow it. Ctrl-C leaves it running; `holdfast cancel` stops it."""
+    asked = read_text(text)
+
+    async def start(client: Client) -> int:
+        handle = await client.start(
+            agent,
+            asked,
+            revision=revision,
+            session_id=session,
+            user_id=user,
+            reject_when_busy=reject_when_busy,
+            request_id=request_id or None,
+        )
+        if detach:
+            print_json({"run": handle.run}) if as_json else say(handle.id)
+            return ExitCode.OK
+        if as_json:
+            print_json({"run": handle.run})
+        else:
+            # On a terminal everything is one story; in a pipe the answer alone is the result.
+            (out() if sys.stdout.isatty() else err()).print(Text.assemble(("run ", "dim"), (handle.id, "bold")))
+        return await follow(handle, 0, as_json=as_json, no_wait=no_wait)
+
+    raise typer.Exit(int(with_client(start)))
+
+
+@app.command()
+def tail(
+    run_id: RunArgument,
+    begin: Annotated[int, typer.Option("--from", metavar="SEQ", min=1, help="Number of the first event to show.")] = 1,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a run: what it did, then what it does, until it ends. The exit code says how."""
+
+    async def attach(client: Client) -> int:
+        handle = await client.run(run_id)
+        return await follow(handle, begin - 1, as_json=as_json, no_wait=no_wait)
+
+    raise typer.Exit(int(with_client(attach)))
+
+
+async def follow(handle: RunHandle, after_seq: int, *, as_json: bool, no_wait: bool) -> int:
+    """Prints a run until its end and returns the exit code."""
+    position = [after_seq]
+    following = asyncio.ensure_future(_follow(handle, position, as_json=as_json, no_wait=no_wait))
+    loop = asyncio.get_running_loop()
+    is_interrupted = False
+
+    def interrupt() -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
+        following.cancel()
+
+    with suppress(ValueError, RuntimeError, NotImplementedError):
+        # Outside the main thread there are no signals to handle.
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        return await following
+    except asyncio.CancelledError:
+        if not is_interrupted:
+            raise
+        if not as_json:
+            note(f"\nDetached; the run goes on. To follow it: holdfast tail {handle.id} --from {position[0] + 1}")
+            note(f"To stop it: holdfast cancel {handle.id}")
+        return ExitCode.INTERRUPTED
+    finally:
+        with suppress(ValueError, RuntimeError, NotImplementedError):
+            loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _follow(handle: RunHandle, position: list[int], *, as_json: bool, no_wait: bool) -> int:
+    in_terminal = sys.stdout.isatty()
+    view = None if as_json else RunView(out() if in_terminal else err(), handle)
+    try:
+        async with aclosing(handle.events(position[0])) as items:
+            async for item in items:
+                if isinstance(item, TextDelta):
+                    if view is not None:
+                        view.delta(item)
+                    else:
+                        print_json(_delta_json(handle.id, item))
+                    continue
+                if view is not None:
+                    await view.event(item)
+                else:
+                    print_json(run_service_pb2.WatchRunResponse(event=item.message))
+                position[0] = item.seq
+                if no_wait and await _waits_for_a_person(handle, item):
+                    break
+    finally:
+        if view is not None:
+            view.close()
+    run = await handle.get()
+    if as_json:
+        print_json({"run": run})
+    elif run.state in ENDED:
+        if run.state == run_pb2.RUN_STATE_SUCCEEDED and not in_terminal:
+            say(text_of(run.output))
+        note(f"{summary(run)} · holdfast trace {run.run_id}")
+    return _EXIT_CODES.get(run.state, ExitCode.RUN_WAITING)
+
+
+async def _waits_for_a_person(handle: RunHandle, event: RunEvent) -> bool:
+    if event.state != run_pb2.RUN_STATE_WAITING:
+        return False
+    run = await handle.get()
+    # An event of the past may have been answered since.
+    return run.state == run_pb2.RUN_STATE_WAITING and run.wait_reason in PERSON
+
+
+def _delta_json(run_id: str, delta: TextDelta) -> run_service_pb2.WatchRunResponse:
+    return run_service_pb2.WatchRunResponse(
+        delta=run_pb2.Delta(run_id=run_id, step=delta.step, attempt=delta.attempt, index=delta.index, text=delta.text)
+    )
+
+
+@app.command()
+def runs(
+    agent: Annotated[str, typer.Option(help="Only runs of this agent.")] = "",
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="Only runs in this state: queued, running, waiting, succeeded, failed, cancelled."),
+    ] = None,
+    session: Annotated[str, typer.Option(help="Only runs of this conversation.")] = "",
+    user: Annotated[str, typer.Option(help="Only runs on behalf of this user.")] = "",
+    limit: LimitOption = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs, newest first."""
+    states = [_state(name) for name in state or ()]
+
+    async def read(client: Client) -> list[run_pb2.Run]:
+        found: list[run_pb2.Run] = []
+        listing = client.runs.list(agent=agent, session_id=session, user_id=user, states=states)
+        async for item in listing:
+            found.append(item)
+            if len(found) == limit:
+                break
+        return found
+
+    found = with_client(read)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("id", "agent", "state", "began", "steps", "tokens", "cost", "why"),
+        (
+            (
+                item.run_id,
+                item.agent,
+                state_text(state_name(item.state)),
+                age(item.create_time),
+                str(item.step_count),
+                tokens(item.usage.input_tokens + item.usage.output_tokens),
+                cost(item.usage.cost_usd_nanos if item.usage.HasField("cost_usd_nanos") else None),
+                _why(item),
+            )
+            for item in found
+        ),
+        empty='There are no such runs; `holdfast run AGENT "text"` starts one.',
+    )
+
+
+def _state(name: str) -> int:
+    known = {
+        value.removeprefix("RUN_STATE_").lower(): number
+        for value, number in run_pb2.RunState.items()
+        if number != run_pb2.RUN_STATE_UNSPECIFIED
+    }
+    found = known.get(name.lower().removeprefix("run_state_"))
+    if found is None:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint="--state")
+    return found
+
+
+def _why(item: run_pb2.Run) -> str:
+    if item.state == run_pb2.RUN_STATE_WAITING:
+        return run_pb2.WaitReason.Name(item.wait_reason).removeprefix("WAIT_REASON_").lower().replace("_", " ")
+    if item.state == run_pb2.RUN_STATE_FAILED:
+        return item.failure.reason
+    return "cancelling" if item.cancel_requested and item.state not in ENDED else ""
+
+
+@app.command()
+def cancel(
+    run_id: RunArgument,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a run to stop; it ends at its next safe point."""
+
+    async def ask(client: Client) -> run_pb2.Run:
+        handle = await client.run(run_id)
+        return await handle.cancel(reason)
+
+    found = with_client(ask)
+    if as_json:
+        print_json(found)
+        return
+    word = "is cancelled" if found.state == run_pb2.RUN_STATE_CANCELLED else "will end at its next safe point"
+    say(f"run {found.run_id} {word}")

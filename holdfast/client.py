@@ -1,0 +1,131 @@
+"""The async client of one suite."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from holdfast.agent import Agent
+from holdfast.api.auth.v1 import workspace_service_pb2
+from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
+from holdfast.api.common.v1 import agent_pb2
+from holdfast.resources import Agents, Approvals, Connections, Keys, Runs, Sessions, Trace
+from holdfast.runs import RunHandle
+from holdfast.settings import resolve
+from holdfast.transport import DEFAULT_TIMEOUT_SECONDS, Transport
+
+
+class Client:
+    """A connection to a suite. Belongs to one event loop; close it, or use it as an async context manager.
+
+    Example:
+        async with Client() as client:
+            await client.apply(agent)
+            run = await client.start("support", "Where is my order?")
+            print(await run.result())
+
+    Args:
+        address: The executor as host:port (https://host:port for TLS). Not given: HOLDFAST_ADDRESS, then the user's
+            configuration file, then 127.0.0.1:7400.
+        api_key: Not given: HOLDFAST_API_KEY, then the configuration file.
+        auth_address: The auth service; by default beside the executor, its port + 2.
+        trace_address: The trace service; by default beside the executor, its port + 3.
+        profile: Which part of the configuration file; not given: HOLDFAST_PROFILE, then `default`.
+        timeout: Deadline of every call but streams, in seconds.
+
+    Raises:
+        InvalidArgument: An address or the configuration file is not valid.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        api_key: str | None = None,
+        *,
+        auth_address: str | None = None,
+        trace_address: str | None = None,
+        profile: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        settings = resolve(
+            address=address, api_key=api_key, auth_address=auth_address, trace_address=trace_address, profile=profile
+        )
+        self._transport = Transport(settings, timeout=timeout)
+        self.agents = Agents(self._transport)
+        """Agents, their revisions and labels."""
+        self.runs = Runs(self._transport)
+        """Runs."""
+        self.sessions = Sessions(self._transport)
+        """Conversations."""
+        self.approvals = Approvals(self._transport)
+        """Questions to people."""
+        self.keys = Keys(self._transport)
+        """API keys of the workspace."""
+        self.connections = Connections(self._transport)
+        """Credentials of third parties."""
+        self.trace = Trace(self._transport)
+        """What happened and why."""
+
+    @property
+    def transport(self) -> Transport:
+        """The channels below this client."""
+        return self._transport
+
+    async def apply(self, agent: Agent | agent_pb2.AgentSpec) -> agent_pb2.AgentRevision:
+        """Stores a definition and returns its revision; the same definition again is the same revision."""
+        return (await self.agents.apply(agent)).revision
+
+    async def start(
+        self,
+        agent: str | Agent,
+        text: str,
+        *,
+        revision: str = "",
+        session_id: str = "",
+        user_id: str = "",
+        reject_when_busy: bool = False,
+        request_id: str | None = None,
+    ) -> RunHandle:
+        """Starts a run. When this returns, the run is stored and goes on without the caller.
+
+        Args:
+            agent: The agent or its name.
+            text: What the run is asked to do.
+            revision: A revision id or label; `latest` when not given.
+            session_id: The conversation to go on with; a new one when not given.
+            user_id: On whose behalf, the caller's own opaque id.
+            reject_when_busy: Refuse, instead of waiting, while the session has an unfinished run.
+            request_id: The same id with the same content is the same run. A new one when not given, so that the
+                retries inside this call start one run.
+        """
+        return await self.runs.start(
+            agent,
+            text,
+            revision=revision,
+            session_id=session_id,
+            user_id=user_id,
+            reject_when_busy=reject_when_busy,
+            request_id=request_id,
+        )
+
+    async def run(self, run_id: str) -> RunHandle:
+        """Returns an existing run."""
+        return await self.runs.get(run_id)
+
+    async def workspace(self) -> workspace_service_pb2.Workspace:
+        """Returns the workspace of the client's key."""
+        stub = self._transport.stub("auth", WorkspaceServiceStub)
+        request = workspace_service_pb2.GetWorkspaceRequest()
+        return (await self._transport.call("auth", stub.GetWorkspace, request)).workspace
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,410 @@
+"""What a client can do with each kind of thing of a suite: agents, runs, conversations, questions, keys, traces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final, Literal, cast
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from holdfast.agent import Agent
+from holdfast.api.auth.v1 import api_key_service_pb2, connection_service_pb2
+from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
+from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
+from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.api.executor.v1 import agent_service_pb2, approval_service_pb2, run_service_pb2, session_service_pb2
+from holdfast.api.executor.v1.agent_service_pb2_grpc import AgentServiceStub
+from holdfast.api.executor.v1.approval_service_pb2_grpc import ApprovalServiceStub
+from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceStub
+from holdfast.api.executor.v1.session_service_pb2_grpc import SessionServiceStub
+from holdfast.api.trace.v1 import query_service_pb2
+from holdfast.api.trace.v1.query_service_pb2_grpc import QueryServiceStub
+from holdfast.errors import InvalidArgument
+from holdfast.ids import new_uuid7
+from holdfast.runs import RunHandle
+from holdfast.transport import Transport
+
+Resolution = Literal["done", "not_done", "tell_model", "fail_run"]
+
+_PAGE_SIZE: Final = 200
+
+
+class Agents:
+    """Agents, their immutable revisions, and labels."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = transport.stub("executor", AgentServiceStub)
+
+    async def apply(
+        self, agent: Agent | agent_pb2.AgentSpec, *, validate_only: bool = False
+    ) -> agent_service_pb2.ApplyAgentResponse:
+        """Stores a definition as a revision and points `latest` to it.
+
+        Args:
+            agent: The definition.
+            validate_only: Check it and store nothing.
+
+        Raises:
+            InvalidArgument: With the fields that are wrong; for an agent from a file, with file and line.
+        """
+        # Imported here: an agent that was built in Python needs no YAML.
+        from holdfast.agent_files import explain
+
+        spec = agent.spec if isinstance(agent, Agent) else agent
+        request = agent_service_pb2.ApplyAgentRequest(
+            spec=spec, validate_only=validate_only, request_id="" if validate_only else new_uuid7()
+        )
+        try:
+            return await self._transport.call("executor", self._stub.ApplyAgent, request)
+        except InvalidArgument as error:
+            if isinstance(agent, Agent) and agent.locator is not None:
+                raise explain(error, agent) from error
+            raise
+
+    async def get(self, name: str) -> agent_pb2.Agent:
+        """Returns an agent."""
+        request = agent_service_pb2.GetAgentRequest(agent=name)
+        return (await self._transport.call("executor", self._stub.GetAgent, request)).agent
+
+    async def revision(self, name: str, revision: str = "") -> agent_pb2.AgentRevision:
+        """Returns a revision by its id, a prefix of it, or a label; `latest` when not given."""
+        request = agent_service_pb2.GetAgentRevisionRequest(agent=name, revision=revision)
+        return (await self._transport.call("executor", self._stub.GetAgentRevision, request)).revision
+
+    async def list(self) -> AsyncIterator[agent_pb2.Agent]:
+        """Yields all agents by name."""
+        request = agent_service_pb2.ListAgentsRequest(page_size=_PAGE_SIZE)
+        async for response in self._transport.pages("executor", self._stub.ListAgents, request):
+            for agent in response.agents:
+                yield agent
+
+    async def revisions(self, name: str) -> AsyncIterator[agent_pb2.AgentRevision]:
+        """Yields the revisions of an agent, newest first."""
+        request = agent_service_pb2.ListAgentRevisionsRequest(agent=name, page_size=_PAGE_SIZE)
+        async for response in self._transport.pages("executor", self._stub.ListAgentRevisions, request):
+            for revision in response.revisions:
+                yield revision
+
+    async def set_label(self, name: str, label: str, revision: str) -> agent_pb2.Agent:
+        """Points a label to a revision."""
+        request = agent_service_pb2.SetAgentLabelRequest(
+            agent=name, label=label, revision=revision, request_id=new_uuid7()
+        )
+        return (await self._transport.call("executor", self._stub.SetAgentLabel, request)).agent
+
+
+class Runs:
+    """Runs: start, look, list."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = transport.stub("executor", RunServiceStub)
+
+    async def start(
+        self,
+        agent: str | Agent,
+        text: str,
+        *,
+        revision: str = "",
+        session_id: str = "",
+        user_id: str = "",
+        reject_when_busy: bool = False,
+        request_id: str | None = None,
+    ) -> RunHandle:
+        """As `Client.start`."""
+        busy = run_service_pb2.BUSY_POLICY_REJECT if reject_when_busy else run_service_pb2.BUSY_POLICY_ENQUEUE
+        request = run_service_pb2.StartRunRequest(
+            agent=agent.name if isinstance(agent, Agent) else agent,
+            revision=revision,
+            text=text,
+            session_id=session_id,
+            user_id=user_id,
+            busy_policy=busy,
+            # Without an id the channel's own retry after a lost answer would start a second run.
+            request_id=request_id if request_id is not None else new_uuid7(),
+        )
+        response = await self._transport.call("executor", self._stub.StartRun, request)
+        return RunHandle(self._transport, response.run)
+
+    async def get(self, run_id: str) -> RunHandle:
+        """Returns an existing run."""
+        request = run_service_pb2.GetRunRequest(run_id=run_id)
+        response = await self._transport.call("executor", self._stub.GetRun, request)
+        return RunHandle(self._transport, response.run)
+
+    async def list(
+        self,
+        *,
+        agent: str = "",
+        session_id: str = "",
+        user_id: str = "",
+        states: Iterable[int] = (),
+        created_after: datetime | None = None,
+    ) -> AsyncIterator[run_pb2.Run]:
+        """Yields runs, newest first.
+
+        Args:
+            agent: Only runs of this agent.
+            session_id: Only runs of this session.
+            user_id: Only runs of this user.
+            states: Only runs in one of these states; empty means all.
+            created_after: Only runs accepted at or after this time.
+        """
+        request = run_service_pb2.ListRunsRequest(
+            page_size=_PAGE_SIZE,
+            agent=agent,
+            session_id=session_id,
+            user_id=user_id,
+            states=[_run_state(state) for state in states],
+            created_after=_timestamp(created_after),
+        )
+        async for response in self._transport.pages("executor", self._stub.ListRuns, request):
+            for run in response.runs:
+                yield run
+
+
+class Sessions:
+    """Conversations: ordered messages and the runs that made them."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = transport.stub("executor", SessionServiceStub)
+
+    async def create(self, *, user_id: str = "") -> session_service_pb2.Session:
+        """Begins a conversation without a run."""
+        request = session_service_pb2.CreateSessionRequest(user_id=user_id, request_id=new_uuid7())
+        return (await self._transport.call("executor", self._stub.CreateSession, request)).session
+
+    async def get(self, session_id: str) -> session_service_pb2.Session:
+        """Returns a conversation."""
+        request = session_service_pb2.GetSessionRequest(session_id=session_id)
+        return (await self._transport.call("executor", self._stub.GetSession, request)).session
+
+    async def list(self, *, user_id: str = "") -> AsyncIterator[session_service_pb2.Session]:
+        """Yields conversations, newest first."""
+        request = session_service_pb2.ListSessionsRequest(page_size=_PAGE_SIZE, user_id=user_id)
+        async for response in self._transport.pages("executor", self._stub.ListSessions, request):
+            for session in response.sessions:
+                yield session
+
+    async def messages(self, session_id: str) -> AsyncIterator[session_service_pb2.SessionMessage]:
+        """Yields the messages of a conversation in order."""
+        request = session_service_pb2.ListMessagesRequest(session_id=session_id, page_size=_PAGE_SIZE)
+        async for response in self._transport.pages("executor", self._stub.ListMessages, request):
+            for message in response.messages:
+                yield message
+
+
+class Approvals:
+    """Questions to people: those an agent asks, and those about calls whose outcome nobody knows."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = transport.stub("executor", ApprovalServiceStub)
+
+    async def get(self, approval_id: str) -> run_pb2.Approval:
+        """Returns a question."""
+        request = approval_service_pb2.GetApprovalRequest(approval_id=approval_id)
+        return (await self._transport.call("executor", self._stub.GetApproval, request)).approval
+
+    async def list(self, *, run_id: str = "", pending_only: bool = True) -> AsyncIterator[run_pb2.Approval]:
+        """Yields questions, newest first.
+
+        Args:
+            run_id: Only those of this run.
+            pending_only: Only those that wait for somebody.
+        """
+        state = run_pb2.APPROVAL_STATE_PENDING if pending_only else run_pb2.APPROVAL_STATE_UNSPECIFIED
+        request = approval_service_pb2.ListApprovalsRequest(page_size=_PAGE_SIZE, run_id=run_id, state=state)
+        async for response in self._transport.pages("executor", self._stub.ListApprovals, request):
+            for approval in response.approvals:
+                yield approval
+
+    async def answer(self, approval_id: str, answer: Any, *, comment: str = "") -> run_pb2.Approval:
+        """Answers an agent's question; its run goes on.
+
+        Args:
+            approval_id: The question.
+            answer: A text, or what JSON can say where the question has a schema.
+            comment: For the record.
+
+        Raises:
+            FailedPrecondition: It was decided otherwise before.
+            InvalidArgument: The answer does not fit the question's schema.
+        """
+        return await self.answer_json(approval_id, json.dumps(answer, ensure_ascii=False), comment=comment)
+
+    async def answer_json(self, approval_id: str, answer_json: str, *, comment: str = "") -> run_pb2.Approval:
+        """As `answer`, with the answer as JSON text."""
+        request = approval_service_pb2.DecideApprovalRequest(
+            approval_id=approval_id, answer_json=answer_json, comment=comment, request_id=new_uuid7()
+        )
+        return (await self._transport.call("executor", self._stub.DecideApproval, request)).approval
+
+    async def resolve(
+        self, approval_id: str, resolution: Resolution, *, result: Any = None, comment: str = ""
+    ) -> run_pb2.Approval:
+        """Says what a call in doubt did; its run goes on.
+
+        Args:
+            approval_id: The question.
+            resolution: `done`: it happened, and `result` is what it returned. `not_done`: call it again.
+                `tell_model`: the model is told that nobody knows. `fail_run`: the run fails.
+            result: Of a call that is done, as JSON can say it.
+            comment: For the record.
+        """
+        request = approval_service_pb2.DecideApprovalRequest(
+            approval_id=approval_id,
+            resolution=f"IN_DOUBT_RESOLUTION_{resolution.upper()}",
+            answer_json=json.dumps(result, ensure_ascii=False) if resolution == "done" else "",
+            comment=comment,
+            request_id=new_uuid7(),
+        )
+        return (await self._transport.call("executor", self._stub.DecideApproval, request)).approval
+
+
+class Keys:
+    """Holdfast's own API keys of the workspace."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = transport.stub("auth", ApiKeyServiceStub)
+
+    async def create(
+        self, display_name: str, scopes: Sequence[str], *, expire_time: datetime | None = None
+    ) -> tuple[api_key_service_pb2.ApiKey, str]:
+        """Makes a key.
+
+        Args:
+            display_name: For people.
+            scopes: What it may do, such as `runs:write`; within those of the client's key.
+            expire_time: When it ends by itself.
+
+        Returns:
+            The key's description, and the key itself, which is shown only here.
+        """
+        request = api_key_service_pb2.CreateApiKeyRequest(
+            display_name=display_name, scopes=scopes, expire_time=_timestamp(expire_time), request_id=new_uuid7()
+        )
+        response = await self._transport.call("auth", self._stub.CreateApiKey, request)
+        return response.api_key, response.secret
+
+    async def list(self) -> AsyncIterator[api_key_service_pb2.ApiKey]:
+        """Yields the keys, newest first, without secrets."""
+        request = api_key_service_pb2.ListApiKeysRequest(page_size=_PAGE_SIZE)
+        async for response in self._transport.pages("auth", self._stub.ListApiKeys, request):
+            for key in response.api_keys:
+                yield key
+
+    async def revoke(self, api_key_id: str) -> api_key_service_pb2.ApiKey:
+        """Makes a key useless, at every service within seconds."""
+        request = api_key_service_pb2.RevokeApiKeyRequest(api_key_id=api_key_id, request_id=new_uuid7())
+        return (await self._transport.call("auth", self._stub.RevokeApiKey, request)).api_key
+
+
+class Connections:
+    """Credentials of third parties. A secret goes in and never comes out."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = transport.stub("auth", ConnectionServiceStub)
+
+    async def create(
+        self, provider: str, api_key: str = "", *, name: str = "", base_url: str = "", replace: bool = False
+    ) -> connection_service_pb2.Connection:
+        """Stores a third party's API key.
+
+        Args:
+            provider: `openai`, `anthropic`, or any name.
+            api_key: The key; empty for servers that want none, which need a `base_url`.
+            name: Unique in the workspace; the provider's name when not given.
+            base_url: The API's address; the provider's own when not given.
+            replace: Replace an existing connection of the name.
+        """
+        request = connection_service_pb2.CreateConnectionRequest(
+            name=name, provider=provider, api_key=api_key, base_url=base_url, replace=replace, request_id=new_uuid7()
+        )
+        return (await self._transport.call("auth", self._stub.CreateConnection, request)).connection
+
+    async def get(self, name: str) -> connection_service_pb2.Connection:
+        """Returns a connection."""
+        request = connection_service_pb2.GetConnectionRequest(name=name)
+        return (await self._transport.call("auth", self._stub.GetConnection, request)).connection
+
+    async def list(self) -> AsyncIterator[connection_service_pb2.Connection]:
+        """Yields the connections by name."""
+        request = connection_service_pb2.ListConnectionsRequest(page_size=_PAGE_SIZE)
+        async for response in self._transport.pages("auth", self._stub.ListConnections, request):
+            for connection in response.connections:
+                yield connection
+
+    async def revoke(self, name: str) -> connection_service_pb2.Connection:
+        """Revokes a connection and deletes its secret."""
+        request = connection_service_pb2.RevokeConnectionRequest(name=name, request_id=new_uuid7())
+        return (await self._transport.call("auth", self._stub.RevokeConnection, request)).connection
+
+
+class Trace:
+    """What happened and why, derived from the journal."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = transport.stub("trace", QueryServiceStub)
+
+    async def list(
+        self,
+        *,
+        agent: str = "",
+        session_id: str = "",
+        user_id: str = "",
+        states: Iterable[int] = (),
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> AsyncIterator[query_service_pb2.RunSummary]:
+        """Yields runs in short, newest first."""
+        request = query_service_pb2.ListRunsRequest(
+            page_size=_PAGE_SIZE,
+            agent=agent,
+            session_id=session_id,
+            user_id=user_id,
+            states=[_run_state(state) for state in states],
+            created_after=_timestamp(created_after),
+            created_before=_timestamp(created_before),
+        )
+        async for response in self._transport.pages("trace", self._stub.ListRuns, request):
+            for run in response.runs:
+                yield run
+
+    async def tree(
+        self, run_id: str, *, min_seq: int = 0, timeout: float | None = None
+    ) -> query_service_pb2.GetRunTreeResponse:
+        """Returns one run's spans, parents before children.
+
+        Args:
+            run_id: The run.
+            min_seq: Wait until trace has read at least this event.
+            timeout: How long to wait at most, in seconds.
+        """
+        request = query_service_pb2.GetRunTreeRequest(run_id=run_id, min_seq=min_seq)
+        return await self._transport.call("trace", self._stub.GetRunTree, request, timeout=timeout)
+
+    async def step(self, run_id: str, step: int) -> query_service_pb2.GetStepResponse:
+        """Returns one step with its full input and output."""
+        request = query_service_pb2.GetStepRequest(run_id=run_id, step=step)
+        return await self._transport.call("trace", self._stub.GetStep, request)
+
+
+def _timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    timestamp = Timestamp()
+    # A naive datetime means local time, as everywhere in the standard library.
+    timestamp.FromDatetime(moment.astimezone())
+    return timestamp
+
+
+def _run_state(state: int) -> run_pb2.RunState:
+    return cast(run_pb2.RunState, state)

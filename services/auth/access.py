@@ -1,0 +1,33 @@
+"""Who may call what: every RPC of auth, and the identity it needs. What is not named here is denied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from services.auth.api_keys import OWN_WORKSPACE
+from services.shared.interceptors import Access, service_access
+
+ACCESS: Final[Mapping[str, Access]] = {
+    **service_access(
+        "holdfast.api.auth.v1.ApiKeyService",
+        {
+            "CreateApiKey": Access(scope="keys:write"),
+            "ListApiKeys": Access(scope="keys:write"),
+            "RevokeApiKey": Access(scope="keys:write"),
+            "VerifyApiKey": Access(services=("executor", "trace")),
+        },
+    ),
+    **service_access(
+        "holdfast.api.auth.v1.ConnectionService",
+        {
+            "CreateConnection": Access(scope="connections:write"),
+            "GetConnection": Access(scope="connections:read"),
+            "ListConnections": Access(scope="connections:read"),
+            "RevokeConnection": Access(scope="connections:write"),
+        },
+    ),
+    # The only way out for a secret: no key opens it.
+    **service_access("holdfast.api.auth.v1.CredentialService", {"ResolveCredential": Access(services=("executor",))}),
+    **service_access("holdfast.api.auth.v1.WorkspaceService", {"GetWorkspace": Access(scope=OWN_WORKSPACE)}),
+}

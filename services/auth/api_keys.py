@@ -1,0 +1,297 @@
+"""Holdfast's own API keys: their form, and how they are made, verified and revoked."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets as random_source
+import zlib
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from holdfast.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Reason, Unauthenticated
+from services.auth.callers import ADMIN, Caller
+from services.auth.keyring import Keyring
+from services.auth.requests import identify
+from services.auth.secrets import Secret
+from services.auth.store import ApiKey, AuthStore, FoundApiKey, NewApiKey
+from services.shared.clock import Clock
+from services.shared.interceptors import Identity
+
+SCOPES: Final = frozenset(
+    {
+        ADMIN,
+        "agents:read",
+        "agents:write",
+        "runs:read",
+        "runs:write",
+        "approvals:read",
+        "approvals:write",
+        "workers",
+        "connections:read",
+        "connections:write",
+        "keys:write",
+        "trace:read",
+    }
+)
+"""All that a key may be given; `CreateApiKey`'s reference lists the same."""
+
+OWN_WORKSPACE: Final = "workspace:read"
+"""What every key may do: ask for the workspace that it belongs to. Not given to keys, but added when they are used."""
+
+MAX_DISPLAY_NAME_CHARACTERS: Final = 100
+
+_PREFIX: Final = "hfst_"
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_ID_CHARACTERS: Final = 12
+_SECRET_BYTES: Final = 32
+_SECRET_CHARACTERS: Final = 43
+_CHECKSUM_CHARACTERS: Final = 6
+_FORM: Final = re.compile(r"hfst_(?P<id>[0-9A-Za-z]{12})_(?P<secret>[0-9A-Za-z]{43})(?P<checksum>[0-9A-Za-z]{6})")
+_ID_FORM: Final = re.compile(r"[0-9A-Za-z]{12}")
+_MAX_ID_ATTEMPTS: Final = 3
+
+
+# ---------------------------------------------------------------------------------------------------------------- form
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParsedKey:
+    """The parts of a well-formed key."""
+
+    api_key_id: str
+    secret: Secret
+
+
+def generate_key() -> tuple[ParsedKey, Secret]:
+    """Returns a new key: its parts, and the whole that its owner gets."""
+    api_key_id = "".join(random_source.choice(_ALPHABET) for _ in range(_ID_CHARACTERS))
+    secret = _base62(int.from_bytes(random_source.token_bytes(_SECRET_BYTES), "big"), _SECRET_CHARACTERS)
+    body = f"{_PREFIX}{api_key_id}_{secret}"
+    return ParsedKey(api_key_id, Secret(secret)), Secret(body + _checksum(body))
+
+
+def parse_key(text: str) -> ParsedKey | None:
+    """Returns the parts of a key, or None for what is no key. Most typing errors end here, without a look-up."""
+    match = _FORM.fullmatch(text)
+    if match is None or _checksum(text[:-_CHECKSUM_CHARACTERS]) != match["checksum"]:
+        return None
+    return ParsedKey(match["id"], Secret(match["secret"]))
+
+
+def _checksum(body: str) -> str:
+    return _base62(zlib.crc32(body.encode()), _CHECKSUM_CHARACTERS)
+
+
+def _base62(number: int, characters: int) -> str:
+    digits = []
+    for _ in range(characters):
+        number, digit = divmod(number, len(_ALPHABET))
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))
+
+
+# --------------------------------------------------------------------------------------------------------------- rules
+
+Escrow = Callable[[Secret], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CreatedKey:
+    """A new key, with its secret unless the request was a repeated one."""
+
+    key: ApiKey
+    secret: Secret | None
+
+
+class ApiKeys:
+    """Makes, lists, revokes and verifies keys. Of a key's secret only a keyed hash is stored.
+
+    The secret is 256 random bits, so that the hash needs no stretching.
+    """
+
+    def __init__(self, store: AuthStore, keyring: Keyring, clock: Clock) -> None:
+        self._store = store
+        self._pepper = keyring.pepper
+        self._request_key = keyring.request_key
+        self._clock = clock
+        self._uses: dict[tuple[str, str], datetime] = {}
+        # Compared with when there is no such key, so that the answer takes as long as for a wrong secret.
+        self._nobodys_digest = self._digest(generate_key()[0].secret)
+
+    async def create(
+        self,
+        caller: Caller,
+        *,
+        display_name: str,
+        scopes: Iterable[str],
+        expire_time: datetime | None = None,
+        request_id: str = "",
+        escrow: Escrow | None = None,
+    ) -> CreatedKey:
+        """Makes a key in the caller's workspace.
+
+        Args:
+            caller: Who gives the scopes away.
+            display_name: For people.
+            scopes: What the key may do.
+            expire_time: When it ends; None means never.
+            request_id: Makes the call idempotent.
+            escrow: Is given the whole key before it is valid, for a caller that must not lose it to a crash.
+
+        Raises:
+            InvalidArgument: A field is wrong.
+            PermissionDenied: A scope is beyond the caller's.
+        """
+        wanted = checked_scopes(scopes)
+        _check_display_name(display_name)
+        request = identify(
+            self._request_key,
+            "CreateApiKey",
+            request_id,
+            [display_name, wanted, None if expire_time is None else expire_time.isoformat()],
+        )
+        for scope in wanted:
+            if not caller.may_grant(scope):
+                raise PermissionDenied(
+                    f"a key cannot be given the scope {scope} by a caller that lacks it",
+                    reason=Reason.SCOPE_MISSING,
+                    metadata={"scope": scope},
+                )
+        if request is not None:
+            # Before the time is looked at: the answer stays the same after the key has ended.
+            answered = await self._store.find_answered_api_key(caller.workspace_id, request)
+            if answered is not None:
+                return CreatedKey(answered, None)
+        if expire_time is not None and expire_time <= self._clock.now():
+            raise InvalidArgument("expire_time is past", field="expire_time", description="expected a time to come")
+        for attempt in range(1, _MAX_ID_ATTEMPTS + 1):
+            parsed, whole = generate_key()
+            new = NewApiKey(
+                workspace_id=caller.workspace_id,
+                api_key_id=parsed.api_key_id,
+                display_name=display_name,
+                scopes=wanted,
+                digest=self._digest(parsed.secret),
+                expire_time=expire_time,
+            )
+            if escrow is not None:
+                await escrow(whole)
+            try:
+                key, is_new = await self._store.create_api_key(new, actor=caller.actor, request=request)
+            except AlreadyExists:
+                # An id of 71 random bits was taken: try another one.
+                if attempt == _MAX_ID_ATTEMPTS:
+                    raise
+            else:
+                return CreatedKey(key, whole if is_new else None)
+        raise AssertionError("unreachable")
+
+    async def page(self, workspace_id: str, *, limit: int, after: tuple[datetime, str] | None) -> list[ApiKey]:
+        """Returns up to `limit` keys, newest first, that come after the given time and id."""
+        return await self._store.list_api_keys(workspace_id, limit=limit, after=after)
+
+    async def revoke(self, caller: Caller, api_key_id: str, *, request_id: str = "") -> ApiKey:
+        """Makes a key useless. May be repeated.
+
+        Raises:
+            NotFound: The workspace has no such key.
+        """
+        request = identify(self._request_key, "RevokeApiKey", request_id, api_key_id)
+        key = None
+        if _ID_FORM.fullmatch(api_key_id):
+            key = await self._store.revoke_api_key(caller.workspace_id, api_key_id, actor=caller.actor, request=request)
+        if key is None:
+            raise NotFound("there is no such API key", reason=Reason.API_KEY_NOT_FOUND)
+        return key
+
+    async def verify(self, presented: Secret) -> ApiKey:
+        """Returns the key that `presented` is.
+
+        Raises:
+            Unauthenticated: It is not valid (API_KEY_INVALID, whatever the cause), or it has ended (API_KEY_EXPIRED).
+        """
+        parsed = parse_key(presented.reveal())
+        if parsed is None:
+            raise _invalid()
+        found = await self._store.find_api_key(parsed.api_key_id)
+        stored = self._nobodys_digest if found is None else found.digest
+        is_right = hmac.compare_digest(self._digest(parsed.secret), stored)
+        if found is None or not is_right or found.key.revoke_time is not None:
+            raise _invalid()
+        if found.key.expire_time is not None and found.key.expire_time <= found.now:
+            raise Unauthenticated("the API key has expired", reason=Reason.API_KEY_EXPIRED)
+        self._note_use(found)
+        return found.key
+
+    def _digest(self, secret: Secret) -> bytes:
+        return hmac.digest(self._pepper, secret.reveal().encode(), hashlib.sha256)
+
+    def _note_use(self, found: FoundApiKey) -> None:
+        minute = found.now.replace(second=0, microsecond=0)
+        if found.key.last_use_time is None or found.key.last_use_time < minute:
+            self._uses[found.key.workspace_id, found.key.api_key_id] = minute
+
+    async def write_uses(self) -> None:
+        """Stores when keys were last used; called every few seconds, because a write for each use would cost more
+        than the use."""
+        uses = dict(self._uses)
+        await self._store.record_key_uses(uses)
+        for key, minute in uses.items():
+            if self._uses.get(key) == minute:
+                del self._uses[key]
+
+
+def _invalid() -> Unauthenticated:
+    return Unauthenticated("the API key is not valid", reason=Reason.API_KEY_INVALID)
+
+
+def checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
+    """Returns the scopes in order, each once.
+
+    Raises:
+        InvalidArgument: There is none, or one is unknown.
+    """
+    wanted = tuple(sorted(set(scopes)))
+    known = ", ".join(sorted(SCOPES))
+    if not wanted:
+        raise InvalidArgument(
+            "a key needs at least one scope", field="scopes", description=f"expected some of: {known}"
+        )
+    for scope in wanted:
+        if scope not in SCOPES:
+            raise InvalidArgument("a scope is unknown", field="scopes", description=f"expected some of: {known}")
+    return wanted
+
+
+def _check_display_name(text: str) -> None:
+    if len(text) > MAX_DISPLAY_NAME_CHARACTERS or (text and not text.isprintable()):
+        raise InvalidArgument(
+            "display_name is not valid",
+            field="display_name",
+            description=f"expected up to {MAX_DISPLAY_NAME_CHARACTERS} printable characters",
+        )
+
+
+class LocalAuthenticator:
+    """The `Authenticator` of auth's own server: verifies in the process instead of calling itself."""
+
+    def __init__(self, api_keys: ApiKeys) -> None:
+        self._api_keys = api_keys
+
+    async def verify(self, api_key: str) -> Identity:
+        """Returns who the key belongs to.
+
+        Raises:
+            Unauthenticated: It is not valid.
+        """
+        key = await self._api_keys.verify(Secret(api_key))
+        return Identity(
+            "api_key",
+            workspace_id=key.workspace_id,
+            key_id=key.api_key_id,
+            scopes=frozenset({*key.scopes, OWN_WORKSPACE}),
+        )

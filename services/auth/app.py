@@ -1,0 +1,158 @@
+"""The composition of the auth service: the only place that builds and closes its parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from holdfast.api.auth.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
+from holdfast.api.auth.v1.connection_service_pb2_grpc import add_ConnectionServiceServicer_to_server
+from holdfast.api.auth.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
+from holdfast.api.auth.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
+from services.auth.access import ACCESS
+from services.auth.api_keys import ApiKeys, LocalAuthenticator
+from services.auth.audit import AuditTrail
+from services.auth.bootstrap import bootstrap
+from services.auth.connections import Connections
+from services.auth.credentials import Credentials
+from services.auth.housekeeping import Housekeeper
+from services.auth.keyring import Keyring
+from services.auth.master_key import unlock
+from services.auth.secrets import SecretStore
+from services.auth.secrets_embedded import EmbeddedSecretStore
+from services.auth.servicers.api_keys import ApiKeyServicer
+from services.auth.servicers.connections import ConnectionServicer
+from services.auth.servicers.credentials import CredentialServicer
+from services.auth.servicers.workspaces import WorkspaceServicer
+from services.auth.settings import AuthSettings, StorageSettings
+from services.auth.store import AuthStore
+from services.auth.store_sql import SqlAuthStore
+from services.auth.workspaces import Workspaces
+from services.shared.clock import Clock, SystemClock
+from services.shared.database import Database
+from services.shared.migrations import make_ready, upgrade, wait_for_database
+from services.shared.paging import page_key
+from services.shared.server import Process, Server
+from services.shared.telemetry import Telemetry, get_logger
+
+SERVICE: Final = "auth"
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What the server and the commands beside it share: the opened database and the rules that need nothing else."""
+
+    db: Database
+    keyring: Keyring
+    store: AuthStore
+    workspaces: Workspaces
+    api_keys: ApiKeys
+
+
+@asynccontextmanager
+async def open_database(settings: StorageSettings, clock: Clock) -> AsyncIterator[Database]:
+    """Opens the database of the settings."""
+    async with Database(
+        settings.database_url, schema=SERVICE, pool_size=settings.database_pool_size, clock=clock
+    ) as db:
+        yield db
+
+
+@asynccontextmanager
+async def open_core(
+    settings: StorageSettings, stop: asyncio.Event, *, clock: Clock, store: AuthStore | None = None
+) -> AsyncIterator[Core]:
+    """Opens the database and unseals its keys.
+
+    Raises:
+        StartupError: The schema is not current, or the master key is not that of the database.
+    """
+    async with open_database(settings, clock) as db:
+        await make_ready(db, MIGRATIONS, migrate_on_start=settings.migrate_on_start, stop=stop)
+        keyring = await unlock(db, settings)
+        store = SqlAuthStore(db) if store is None else store
+        yield Core(db, keyring, store, Workspaces(store), ApiKeys(store, keyring, clock))
+
+
+@asynccontextmanager
+async def auth_server(
+    settings: AuthSettings,
+    telemetry: Telemetry,
+    stop: asyncio.Event,
+    *,
+    clock: Clock | None = None,
+    store: AuthStore | None = None,
+    secrets: SecretStore | None = None,
+) -> AsyncIterator[Server]:
+    """Serves while the context is open.
+
+    Args:
+        settings: The service's settings.
+        telemetry: The process's telemetry.
+        stop: Ends the wait for a database that is away.
+        clock: Where time comes from; the machine's when not given.
+        store: Auth's data; in the database of the settings when not given.
+        secrets: Third parties' secrets; sealed in the same database when not given.
+    """
+    clock = SystemClock() if clock is None else clock
+    async with AsyncExitStack() as stack:
+        core = await stack.enter_async_context(open_core(settings, stop, clock=clock, store=store))
+        if core.db.dialect == "sqlite":
+            log.warning("embedded storage: this service can run once, on this machine", database=core.db.location)
+        await bootstrap(settings, core.workspaces, core.api_keys, clock)
+        secrets = EmbeddedSecretStore(core.db, core.keyring) if secrets is None else secrets
+        audit = AuditTrail(core.store, clock)
+        credentials = Credentials(core.store, secrets, audit, clock)
+        connections = Connections(core.store, secrets, core.keyring, on_change=credentials.forget)
+        housekeeper = Housekeeper(core.store, core.api_keys, connections, clock)
+        server = Server(
+            settings,
+            service=SERVICE,
+            access=ACCESS,
+            telemetry=telemetry,
+            authenticator=LocalAuthenticator(core.api_keys),
+        )
+        key = page_key(settings.service_token)
+        server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, key))
+        server.add(add_ConnectionServiceServicer_to_server, ConnectionServicer(connections, key))
+        server.add(add_CredentialServiceServicer_to_server, CredentialServicer(credentials))
+        server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(core.workspaces))
+        # Order matters: it is undone from the end. The last calls are served, then what they left is written, then
+        # the database is closed.
+        stack.push_async_callback(audit.close)
+        stack.push_async_callback(housekeeper.write_uses)
+        await stack.enter_async_context(_background(audit.run(), housekeeper.run()))
+        await stack.enter_async_context(server)
+        yield server
+
+
+@asynccontextmanager
+async def _background(*work: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
+    """Runs `work` beside the body; if any of it fails, the body is cancelled: the service does not live on halves."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(part) for part in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def run(settings: AuthSettings, process: Process) -> None:
+    """Serves until the process is told to stop."""
+    async with auth_server(settings, process.telemetry, process.stop):
+        await process.stop.wait()
+
+
+async def migrate(settings: AuthSettings) -> None:
+    """Brings the schema up to date."""
+    async with open_database(settings, SystemClock()) as db:
+        await wait_for_database(db, asyncio.Event())
+        await upgrade(db, MIGRATIONS)

@@ -1,0 +1,57 @@
+"""What is done now and then, in every replica: each part may run twice at once, or not at all for a while."""
+
+from __future__ import annotations
+
+from typing import Final, NoReturn
+
+from holdfast.errors import HoldfastError
+from services.auth.api_keys import ApiKeys
+from services.auth.connections import Connections
+from services.auth.store import AuthStore
+from services.shared.clock import Clock
+from services.shared.telemetry import get_logger
+
+REQUEST_MEMORY_SECONDS: Final = 24 * 3600.0
+"""How long a repeated request is answered as the first one was."""
+
+_USES_SECONDS: Final = 5.0
+_SWEEP_SECONDS: Final = 60.0
+
+log = get_logger(__name__)
+
+
+class Housekeeper:
+    """Writes when keys were used, sweeps secrets that nobody refers to, forgets the answers to old requests."""
+
+    def __init__(self, store: AuthStore, api_keys: ApiKeys, connections: Connections, clock: Clock) -> None:
+        self._store = store
+        self._api_keys = api_keys
+        self._connections = connections
+        self._clock = clock
+
+    async def run(self) -> NoReturn:
+        """Works until it is cancelled."""
+        swept_at: float | None = None
+        while True:
+            await self.write_uses()
+            if swept_at is None or self._clock.monotonic() - swept_at >= _SWEEP_SECONDS:
+                swept_at = self._clock.monotonic()
+                await self.sweep()
+            await self._clock.sleep(_USES_SECONDS)
+
+    async def write_uses(self) -> None:
+        """Stores when keys were last used; what cannot be written now is written later."""
+        try:
+            await self._api_keys.write_uses()
+        except HoldfastError as error:
+            log.info("key_uses_delayed", reason=error.reason)
+
+    async def sweep(self) -> None:
+        """Removes what is not needed any more."""
+        try:
+            count = await self._connections.sweep()
+            if count:
+                log.info("stray_secrets_deleted", count=count)
+            await self._store.forget_requests(older_than_seconds=REQUEST_MEMORY_SECONDS)
+        except HoldfastError as error:
+            log.info("sweep_delayed", reason=error.reason)

@@ -1,0 +1,131 @@
+"""What a person's decision has to be to fit its question."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.api.executor.v1 import approval_service_pb2 as approval_pb2
+from holdfast.api.state.v1 import run_store_service_pb2 as store
+from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceStub
+from holdfast.errors import InvalidArgument, Reason
+from services.executor.revisions import RevisionCache
+from services.executor.tools.schema import (
+    ResultRefused,
+    canonical_json,
+    check_result,
+    describe_json_error,
+    misfit,
+    parse_json,
+)
+from services.shared.channels import calling
+
+MAX_ANSWER_BYTES: Final = 1024 * 1024
+
+_RESOLUTIONS: Final = (
+    run_pb2.IN_DOUBT_RESOLUTION_DONE,
+    run_pb2.IN_DOUBT_RESOLUTION_NOT_DONE,
+    run_pb2.IN_DOUBT_RESOLUTION_TELL_MODEL,
+    run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN,
+)
+
+
+async def decision_of(
+    approval: run_pb2.Approval,
+    request: approval_pb2.DecideApprovalRequest,
+    workspace_id: str,
+    runs: RunStoreServiceStub,
+    revisions: RevisionCache,
+) -> run_pb2.ApprovalDecided:
+    """Returns the decision in the form in which it is stored: its answer is JSON that fits.
+
+    Args:
+        approval: The question.
+        request: What the person says.
+        workspace_id: The workspace of both.
+        runs: Where the question's run is.
+        revisions: Where the definition of a tool in doubt is.
+
+    Raises:
+        InvalidArgument: The decision does not fit the question.
+    """
+    size = len(request.answer_json.encode())
+    if size > MAX_ANSWER_BYTES:
+        raise InvalidArgument(
+            f"the answer has {size} bytes; the limit is {MAX_ANSWER_BYTES}",
+            reason=Reason.MESSAGE_TOO_LARGE,
+            field="answer_json",
+            metadata={"limit_bytes": str(MAX_ANSWER_BYTES), "message_bytes": str(size)},
+        )
+    decision = run_pb2.ApprovalDecided(approval_id=approval.approval_id, resolution=request.resolution)
+    if approval.kind != run_pb2.APPROVAL_KIND_IN_DOUBT:
+        if request.resolution != run_pb2.IN_DOUBT_RESOLUTION_UNSPECIFIED:
+            raise InvalidArgument("the question wants an answer, not a resolution", field="resolution")
+        decision.answer_json = _answer_to(approval, request.answer_json)
+        return decision
+    if request.resolution not in _RESOLUTIONS:
+        raise InvalidArgument("expected DONE, NOT_DONE, TELL_MODEL or FAIL_RUN", field="resolution")
+    if request.resolution == run_pb2.IN_DOUBT_RESOLUTION_DONE:
+        tool = await _tool_of(approval, workspace_id, runs, revisions)
+        decision.answer_json = _result_of(tool, request.answer_json)
+    elif request.answer_json:
+        raise InvalidArgument("only a call that is DONE has a result", field="answer_json")
+    return decision
+
+
+def _answer_to(approval: run_pb2.Approval, answer: str) -> str:
+    if not approval.HasField("answer_schema"):
+        # Any text is an answer. One that is a JSON string already is that string, so that programs which always send
+        # JSON and people who never do are understood alike.
+        value = _json_or(answer, answer)
+        return canonical_json(value if isinstance(value, str) else answer)
+    try:
+        value = parse_json(answer)
+    except ValueError as error:
+        if not misfit(approval.answer_schema, answer):
+            return canonical_json(answer)
+        raise InvalidArgument(
+            "the answer is not valid JSON", field="answer_json", description=describe_json_error(error)
+        ) from error
+    problems = misfit(approval.answer_schema, value)
+    if not problems:
+        return canonical_json(value)
+    # `12` may be the text of an option.
+    if not isinstance(value, str) and not misfit(approval.answer_schema, answer):
+        return canonical_json(answer)
+    raise InvalidArgument(
+        f"the answer does not fit the question's schema\n{problems}", field="answer_json", description=problems
+    )
+
+
+def _result_of(tool: agent_pb2.ToolSpec, result: str) -> str:
+    try:
+        value = parse_json(result) if result.strip() else None
+        check_result(tool, value)
+    except ResultRefused as refused:
+        raise InvalidArgument(
+            "the result does not fit the tool's output schema",
+            field="answer_json",
+            description=refused.failure.message.partition("\n")[2],
+        ) from refused
+    except ValueError as error:
+        raise InvalidArgument(
+            "the result is not valid JSON", field="answer_json", description=describe_json_error(error)
+        ) from error
+    return canonical_json(value)
+
+
+async def _tool_of(
+    approval: run_pb2.Approval, workspace_id: str, runs: RunStoreServiceStub, revisions: RevisionCache
+) -> agent_pb2.ToolSpec:
+    with calling("state"):
+        found = await runs.GetRun(store.GetRunRequest(workspace_id=workspace_id, run_id=approval.run_id))
+    spec = await revisions.get(workspace_id, found.run.agent, found.run.revision)
+    return next((tool for tool in spec.tools if tool.name == approval.tool), agent_pb2.ToolSpec(name=approval.tool))
+
+
+def _json_or(text: str, otherwise: object) -> object:
+    try:
+        return parse_json(text)
+    except ValueError:
+        return otherwise

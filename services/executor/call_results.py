@@ -1,0 +1,163 @@
+"""What workers report becomes part of the journal: checked, capped, classified, and stored once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
+from holdfast.api.executor.v1 import tool_worker_service_pb2 as worker_pb2
+from holdfast.api.state.v1 import call_queue_service_pb2 as queue_pb2
+from holdfast.errors import HoldfastError, InvalidArgument, LeaseLost, Reason
+from services.executor.revisions import RevisionCache
+from services.executor.state_stubs import StateStubs
+from services.executor.tools.output import RESULT_LIMIT_BYTES, parse_result, settle_result, shorten
+from services.executor.tools.schema import ResultRefused
+from services.shared.channels import calling
+
+TOOL_FAILED: Final = "TOOL_FAILED"
+RESULT_TOO_LARGE: Final = "RESULT_TOO_LARGE"
+
+LATE_CONTENT_BYTES: Final = 4 * 1024
+_ERROR_MESSAGE_BYTES: Final = 4 * 1024
+_MAX_LEASE_CHARACTERS: Final = 512
+_DEADLINE_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    change: run_pb2.Change
+    blobs: list[content_pb2.Blob] = field(default_factory=list)
+    refusal: HoldfastError | None = None
+    """What the worker is told although its report is stored."""
+
+
+class CallResults:
+    """Stores the ends of workers' calls.
+
+    Args:
+        state: The state service.
+        revisions: Definitions, for the tools' schemas and caps.
+    """
+
+    def __init__(self, state: StateStubs, revisions: RevisionCache) -> None:
+        self._state = state
+        self._revisions = revisions
+
+    async def store(self, workspace_id: str, request: worker_pb2.CompleteCallRequest) -> None:
+        """Stores what a worker reports about a call.
+
+        A result that is no JSON or too large is stored as the tool's failure: the tool has run, and a call that was
+        only refused here would stay open until its worker dies.
+
+        Args:
+            workspace_id: The workspace of the worker's key.
+            request: The report.
+
+        Raises:
+            LeaseLost: CALL_LEASE_LOST: the call is no longer this worker's; state has kept the result as late.
+            InvalidArgument: The report names no call or no outcome; or its result was too large (MESSAGE_TOO_LARGE).
+        """
+        _check(request)
+        with calling("state"):
+            response = await self._state.calls.GetCall(
+                queue_pb2.GetCallRequest(workspace_id=workspace_id, lease=request.lease)
+            )
+        call = response.call
+        if call.workspace_id != workspace_id:
+            raise LeaseLost("the call is not this worker's", reason=Reason.CALL_LEASE_LOST)
+        tool = await self._tool_of(workspace_id, call)
+        outcome = _outcome_of(call, tool, request)
+        with calling("state"):
+            await self._state.calls.CompleteCall(
+                queue_pb2.CompleteCallRequest(
+                    workspace_id=workspace_id,
+                    worker_id=request.worker_id,
+                    lease=request.lease,
+                    change=outcome.change,
+                    blobs=outcome.blobs,
+                    late=_late(call, request),
+                ),
+                timeout=_DEADLINE_SECONDS,
+            )
+        if outcome.refusal is not None:
+            raise outcome.refusal
+
+    async def _tool_of(self, workspace_id: str, call: queue_pb2.LeasedCall) -> agent_pb2.ToolSpec:
+        spec = await self._revisions.get(workspace_id, call.agent, call.revision)
+        return next((tool for tool in spec.tools if tool.name == call.tool), agent_pb2.ToolSpec(name=call.tool))
+
+
+def _check(request: worker_pb2.CompleteCallRequest) -> None:
+    if not request.worker_id or len(request.worker_id) > 64:
+        raise InvalidArgument("expected the worker's id", field="worker_id")
+    if not request.lease or len(request.lease) > _MAX_LEASE_CHARACTERS:
+        raise InvalidArgument("expected the lease of the call", field="lease")
+    if request.WhichOneof("outcome") is None:
+        raise InvalidArgument("expected result_json or error", field="outcome")
+
+
+def _outcome_of(
+    call: queue_pb2.LeasedCall, tool: agent_pb2.ToolSpec, request: worker_pb2.CompleteCallRequest
+) -> _Outcome:
+    if request.WhichOneof("outcome") == "error":
+        return _Outcome(_attempt_failed(call, _failure_of(request.error)))
+    try:
+        parse_result(tool, request.result_json)
+    except ResultRefused as refused:
+        return _refused(call, refused.failure, request)
+    settled = settle_result(tool, call.call_id, request.result_json)
+    finished = run_pb2.StepFinished(
+        step=call.step,
+        attempt=call.attempt,
+        state=run_pb2.STEP_STATE_FAILED if settled.failure is not None else run_pb2.STEP_STATE_SUCCEEDED,
+        message=settled.message,
+        failure=settled.failure,
+        output=settled.output,
+    )
+    return _Outcome(run_pb2.Change(step_finished=finished), settled.blobs)
+
+
+def _refused(
+    call: queue_pb2.LeasedCall, failure: content_pb2.Failure, request: worker_pb2.CompleteCallRequest
+) -> _Outcome:
+    size = len(request.result_json.encode())
+    if size <= RESULT_LIMIT_BYTES:
+        return _Outcome(_attempt_failed(call, failure))
+    failure.reason = RESULT_TOO_LARGE
+    refusal = InvalidArgument(
+        f"the result has {size} bytes; the limit is {RESULT_LIMIT_BYTES}; the call is stored as failed",
+        reason=Reason.MESSAGE_TOO_LARGE,
+        field="result_json",
+        metadata={"limit_bytes": str(RESULT_LIMIT_BYTES), "message_bytes": str(size)},
+    )
+    return _Outcome(_attempt_failed(call, failure), refusal=refusal)
+
+
+def _failure_of(error: worker_pb2.CallError) -> content_pb2.Failure:
+    # Order matters: a tool that cannot know whether it had its effect is believed, even if it would like to try again.
+    if error.is_outcome_unknown:
+        failure_class = content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME
+    elif error.is_retryable:
+        failure_class = content_pb2.FAILURE_CLASS_RETRYABLE
+    else:
+        failure_class = content_pb2.FAILURE_CLASS_PERMANENT
+    message = shorten(error.message, _ERROR_MESSAGE_BYTES) or "The tool failed and did not say why."
+    return content_pb2.Failure(reason=TOOL_FAILED, message=message, failure_class=failure_class)
+
+
+def _attempt_failed(call: queue_pb2.LeasedCall, failure: content_pb2.Failure) -> run_pb2.Change:
+    failed = run_pb2.AttemptFailed(step=call.step, attempt=call.attempt, failure=failure)
+    return run_pb2.Change(attempt_failed=failed)
+
+
+def _late(call: queue_pb2.LeasedCall, request: worker_pb2.CompleteCallRequest) -> run_pb2.LateResult:
+    is_error = request.WhichOneof("outcome") == "error"
+    said = request.error.message if is_error else request.result_json
+    return run_pb2.LateResult(
+        step=call.step,
+        attempt=call.attempt,
+        worker_id=request.worker_id,
+        content=shorten(said, LATE_CONTENT_BYTES),
+        is_error=is_error,
+    )

@@ -1,0 +1,171 @@
+"""`RunService`: start, look, follow, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final, Protocol
+
+from holdfast.api.common.v1 import run_pb2
+from holdfast.api.executor.v1 import run_service_pb2 as api
+from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceServicer
+from holdfast.api.state.v1 import journal_service_pb2 as journal
+from holdfast.api.state.v1 import run_store_service_pb2 as store
+from holdfast.errors import InvalidArgument, Reason
+from services.executor.new_runs import input_message, new_run, traceparent_of
+from services.executor.revisions import RevisionCache
+from services.executor.servicers.fields import (
+    agent_field,
+    comment_field,
+    fingerprint,
+    optional_uuid_field,
+    plain_field,
+    request_id_field,
+    user_field,
+    uuid_field,
+)
+from services.executor.state_stubs import StateStubs
+from services.executor.watch import RunWatcher
+from services.shared.channels import calling
+from services.shared.interceptors import current_identity, current_workspace
+from services.shared.paging import decode_page_token, encode_page_token, page_size
+
+_HASH_BYTES: Final = 32
+_BLOB_DEADLINE_SECONDS: Final = 300.0
+
+
+class RunCreator(Protocol):
+    """Stores new runs, on the stream that they share with all transitions."""
+
+    async def create_run(self, new_run: journal.NewRun) -> run_pb2.Run:
+        """Returns the run as stored, or the one that its request id made before."""
+
+
+class RunServicer(RunServiceServicer):
+    """Translates between clients and state.
+
+    Args:
+        state: The state service.
+        revisions: Finds the revision that a run pins.
+        creator: Stores new runs.
+        watcher: Follows runs.
+        page_key: Signs page tokens.
+    """
+
+    def __init__(
+        self,
+        state: StateStubs,
+        revisions: RevisionCache,
+        creator: RunCreator,
+        watcher: RunWatcher,
+        *,
+        page_key: bytes,
+    ) -> None:
+        self._state = state
+        self._revisions = revisions
+        self._creator = creator
+        self._watcher = watcher
+        self._page_key = page_key
+
+    async def StartRun(self, request: api.StartRunRequest, context: Any) -> api.StartRunResponse:
+        """Accepts a run."""
+        workspace_id = current_workspace()
+        message, user_id = input_message(request), user_field(request.user_id)
+        request_id = request_id_field(request.request_id)
+        session_id = optional_uuid_field("session_id", request.session_id, Reason.SESSION_NOT_FOUND)
+        if request.busy_policy not in api.BusyPolicy.values():
+            raise InvalidArgument("expected ENQUEUE or REJECT", field="busy_policy")
+        agent, label = agent_field(request.agent), plain_field("revision", request.revision)
+        revision = await self._revisions.resolve(workspace_id, agent, label)
+        run = await self._creator.create_run(
+            new_run(
+                workspace_id=workspace_id,
+                agent=revision.agent,
+                revision=revision.revision,
+                session_id=session_id,
+                user_id=user_id,
+                message=message,
+                reject_when_busy=request.busy_policy == api.BUSY_POLICY_REJECT,
+                request_id=request_id,
+                request_fingerprint=fingerprint(request),
+                traceparent=traceparent_of(context.invocation_metadata()),
+            )
+        )
+        return api.StartRunResponse(run=run)
+
+    async def GetRun(self, request: api.GetRunRequest, context: Any) -> api.GetRunResponse:
+        """One run with its output."""
+        run_id = uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
+        with calling("state"):
+            found = await self._state.runs.GetRun(store.GetRunRequest(workspace_id=current_workspace(), run_id=run_id))
+        return api.GetRunResponse(run=found.run)
+
+    async def ListRuns(self, request: api.ListRunsRequest, context: Any) -> api.ListRunsResponse:
+        """Runs, newest first."""
+        workspace_id = current_workspace()
+        session_id = optional_uuid_field("session_id", request.session_id, Reason.SESSION_NOT_FOUND)
+        agent, user_id = plain_field("agent", request.agent), user_field(request.user_id)
+        for index, state in enumerate(request.states):
+            if state not in run_pb2.RunState.values() or state == run_pb2.RUN_STATE_UNSPECIFIED:
+                raise InvalidArgument("expected a state of a run", field=f"states[{index}]")
+        states = sorted(set(request.states))
+        created_after = request.created_after if request.HasField("created_after") else None
+        since = created_after.ToJsonString() if created_after is not None else ""
+        bound_to = ("ListRuns", workspace_id, agent, session_id, user_id, repr(states), since)
+        after = decode_page_token(self._page_key, request.page_token, bound_to=bound_to) or {"before": ""}
+        with calling("state"):
+            page = await self._state.runs.ListRuns(
+                store.ListRunsRequest(
+                    workspace_id=workspace_id,
+                    page_size=page_size(request.page_size),
+                    before_run_id=after["before"],
+                    agent=agent,
+                    session_id=session_id,
+                    user_id=user_id,
+                    states=states,
+                    created_after=created_after,
+                )
+            )
+        response = api.ListRunsResponse(runs=page.runs)
+        if page.has_more and page.runs:
+            position = {"before": page.runs[-1].run_id}
+            response.next_page_token = encode_page_token(self._page_key, position, bound_to=bound_to)
+        return response
+
+    async def WatchRun(self, request: api.WatchRunRequest, context: Any) -> AsyncIterator[api.WatchRunResponse]:
+        """The events of a run, stored and to come."""
+        run_id = uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
+        if request.after_seq < 0:
+            raise InvalidArgument("expected 0 or more", field="after_seq")
+        responses = self._watcher.watch(current_workspace(), run_id, request.after_seq, events_only=request.events_only)
+        try:
+            async for response in responses:
+                yield response
+        finally:
+            await responses.aclose()
+
+    async def CancelRun(self, request: api.CancelRunRequest, context: Any) -> api.CancelRunResponse:
+        """Asks to stop a run."""
+        # Cancelling a cancelled run changes nothing, so that state needs no request id.
+        request_id_field(request.request_id)
+        run_id = uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
+        with calling("state"):
+            cancelled = await self._state.runs.RequestCancel(
+                store.RequestCancelRequest(
+                    workspace_id=current_workspace(),
+                    run_id=run_id,
+                    requested_by=current_identity().key_id or "",
+                    reason=comment_field("reason", request.reason),
+                )
+            )
+        return api.CancelRunResponse(run=cancelled.run)
+
+    async def GetBlob(self, request: api.GetBlobRequest, context: Any) -> AsyncIterator[api.GetBlobResponse]:
+        """A large body in pieces."""
+        if len(request.hash) != _HASH_BYTES:
+            raise InvalidArgument("expected 32 bytes", field="hash")
+        if request.offset < 0:
+            raise InvalidArgument("expected 0 or more", field="offset")
+        read = journal.ReadBlobRequest(workspace_id=current_workspace(), hash=request.hash, offset=request.offset)
+        with calling("state"):
+            async for piece in self._state.journal.ReadBlob(read, timeout=_BLOB_DEADLINE_SECONDS):
+                yield api.GetBlobResponse(data=piece.data, size=piece.size)

@@ -1,0 +1,198 @@
+"""`ApprovalService` over gRPC: what a person may answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import grpc
+import pytest
+
+from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.api.executor.v1 import approval_service_pb2 as api
+from holdfast.errors import HoldfastError, Reason, from_rpc_error
+from holdfast.ids import new_uuid7
+from tests.executor.servicers.conftest import Client, Executor
+
+DONE = run_pb2.IN_DOUBT_RESOLUTION_DONE
+NOT_DONE = run_pb2.IN_DOUBT_RESOLUTION_NOT_DONE
+
+
+@pytest.fixture
+async def client(executor: Executor) -> Client:
+    return await executor.client()
+
+
+def ask(executor: Executor, schema: dict[str, Any] | None = None, **fields: Any) -> run_pb2.Approval:
+    approval = run_pb2.Approval(
+        **(
+            {
+                "approval_id": new_uuid7(),
+                "run_id": new_uuid7(),
+                "step": 1,
+                "kind": run_pb2.APPROVAL_KIND_QUESTION,
+                "state": run_pb2.APPROVAL_STATE_PENDING,
+            }
+            | fields
+        )
+    )
+    if schema is not None:
+        approval.answer_schema.update(schema)
+    executor.state.approvals["ws1", approval.approval_id] = approval
+    return approval
+
+
+def ask_in_doubt(executor: Executor) -> run_pb2.Approval:
+    tool = agent_pb2.ToolSpec(name="refund")
+    tool.output_schema.update({"type": "object", "required": ["id"]})
+    executor.state.add_agent("ws1", agent_pb2.AgentSpec(name="support", tools=[tool]))
+    run = executor.state.add_run("ws1", agent="support", revision="a" * 64)
+    return ask(executor, kind=run_pb2.APPROVAL_KIND_IN_DOUBT, tool="refund", run_id=run.run.run_id)
+
+
+async def decide(client: Client, approval: run_pb2.Approval, **fields: Any) -> run_pb2.Approval:
+    request = api.DecideApprovalRequest(approval_id=approval.approval_id, **fields)
+    return (await client.approvals.DecideApproval(request)).approval
+
+
+async def error(awaitable: Any) -> HoldfastError:
+    with pytest.raises(grpc.RpcError) as caught:
+        await awaitable
+    return from_rpc_error(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "stored"),
+    [
+        (None, "yes, please", "yes, please"),
+        (None, '"yes"', "yes"),
+        (None, "42", "42"),
+        (None, '{"a": 1', '{"a": 1'),
+        (None, '"\\ud800"', '"\\ud800"'),
+        (None, "", ""),
+        ({"type": "integer"}, "42", 42),
+        ({"type": "object", "required": ["a"]}, '{"a": 1.0}', {"a": 1}),
+        ({"type": "string", "enum": ["yes", "42"]}, '"yes"', "yes"),
+        ({"type": "string", "enum": ["yes", "42"]}, "yes", "yes"),
+        ({"type": "string", "enum": ["yes", "42"]}, "42", "42"),
+    ],
+)
+async def test_answer_that_fits_is_stored_as_json(
+    executor: Executor, client: Client, schema: dict[str, Any] | None, answer: str, stored: Any
+) -> None:
+    decided = await decide(client, ask(executor, schema), answer_json=answer, comment="sure")
+    assert decided.state == run_pb2.APPROVAL_STATE_DECIDED
+    assert json.loads(decided.decision.answer_json) == stored
+    assert (decided.decision.decided_by, decided.decision.comment) == ("key-ws1", "sure")
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer"),
+    [
+        ({"type": "integer"}, '"x"'),
+        ({"type": "integer"}, "x"),
+        ({"type": "object", "required": ["a"]}, "{}"),
+        ({"type": "object"}, "{"),
+        ({"type": "string", "enum": ["yes", "no"]}, "maybe"),
+    ],
+)
+async def test_answer_that_does_not_fit_is_refused_and_the_question_stays(
+    executor: Executor, client: Client, schema: dict[str, Any], answer: str
+) -> None:
+    approval = ask(executor, schema)
+    refused = await error(decide(client, approval, answer_json=answer))
+    assert [violation.field for violation in refused.field_violations] == ["answer_json"]
+    assert approval.state == run_pb2.APPROVAL_STATE_PENDING
+
+
+async def test_first_decision_counts(executor: Executor, client: Client) -> None:
+    approval = ask(executor)
+    first = await decide(client, approval, answer_json="yes")
+    assert await decide(client, approval, answer_json="yes") == first
+    refused = await error(decide(client, approval, answer_json="no"))
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        Reason.APPROVAL_ALREADY_DECIDED,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "stored"),
+    [
+        ({"resolution": DONE, "answer_json": '{"id": 1}'}, '{"id":1}'),
+        ({"resolution": NOT_DONE}, ""),
+        ({"resolution": run_pb2.IN_DOUBT_RESOLUTION_TELL_MODEL}, ""),
+        ({"resolution": run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN}, ""),
+    ],
+)
+async def test_call_in_doubt_is_resolved(
+    executor: Executor, client: Client, fields: dict[str, Any], stored: str
+) -> None:
+    decided = await decide(client, ask_in_doubt(executor), **fields)
+    assert (decided.decision.resolution, decided.decision.answer_json) == (fields["resolution"], stored)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, "resolution"),
+        ({"resolution": 9}, "resolution"),
+        ({"answer_json": "yes"}, "resolution"),
+        ({"resolution": DONE, "answer_json": "{}"}, "answer_json"),
+        ({"resolution": DONE, "answer_json": "oops"}, "answer_json"),
+        ({"resolution": NOT_DONE, "answer_json": "{}"}, "answer_json"),
+    ],
+)
+async def test_resolution_that_does_not_fit_is_refused(
+    executor: Executor, client: Client, fields: dict[str, Any], field: str
+) -> None:
+    refused = await error(decide(client, ask_in_doubt(executor), **fields))
+    assert [violation.field for violation in refused.field_violations] == [field]
+
+
+async def test_question_takes_no_resolution(executor: Executor, client: Client) -> None:
+    refused = await error(decide(client, ask(executor), answer_json="yes", resolution=DONE))
+    assert [violation.field for violation in refused.field_violations] == ["resolution"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [({"comment": "c" * 1_001}, "comment"), ({"request_id": "r" * 65}, "request_id")],
+)
+async def test_field_that_is_too_long_is_refused(
+    executor: Executor, client: Client, fields: dict[str, Any], field: str
+) -> None:
+    refused = await error(decide(client, ask(executor), answer_json="yes", **fields))
+    assert [violation.field for violation in refused.field_violations] == [field]
+
+
+async def test_answer_that_is_too_large_names_the_limit(executor: Executor, client: Client) -> None:
+    refused = await error(decide(client, ask(executor), answer_json="x" * (1024 * 1024 + 1)))
+    assert (refused.reason, refused.metadata["limit_bytes"]) == (Reason.MESSAGE_TOO_LARGE, "1048576")
+
+
+async def test_question_of_another_workspace_is_not_found(executor: Executor, client: Client) -> None:
+    approval = ask(executor)
+    theirs = await executor.client("ws2")
+    for call in (
+        theirs.approvals.GetApproval(api.GetApprovalRequest(approval_id=approval.approval_id)),
+        decide(theirs, approval, answer_json="yes"),
+        client.approvals.GetApproval(api.GetApprovalRequest(approval_id="x")),
+        client.approvals.GetApproval(api.GetApprovalRequest(approval_id=new_uuid7())),
+    ):
+        assert (await error(call)).reason == Reason.APPROVAL_NOT_FOUND
+    assert approval.state == run_pb2.APPROVAL_STATE_PENDING
+
+
+async def test_questions_come_in_pages_with_their_filters(executor: Executor, client: Client) -> None:
+    asked = [ask(executor) for _ in range(3)]
+    await decide(client, asked[1], answer_json="yes")
+    first = await client.approvals.ListApprovals(api.ListApprovalsRequest(page_size=2))
+    rest = api.ListApprovalsRequest(page_size=2, page_token=first.next_page_token)
+    found = [*first.approvals, *(await client.approvals.ListApprovals(rest)).approvals]
+    assert [approval.approval_id for approval in found] == [approval.approval_id for approval in reversed(asked)]
+    pending = api.ListApprovalsRequest(state=run_pb2.APPROVAL_STATE_PENDING)
+    assert len((await client.approvals.ListApprovals(pending)).approvals) == 2
+    of_run = api.ListApprovalsRequest(run_id=asked[0].run_id)
+    assert len((await client.approvals.ListApprovals(of_run)).approvals) == 1
+    assert (await error(client.approvals.ListApprovals(api.ListApprovalsRequest(state=77)))).reason == "INVALID_FIELD"
