@@ -43,8 +43,10 @@ TASK = f"A new mail is in the box: {MAIL}. Please take care of it."
 FATAL_TOOL = "refund_invoice"
 FATAL_STEP = 9
 # How long the bank takes to confirm a refund: the window in which the demo strikes.
-BANK_SECONDS = 1.5
+BANK_SECONDS = 4.0
 
+# Into a file or a pipe the lines are as long as they are on a wide terminal.
+os.environ.setdefault("COLUMNS", "120" if not sys.stdout.isatty() else "")
 console = Console(highlight=False)
 
 
@@ -414,18 +416,8 @@ async def demo(data: Path, *, stay: bool) -> int:
         print_next_steps(on, run.id, shop)
         if stay:
             console.print("\nThe suite goes on running. Ctrl-C ends it.", style="bold")
-            await ctrl_c()
-            console.print("Stopping …")
+            await asyncio.Event().wait()
         return 0 if is_right and end.state == run_pb2.RUN_STATE_SUCCEEDED else 1
-
-
-async def ctrl_c() -> None:
-    """Waits for SIGINT or SIGTERM."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
 
 
 def main() -> int:
@@ -438,6 +430,8 @@ def main() -> int:
     arguments = parser.parse_args()
     data = arguments.data or Path(tempfile.mkdtemp(prefix="holdfast-demo-"))
     stay = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.exit
+    # SIGTERM is Ctrl-C: what was started is stopped, whoever ends this program.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return asyncio.run(demo(data.resolve(), stay=stay))
     except KeyboardInterrupt:

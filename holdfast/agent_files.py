@@ -201,9 +201,8 @@ class _Reader:
     def _entries(
         self, node: MappingNode, path: str, known: Mapping[str, FieldDescriptor]
     ) -> Iterable[tuple[ScalarNode, Node, str]]:
-        yaml.SafeLoader("").flatten_mapping(node)
         seen: set[str] = set()
-        for key_node, value in node.value:
+        for key_node, value in _pairs(node):
             key = key_node.value if isinstance(key_node, ScalarNode) else None
             field_path = f"{path}.{key}" if path else str(key)
             if not isinstance(key_node, ScalarNode) or key is None:
@@ -365,9 +364,8 @@ class _Reader:
             self._depth -= 1
 
     def _plain_mapping(self, node: MappingNode, path: str) -> dict[str, Any]:
-        yaml.SafeLoader("").flatten_mapping(node)
         result: dict[str, Any] = {}
-        for key_node, value in node.value:
+        for key_node, value in _pairs(node):
             if not isinstance(key_node, ScalarNode):
                 self._problem(key_node, path, "a key is a plain word")
                 continue
@@ -375,6 +373,7 @@ class _Reader:
             if key in result:
                 self._problem(key_node, f"{path}.{key}", "this key is given twice")
             else:
+                self.lines.setdefault(_normal(f"{path}.{key}"), _line(key_node))
                 result[key] = self._plain(value, f"{path}.{key}")
         return result
 
@@ -397,6 +396,19 @@ class _Reader:
 
 def _line(node: Node) -> int:
     return int(node.start_mark.line) + 1
+
+
+def _pairs(node: MappingNode) -> list[tuple[Node, Node]]:
+    """Returns keys and values with `<<` resolved: what the mapping says itself goes before what it merges in."""
+    if not any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+        return cast(list[tuple[Node, Node]], node.value)
+    own = [(key, value) for key, value in node.value if key.tag != "tag:yaml.org,2002:merge"]
+    yaml.SafeLoader("").flatten_mapping(node)
+    taken = {key.value for key, _ in own if isinstance(key, ScalarNode)}
+    merged = {key.value: (key, value) for key, value in node.value[: -len(own) or None] if isinstance(key, ScalarNode)}
+    # An alias may lead here again: the node is left without its merge.
+    node.value = [*own, *(pair for name, pair in merged.items() if name not in taken)]
+    return cast(list[tuple[Node, Node]], node.value)
 
 
 def _constructed(node: ScalarNode) -> Any:

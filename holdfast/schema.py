@@ -357,7 +357,12 @@ def _fields_of(cls: type[Any]) -> list[tuple[str, Any, bool, Any]]:
     hints = typing.get_type_hints(cls, include_extras=True)
     if typing.is_typeddict(cls):
         required: frozenset[str] = getattr(cls, "__required_keys__", frozenset())
-        return [(name, annotation, name in required, None) for name, annotation in hints.items()]
+        # Under postponed evaluation the class does not see its own Required and NotRequired.
+        marks = {typing.Required: True, typing.NotRequired: False}
+        return [
+            (name, annotation, marks.get(typing.get_origin(annotation), name in required), None)
+            for name, annotation in hints.items()
+        ]
     missing = dataclasses.MISSING
     return [
         (

@@ -103,15 +103,20 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *,
     if not entries:
         note(empty)
         return
-    console = out()
-    # Without a terminal nothing is folded or cut: the reader is another program.
-    width = None if console.is_terminal else 1_000
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold" if column in ("id", "run", "session") else "ellipsis", no_wrap=True)
     for row in entries:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    console.print(table, width=width, soft_wrap=False)
+    print_wide(table)
+
+
+def print_wide(table: Table) -> None:
+    """Prints a table in the width of the terminal; without one nothing is folded or cut, for other programs' sake."""
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, highlight=False, width=1_000)
+    console.print(table)
 
 
 def state_text(name: str) -> Text:
@@ -138,12 +143,11 @@ def report(error: HoldfastError, *, as_json: bool) -> None:
         return
     console = err()
     lines = error.message.splitlines() or [error.reason]
-    if len(lines) == 1:
-        console.print(Text.assemble(("error: ", "bold red"), lines[0], (f" ({error.reason})", "dim")))
-    else:
-        console.print(Text.assemble(("error: ", "bold red"), f"{len(lines)} problems", (f" ({error.reason})", "dim")))
-        for line in lines:
-            console.print(Text(f"  {line}"))
+    # A reason that only repeats the kind of error tells nobody anything.
+    reason = f" ({error.reason})" if error.reason != error.default_reason else ""
+    console.print(Text.assemble(("error: ", "bold red"), lines[0], (reason, "dim")))
+    for line in lines[1:]:
+        console.print(Text(f"  {line.strip()}"))
     for violation in error.field_violations:
         if violation.description not in error.message:
             console.print(Text(f"  {violation.field}: {violation.description}"))
@@ -215,7 +219,8 @@ def age(timestamp: Timestamp) -> str:
     """Returns how long ago something was; empty when it is unset."""
     if not timestamp.seconds and not timestamp.nanos:
         return ""
-    return f"{span(max(datetime.now(UTC) - to_datetime(timestamp), timedelta()))} ago"
+    seconds = max(int((datetime.now(UTC) - to_datetime(timestamp)).total_seconds()), 0)
+    return f"{seconds} s ago" if seconds < 60 else f"{span(timedelta(seconds=seconds))} ago"
 
 
 def span(duration: timedelta) -> str:

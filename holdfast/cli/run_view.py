@@ -47,6 +47,7 @@ class RunView:
         self._written: set[int] = set()
         self._began: Any = None
         self._open_steps: dict[int, str] = {}
+        self._start_times: dict[int, Any] = {}
 
     def delta(self, delta: TextDelta) -> None:
         """Prints a piece of a model's answer."""
@@ -89,9 +90,10 @@ class RunView:
         self._line(Text.assemble(("  asked ", "dim"), _short(text)))
 
     async def _on_run_claimed(self, claimed: run_pb2.RunClaimed, event: RunEvent) -> None:
-        self._line(Text(f"  driven by {claimed.executor_id} (epoch {claimed.epoch})", style="dim"))
+        self._line(Text(f"  executor {claimed.executor_id} drives it (epoch {claimed.epoch})", style="dim"))
 
     async def _on_step_started(self, started: run_pb2.StepStarted, event: RunEvent) -> None:
+        self._start_times[started.step] = event.message.time
         if started.WhichOneof("intent") == "model":
             name = "/".join(filter(None, (started.model.provider, started.model.model)))
             self._open_steps[started.step] = f"step {started.step}: {name}"
@@ -108,7 +110,8 @@ class RunView:
                 (tool.tool, "bold"),
                 f" {arguments}",
                 (f"  {effect}" if tool.effect else "", "dim"),
-            )
+            ),
+            cut=True,
         )
 
     async def _on_attempt_started(self, started: run_pb2.AttemptStarted, event: RunEvent) -> None:
@@ -131,7 +134,7 @@ class RunView:
         if tool is None:
             await self._model_finished(finished)
             return
-        seconds = _seconds(finished.duration)
+        seconds = self._duration(finished, event)
         message = await self._message(finished)
         result = next((part.tool_result for part in message.parts if part.WhichOneof("kind") == "tool_result"), None)
         shown = _short(result.content) if result is not None else ""
@@ -207,14 +210,26 @@ class RunView:
 
     # ------------------------------------------------------------------------------------------------------- screen
 
+    def _duration(self, finished: run_pb2.StepFinished, event: RunEvent) -> str:
+        measured = finished.duration.ToTimedelta()
+        began = self._start_times.pop(finished.step, None)
+        if not measured and began is not None:
+            # A worker does not say how long it took: from intent to result is what the journal knows.
+            measured = to_datetime(event.message.time) - to_datetime(began)
+        return span(measured) if measured else ""
+
     async def _message(self, finished: run_pb2.StepFinished) -> content_pb2.Message:
         if not finished.HasField("message"):
             return content_pb2.Message()
         return await self._handle.read_message(finished.message)
 
-    def _line(self, text: Text) -> None:
+    def _line(self, text: Text, *, cut: bool = False) -> None:
         self._close_line()
-        self._console.print(text)
+        if cut and self._console.is_terminal:
+            # Arguments and results in short: one line each, as wide as the terminal.
+            self._console.print(text, soft_wrap=False, no_wrap=True, overflow="ellipsis", crop=True)
+        else:
+            self._console.print(text)
 
     def _close_line(self) -> None:
         if self._is_line_open:
@@ -276,8 +291,3 @@ def _schema(approval: run_pb2.Approval) -> str:
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _MAX_SHOWN else f"{line[: _MAX_SHOWN - 1]}…"
-
-
-def _seconds(duration: Any) -> str:
-    delta = duration.ToTimedelta()
-    return span(delta) if delta else ""

@@ -14,14 +14,26 @@ from rich.text import Text
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.api.trace.v1 import query_service_pb2
 from holdfast.cli.app import JsonOption, app, with_client
-from holdfast.cli.console import cost, moment, note, out, plain, print_json, say, span, state_text, to_datetime, tokens
+from holdfast.cli.console import (
+    cost,
+    moment,
+    note,
+    out,
+    plain,
+    print_json,
+    print_wide,
+    say,
+    span,
+    state_text,
+    to_datetime,
+    tokens,
+)
 from holdfast.cli.run_view import question_lines
 from holdfast.cli.sessions import message_lines
 from holdfast.client import Client
 from holdfast.runs import short_name, state_name
 
 _BAR_WIDTH: Final = 36
-_WIDE: Final = 140
 
 _INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 _OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
@@ -89,17 +101,17 @@ def _show_tree(tree: query_service_pb2.GetRunTreeResponse) -> None:
         note("Trace has not read this run yet.")
         return
     console = out()
-    width = console.width if console.is_terminal else _WIDE
+    name_width = max(20, console.width - _BAR_WIDTH - 44) if console.is_terminal else None
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     table.add_column("step", justify="right", no_wrap=True)
-    table.add_column("name", no_wrap=True, overflow="ellipsis", max_width=max(20, width - _BAR_WIDTH - 44))
+    table.add_column("name", no_wrap=True, overflow="ellipsis", max_width=name_width)
     table.add_column("", no_wrap=True, width=_BAR_WIDTH)
     for name in ("begins", "takes", "tries", "tokens", "cost"):
         table.add_column(name, justify="right", no_wrap=True)
     begin, end = _extent(tree.spans)
     for entry, depth in _in_tree_order(tree.spans):
         table.add_row(*_row(entry, depth, begin, end))
-    console.print(table, width=width, soft_wrap=False)
+    print_wide(table)
     say()
     note(f"One step in full: holdfast trace {run.run_id} --step N")
 

@@ -59,6 +59,7 @@ def up(
         str, typer.Option(help="Profile of the configuration file that the key is written to.")
     ] = DEFAULT_PROFILE,
     no_config: Annotated[bool, typer.Option("--no-config", help="Leave the configuration file as it is.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every call that the services answer.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show only warnings and errors of the services.")
     ] = False,
@@ -82,7 +83,7 @@ def up(
         raise FailedPrecondition(f"the data folder {plan.data} can't be used: {error.strerror}") from error
     with _locked(plan.data):
         _check_ports(plan)
-        screen: _Screen = _JsonScreen() if as_json else _Screen(quiet=quiet)
+        screen: _Screen = _JsonScreen() if as_json else _Screen(quiet=quiet, verbose=verbose)
         target = None if no_config else _profile_name(profile, plan)
         try:
             asyncio.run(_run(plan, screen, target))
@@ -205,8 +206,9 @@ def _reachable(address: str) -> str:
 class _Screen:
     """What a person sees."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._quiet = quiet
+        self._verbose = verbose
 
     def begin(self, plan: Plan) -> None:
         out().print(Text(f"Holdfast {__version__}: starting executor, state, auth and trace in {plan.data}"))
@@ -218,6 +220,9 @@ class _Screen:
             return
         level = str(line.get("level", "info"))
         if self._quiet and level not in ("warning", "error", "critical"):
+            return
+        if level == "info" and line.get("event") == "rpc" and not self._verbose:
+            # A line for each call drowns what a person looks for.
             return
         style = _LEVEL_STYLES.get(level, "")
         text = Text.assemble(

@@ -226,7 +226,13 @@ def _is_our_own_fault(error: HoldfastError) -> bool:
 async def _abort(context: Context, error: HoldfastError) -> None:
     code, message, details = to_status(error)
     existing = tuple(context.trailing_metadata() or ())
-    await context.abort(code, message, (*existing, *details))
+    try:
+        await context.abort(code, message, (*existing, *details))
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError as failure:
+        # The caller is gone, and nobody is left to be told.
+        raise grpc.aio.AbortError("the caller is gone") from failure
 
 
 # ------------------------------------------------------------------------------------------------- one RPC on its way

@@ -193,10 +193,17 @@ class GroupCommit:
             result = outcome.answers.get(index) or diagnoses[id(pending)]
             pending.answer(result)
             if pending.row is not None and isinstance(result, Committed):
-                self._hub.run_changed(pending.row.run_id)
+                self._publish(pending.row, result)
         if outcome.became_ready:
             self._hub.runs_ready()
         self._hub.feed_changed()
+
+    def _publish(self, row: journal.TransitionRow, committed: Committed) -> None:
+        if self._hub.is_watched(row.run_id):
+            event = run_pb2.Event.FromString(row.body)
+            event.run_id, event.seq, event.epoch = row.run_id, row.seq, row.epoch
+            event.time.FromDatetime(committed.at)
+            self._hub.committed(event)
 
     async def _after_trouble(self, batch: Sequence[_Pending], error: HoldfastError) -> None:
         """The storage is away or full. What may be committed already is answered right when it is sent again."""

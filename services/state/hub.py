@@ -14,16 +14,24 @@ from contextlib import contextmanager
 from holdfast.api.common.v1 import run_pb2
 from services.state.journal import Outside
 
-# A slow watcher loses pieces of an answer in the making, never an event.
-MAX_PENDING_DELTAS = 1_024
+# What a slow watcher has not taken yet. What falls out is lost if it is a piece of an answer in the making; an event is
+# missed by its number and read from the journal.
+MAX_PENDING = 1_024
 
 
 class Watcher:
-    """One reader of one run."""
+    """One reader of one run.
+
+    Attributes:
+        changed: Set when there is something new, here or in the journal.
+        news: Events and pieces of answers as they came, for a reader who is up to date.
+        must_read: Whether the journal may hold what `news` does not.
+    """
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
-        self.deltas: deque[run_pb2.Delta] = deque(maxlen=MAX_PENDING_DELTAS)
+        self.news: deque[run_pb2.Event | run_pb2.Delta] = deque(maxlen=MAX_PENDING)
+        self.must_read = True
 
 
 class Hub:
@@ -50,15 +58,26 @@ class Hub:
             if not watchers:
                 del self._watchers[run_id]
 
+    def is_watched(self, run_id: str) -> bool:
+        """Whether anybody here watches the run."""
+        return run_id in self._watchers
+
     def run_changed(self, run_id: str) -> None:
-        """An event of the run was committed."""
+        """An event of the run was committed; those who watch read it from the journal."""
         for watcher in self._watchers.get(run_id, ()):
+            watcher.must_read = True
+            watcher.changed.set()
+
+    def committed(self, event: run_pb2.Event) -> None:
+        """Hands a committed event to those who watch its run, so that they need not read it."""
+        for watcher in self._watchers.get(event.run_id, ()):
+            watcher.news.append(event)
             watcher.changed.set()
 
     def delta(self, delta: run_pb2.Delta) -> None:
         """Passes a piece of an answer to those who watch its run."""
         for watcher in self._watchers.get(delta.run_id, ()):
-            watcher.deltas.append(delta)
+            watcher.news.append(delta)
             watcher.changed.set()
 
     def runs_ready(self) -> None:

@@ -12,12 +12,12 @@ from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from services.shared.database import Database
 from services.state import journal
 from services.state.hub import Hub, Watcher
-from services.state.run_store import INLINE_BLOB_LIMIT, put_messages_inline
+from services.state.run_store import INLINE_BLOB_LIMIT, put_messages_inline, stored_message_of
 from services.state.transitions import ENDED
 
 BEAT_SECONDS = 15.0
 # How often a reader looks by itself: what another replica committed.
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
 PAGE = 200
 
 
@@ -43,47 +43,58 @@ class Watching:
         # Order matters: first the watcher, then the reading, so that nothing is committed unseen between the two.
         with self._hub.watching(run_id) as watcher:
             run = await self._db.read(journal.find_run, workspace_id, run_id)
-            while not self.draining.is_set():
-                watcher.changed.clear()
-                deltas = [] if events_only else self._take(watcher)
-                while events := await self._db.read(self._page, workspace_id, run_id, seen):
-                    for event in events:
-                        # Pieces of an answer come before the event that holds the whole of it.
-                        for delta in deltas:
-                            yield journal_pb2.WatchJournalResponse(delta=delta)
-                        deltas = []
-                        yield journal_pb2.WatchJournalResponse(event=event)
-                        seen = event.seq
+            has_ended = run.state in ENDED and run.last_seq <= seen
+            while not (has_ended or self.draining.is_set()):
+                if watcher.must_read:
+                    watcher.must_read = False
+                    while events := await self._db.read(self._page, workspace_id, run_id, seen):
+                        for event in events:
+                            yield journal_pb2.WatchJournalResponse(event=event)
+                            seen = event.seq
+                            has_ended |= _ends(event)
+                        last_sent = loop.time()
+                while watcher.news and not watcher.must_read:
+                    news = watcher.news.popleft()
+                    if isinstance(news, run_pb2.Delta):
+                        if not events_only:
+                            yield journal_pb2.WatchJournalResponse(delta=news)
+                    elif news.seq == seen + 1 and not _has_message_in_blob(news):
+                        yield journal_pb2.WatchJournalResponse(event=news)
+                        seen = news.seq
+                        has_ended |= _ends(news)
+                    elif news.seq > seen:
+                        watcher.must_read = True
                     last_sent = loop.time()
-                for delta in deltas:
-                    yield journal_pb2.WatchJournalResponse(delta=delta)
-                    last_sent = loop.time()
-                run = await self._db.read(journal.find_run, workspace_id, run_id)
-                if run.state in ENDED and seen >= run.last_seq:
-                    return
-                if run.last_seq > seen:
+                if has_ended or watcher.must_read:
                     continue
                 if loop.time() - last_sent >= BEAT_SECONDS:
-                    yield journal_pb2.WatchJournalResponse(beat_last_seq=run.last_seq)
+                    yield journal_pb2.WatchJournalResponse(beat_last_seq=seen)
                     last_sent = loop.time()
                 await self._wait(watcher)
 
     async def _wait(self, watcher: Watcher) -> None:
-        timeout = POLL_SECONDS if self._db.dialect == "postgresql" else BEAT_SECONDS / 3
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(POLL_SECONDS if self._db.dialect == "postgresql" else BEAT_SECONDS / 3):
                 await watcher.changed.wait()
+            watcher.changed.clear()
         except TimeoutError:
-            return
-
-    @staticmethod
-    def _take(watcher: Watcher) -> list[run_pb2.Delta]:
-        deltas = list(watcher.deltas)
-        watcher.deltas.clear()
-        return deltas
+            # Another replica may have committed something.
+            watcher.must_read = True
 
     @staticmethod
     def _page(connection: sa.Connection, workspace_id: str, run_id: str, after_seq: int) -> list[run_pb2.Event]:
         events = journal.read_events(connection, workspace_id, run_id, after_seq, PAGE)
         put_messages_inline(connection, workspace_id, events, limit=INLINE_BLOB_LIMIT)
         return events
+
+
+def _ends(event: run_pb2.Event) -> bool:
+    last = event.changes[-1]
+    return last.WhichOneof("kind") == "run_state_changed" and last.run_state_changed.state in ENDED
+
+
+def _has_message_in_blob(event: run_pb2.Event) -> bool:
+    return any(
+        (stored := stored_message_of(change)) is not None and stored.WhichOneof("body") == "blob"
+        for change in event.changes
+    )

@@ -67,9 +67,7 @@ class WorkerStream:
         hello: tool_worker_service_pb2.WorkerHello = await self.receive("hello")
         interval = Duration()
         interval.FromNanoseconds(round(heartbeat_seconds * 1e9))
-        self.send(
-            welcome=tool_worker_service_pb2.WorkerWelcome(heartbeat_interval=interval, workspace_id="workspace")
-        )
+        self.send(welcome=tool_worker_service_pb2.WorkerWelcome(heartbeat_interval=interval, workspace_id="workspace"))
         return hello
 
     def offer(self, lease: str, tool: str, arguments_json: str = "{}", **fields: Any) -> None:

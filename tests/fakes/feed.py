@@ -216,7 +216,7 @@ def _registers(service: str, method: str, request: type[Message], *, streams: bo
             method: make(
                 getattr(servicer, method),
                 request_deserializer=request.FromString,
-                response_serializer=Message.SerializeToString,
+                response_serializer=lambda response: response.SerializeToString(),
             )
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))

@@ -219,7 +219,7 @@ async def test_other_workspace_sees_nothing_of_a_run(trace: Trace) -> None:
 
 async def test_conversation_never_crosses_into_another_workspace(trace: Trace) -> None:
     # State would never link them; if it did, the wall is still here.
-    theirs = simple_run("a secret", workspace_id=OTHER_WORKSPACE)
+    theirs = simple_run(words="a secret", workspace_id=OTHER_WORKSPACE)
     mine = simple_run(begin=10, previous=theirs)
     await trace.read(theirs, mine)
     detail = (await trace.client.step(mine.run_id, 1)).model
@@ -395,11 +395,11 @@ async def test_model_step_shows_the_conversation_as_it_was_sent(trace: Trace) ->
 
 
 async def test_model_step_begins_with_the_earlier_runs_of_its_session(trace: Trace) -> None:
-    first = simple_run("hello")
+    first = simple_run(words="hello")
     second = parallel_run(words="and my order?", previous=first, begin=100)
     third = Journal("thanks", previous=second, begin=200)
     third.claim().drive(start_model(1, 11))
-    unrelated = simple_run("somebody else", begin=50)
+    unrelated = simple_run(words="somebody else", begin=50)
     await trace.read(first, second, third, unrelated)
     detail = (await trace.client.step(third.run_id, 1)).model
     assert [(item.run_id, item.step) for item in detail.input] == [
@@ -422,8 +422,8 @@ async def test_model_step_begins_with_the_earlier_runs_of_its_session(trace: Tra
 
 
 async def test_runs_of_a_session_that_came_later_are_not_shown(trace: Trace) -> None:
-    first = simple_run("hello")
-    second = simple_run("again", previous=first, begin=100)
+    first = simple_run(words="hello")
+    second = simple_run(words="again", previous=first, begin=100)
     await trace.read(first, second)
     detail = (await trace.client.step(first.run_id, 1)).model
     assert [item.run_id for item in detail.input] == [first.run_id]

@@ -17,6 +17,7 @@ from services.state.hub import Hub
 DEFAULT_ENTRIES = 500
 BEAT_SECONDS = 15.0
 POLL_SECONDS = 0.25
+GATHER_SECONDS = 0.03
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -44,4 +45,7 @@ class ChangeFeedServicer(ChangeFeedServiceServicer):
                 last_sent = loop.time()
                 says_caught_up = False
             if is_caught_up:
+                # What commits within a moment goes into one frame: followers are behind by that much, and state reads
+                # its journal so many times a second, however many transactions there are.
+                await asyncio.sleep(GATHER_SECONDS)
                 await self._hub.wait_for_feed(POLL_SECONDS if self._db.dialect == "postgresql" else 1.0)
