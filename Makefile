@@ -41,7 +41,7 @@ proto: $(DEV) ## generate holdfast/api from proto/
 	@$(PY) scripts/generate_protos.py
 
 bench: $(DEV) ## run the benchmarks
-	@$(PY) benchmarks/run.py
+	@$(PY) -m benchmarks.run
 
 clean: ## remove .venv, caches and build products
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -108,8 +108,8 @@ class RunView:
             Text.assemble(
                 (f"  {started.step:>3} → ", "cyan"),
                 (tool.tool, "bold"),
-                f" {arguments}",
-                (f"  {effect}" if tool.effect else "", "dim"),
+                (f" {effect} " if tool.effect else " ", "dim"),
+                arguments,
             ),
             cut=True,
         )
@@ -145,7 +145,8 @@ class RunView:
                 (tool, "bold"),
                 (f" {seconds} " if seconds else " ", "dim"),
                 shown,
-            )
+            ),
+            cut=True,
         )
 
     async def _model_finished(self, finished: run_pb2.StepFinished) -> None:

@@ -232,7 +232,7 @@ async def _abort(context: Context, error: HoldfastError) -> None:
         raise
     except grpc.aio.BaseError as failure:
         # The caller is gone, and nobody is left to be told.
-        raise grpc.aio.AbortError("the caller is gone") from failure
+        raise asyncio.CancelledError("the caller is gone") from failure
 
 
 # ------------------------------------------------------------------------------------------------- one RPC on its way

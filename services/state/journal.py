@@ -195,7 +195,8 @@ _SQLITE_CREATE = f"CREATE TEMPORARY TABLE IF NOT EXISTS batch ({', '.join(name f
 _SQLITE_FILL = f"INSERT INTO temp.batch VALUES ({', '.join('?' * len(_COLUMNS))})"
 _SQLITE_UPDATE = (
     _UPDATE_RUNS.format(max="MAX", now=":now", batch="temp.batch")
-    + " RETURNING run_id, successor_run_id, ended_at IS NOT NULL"
+    # The bare column: SQLite 3.40 answers `ended_at IS NOT NULL` with 1 here, whatever the column holds.
+    + " RETURNING run_id, successor_run_id, ended_at"
 )
 _SQLITE_INSERT = (
     "INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body) "
@@ -226,7 +227,8 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
     connection.exec_driver_sql(_SQLITE_CREATE)
     connection.exec_driver_sql("DELETE FROM temp.batch")
     connection.exec_driver_sql(_SQLITE_FILL, [_sqlite_values(row) for row in rows])
-    updated = connection.exec_driver_sql(_SQLITE_UPDATE, {"now": micros}).all()
+    returned = connection.exec_driver_sql(_SQLITE_UPDATE, {"now": micros}).all()
+    updated = [(run, successor, ended_at is not None) for run, successor, ended_at in returned]
     connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps([run for run, _, _ in updated])})
     ended = [run for run, _, is_end in updated if is_end]
     if ended:

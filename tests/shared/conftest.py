@@ -1,4 +1,4 @@
-"""A service made of four methods, one of each RPC kind, behind the real server and the real channel."""
+"""A service with a method of each RPC kind, behind the real server and the real channel."""
 
 from __future__ import annotations
 
@@ -59,14 +59,12 @@ class Echo:
             answer = await self.act(request.value)
         return StringValue(value=answer)
 
-    async def StreamStream(
-        self, requests: AsyncIterator[StringValue], context: Any
-    ) -> AsyncIterator[StringValue]:
+    async def StreamStream(self, requests: AsyncIterator[StringValue], context: Any) -> AsyncIterator[StringValue]:
         async for request in requests:
             yield StringValue(value=await self.act(request.value))
 
-    async def Forgotten(self, request: StringValue, context: Any) -> StringValue:
-        return request
+    async def Held(self, request: StringValue, context: Any) -> StringValue:
+        return StringValue(value=await self.act(request.value))
 
 
 def add_echo_to_server(servicer: Echo, server: Any) -> None:
@@ -76,7 +74,7 @@ def add_echo_to_server(servicer: Echo, server: Any) -> None:
         "UnaryStream": grpc.unary_stream_rpc_method_handler,
         "StreamUnary": grpc.stream_unary_rpc_method_handler,
         "StreamStream": grpc.stream_stream_rpc_method_handler,
-        "Forgotten": grpc.unary_unary_rpc_method_handler,
+        "Held": grpc.unary_unary_rpc_method_handler,
     }
     handlers = {
         name: make(
@@ -100,7 +98,7 @@ async def call(channel: grpc.aio.Channel, kind: str, text: str, **options: Any) 
     request = StringValue(value=text)
     async with asyncio.timeout(10):
         match kind:
-            case "UnaryUnary" | "Forgotten" | "Missing":
+            case "UnaryUnary" | "Held" | "Missing":
                 return [(await channel.unary_unary(path, **codec)(request, **options)).value]
             case "UnaryStream":
                 return [item.value async for item in channel.unary_stream(path, **codec)(request, **options)]
@@ -110,7 +108,7 @@ async def call(channel: grpc.aio.Channel, kind: str, text: str, **options: Any) 
                 return [item.value async for item in channel.stream_stream(path, **codec)(iter([request]), **options)]
 
 
-INTERNAL_ACCESS = service_access(SERVICE, {name: Access(services=("executor",)) for name in (*KINDS, "Forgotten")})
+INTERNAL_ACCESS = service_access(SERVICE, {name: Access(services=("executor",)) for name in (*KINDS, "Held")})
 
 
 class Suite:

