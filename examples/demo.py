@@ -42,8 +42,10 @@ TASK = f"A new mail is in the box: {MAIL}. Please take care of it."
 # The call in whose middle the executor dies. A real model may never come to it; then this many steps are enough.
 FATAL_TOOL = "refund_invoice"
 FATAL_STEP = 9
+# What the suite calls the executor that it starts with; the second one is `executor-2`.
+FIRST = "executor"
 # How long the bank takes to confirm a refund: the window in which the demo strikes.
-BANK_SECONDS = 4.0
+BANK_SECONDS = 3.0
 
 # Into a file or a pipe the lines are as long as they are on a wide terminal.
 os.environ.setdefault("COLUMNS", "120" if not sys.stdout.isatty() else "")
@@ -121,8 +123,7 @@ class Story:
                 self.say(f"step {change.step_in_doubt.step}: nobody knows whether it happened; a person is asked")
             elif kind == "run_state_changed":
                 self.state = change.run_state_changed.state
-                name = run_pb2.RunState.Name(self.state).removeprefix("RUN_STATE_")
-                self.say(f"the run is {name}", style="bold green" if name == "SUCCEEDED" else "bold")
+                self._state_changed(change.run_state_changed)
 
     def _claimed(self, claimed: run_pb2.RunClaimed, event: RunEvent) -> None:
         name = self.name_of(claimed.executor_id)
@@ -132,6 +133,14 @@ class Story:
         elif not self.drivers or self.drivers[-1] != name:
             self.say(f"{name} drives the run")
         self.drivers.append(name)
+
+    def _state_changed(self, changed: run_pb2.RunStateChanged) -> None:
+        name = run_pb2.RunState.Name(changed.state).removeprefix("RUN_STATE_")
+        if changed.state == run_pb2.RUN_STATE_WAITING:
+            reason = run_pb2.WaitReason.Name(changed.wait_reason).removeprefix("WAIT_REASON_").lower()
+            self.say(f"the run is {name} for the {reason}: no process drives it, it is only rows")
+        else:
+            self.say(f"the run is {name}", style="bold green" if name == "SUCCEEDED" else "bold red")
 
     def _step_started(self, started: run_pb2.StepStarted) -> None:
         self.steps[started.step] = started
@@ -182,6 +191,7 @@ def print_result(story: Story, shop: Shop, *, is_scripted: bool) -> bool:
             continue
         effect = agent_pb2.EffectClass.Name(started.tool.effect).removeprefix("EFFECT_CLASS_").lower()
         changes_something = started.tool.effect != agent_pb2.EFFECT_CLASS_READ_ONLY
+        # The key is the runtime's, the count is the shop's own.
         executed = counts.pop(started.tool.idempotency_key, 0)
         succeeded = finished is not None and finished.state == run_pb2.STEP_STATE_SUCCEEDED
         # Arguments that do not fit never reach the shop: such a step failed without an execution.
@@ -222,12 +232,12 @@ class Stage:
     def executor_of(self, executor_id: str) -> str:
         """Returns which process has an id: ids are UUIDv7, made by each executor when it starts."""
         made_at = int(executor_id.replace("-", "")[:12], 16) / 1000
-        return self._second if made_at >= self._second_began else "executor"
+        return self._second if made_at >= self._second_began else FIRST
 
     @property
     def living_executor(self) -> str:
         """An executor that was not killed."""
-        return "executor" if self.suite.is_running("executor") else self._second
+        return FIRST if self.suite.is_running(FIRST) else self._second
 
 
 @asynccontextmanager
@@ -341,8 +351,10 @@ async def follow(run: RunHandle, on: Stage) -> Story:
         if story.killed_at is None and story.is_at_the_worst_moment(item):
             driver = story.drivers[-1]
             story.killed_at = time.time()
-            story.say(f"kill -9 {on.suite.process_id(driver)}: {driver} is dead", style="bold red")
             await on.suite.kill(driver)
+            story.say(
+                f"kill -9 {on.suite.process_id(driver)}: {driver} is dead, the refund is on its way", style="bold red"
+            )
     return story
 
 

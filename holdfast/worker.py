@@ -183,7 +183,6 @@ class Worker:
 
     async def _serve(self, transport: Transport, group: asyncio.TaskGroup) -> None:
         failures = 0
-        was_welcome = False
         while not (self._draining.is_set() and not self._calls):
             stream = _Stream(self, transport, group)
             failure: HoldfastError | None = None
@@ -196,15 +195,15 @@ class Worker:
             finally:
                 self.connected.clear()
             if stream.was_welcome:
-                was_welcome, failures = True, 0
+                failures = 0
             if failure is not None and _is_refusal(failure) and not self._calls:
                 raise failure
             if self._draining.is_set() and not self._calls:
                 return
             delay = _backoff_seconds(failures)
-            if failure is not None:
-                word = "lost" if was_welcome and not failures else "can't reach"
-                log.warning("%s the executor at %s: %s", word, transport.address("executor"), failure)
+            # The first failure is news, and then each that takes twice as many as the one before.
+            if failure is not None and failures & (failures - 1) == 0:
+                log.warning("%s; trying again", failure)
             failures += 1
             await self._pause(delay)
 

@@ -1,7 +1,8 @@
 """Claims runs while there are free slots, drives each in a task, renews the lease, and hands everything back on drain.
 
-Promise P3: an executor that could not renew for the lease's length stops all its drivers by itself, whatever state does
-meanwhile; what they would still write is refused by its epoch anyway.
+Promise P3 is kept by the epoch in every write: a driver whose run was taken over is refused at its next transition, and
+begins nothing without one. So an executor that cannot reach state lets what is under way go on, and asks at its return
+(`held`) which runs are still its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from services.executor.worker_hub import WorkerHub
 from services.shared.telemetry import get_logger
 
 DEFAULT_HEARTBEAT_SECONDS = 1.0
-DEFAULT_LEASE_SECONDS = 5.0
 # A run that cannot be driven (state away, a bug) is kept this long before it is given back, so that it does not spin.
 FAILED_DRIVE_PAUSE_SECONDS = 1.0
 LONGEST_FAILED_DRIVE_PAUSE_SECONDS = 30.0
@@ -60,8 +60,6 @@ class Scheduler:
         self._all_done = asyncio.Event()
         self._all_done.set()
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
-        self._lease_seconds = DEFAULT_LEASE_SECONDS
-        self._renewed_at = 0.0
 
     @property
     def active_runs(self) -> int:
@@ -76,7 +74,6 @@ class Scheduler:
             level("lease_stream_broken", runs=len(self._drives))
 
         async with asyncio.TaskGroup() as tasks:
-            watchdog = tasks.create_task(self._fence_when_not_renewed())
             try:
                 while not (self._is_draining and not self._drives):
                     async for attempt in retries.reconnecting(announce, ConnectionError):
@@ -84,7 +81,6 @@ class Scheduler:
                             await self._serve_stream(tasks)
             finally:
                 self._stream_closed.set()
-                watchdog.cancel()
                 for drive in self._drives.values():
                     drive.task.cancel()
 
@@ -156,11 +152,8 @@ class Scheduler:
         )
 
     def _handle(self, response: lease_pb2.WorkResponse, tasks: asyncio.TaskGroup) -> None:
-        self._renewed_at = asyncio.get_running_loop().time()
         if response.HasField("heartbeat_interval"):
             self._heartbeat_seconds = response.heartbeat_interval.ToTimedelta().total_seconds()
-        if response.HasField("lease_duration"):
-            self._lease_seconds = response.lease_duration.ToTimedelta().total_seconds()
         for claim in response.claims:
             self._begin_drive(claim, tasks)
         for run_id in response.nudged_run_ids:
@@ -174,16 +167,6 @@ class Scheduler:
             self._hub.calls_queued(queued.workspace_id, queued.tool)
         if response.cancelled_call_leases:
             self._hub.cancel_leases(list(response.cancelled_call_leases))
-
-    async def _fence_when_not_renewed(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._heartbeat_seconds / 2)
-            silent = loop.time() - self._renewed_at
-            if self._drives and silent > self._lease_seconds:
-                log.warning("leases_not_renewed", runs=len(self._drives), seconds=round(silent, 1))
-                for drive in list(self._drives.values()):
-                    drive.task.cancel()
 
     # --- drives -----------------------------------------------------------------------------------------------
 

@@ -240,18 +240,31 @@ def _remember_span(span: trace.Span, _request: Any) -> None:
     _client_span.set(span)
 
 
-class _EndedSpans(grpc.aio.UnaryUnaryClientInterceptor):
-    """The instrumentation's unary interceptor, but a call that is cancelled or cannot start ends its span too."""
+class _CancellableCalls(grpc.aio.UnaryUnaryClientInterceptor):
+    """The instrumentation's unary interceptor, for calls that may be cancelled.
+
+    On its own it awaits the status of a call, and leaves both the call running on the server and the span open when
+    that is interrupted.
+    """
 
     def __init__(self, inner: grpc.aio.UnaryUnaryClientInterceptor) -> None:
         self._inner = inner
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Delegates, and ends the span that the instrumentation leaves open on the way out by an exception."""
+        """Delegates; on the way out by an exception it ends the call and the span."""
+        started: list[Any] = []
+
+        async def start(details: Any, message: Any) -> Any:
+            made = await continuation(details, message)
+            started.append(made)
+            return made
+
         _client_span.set(None)
         try:
-            return await self._inner.intercept_unary_unary(continuation, client_call_details, request)
+            return await self._inner.intercept_unary_unary(start, client_call_details, request)
         except BaseException as error:
+            for made in started:
+                made.cancel()
             span = _client_span.get()
             if span is not None and span.is_recording():
                 span.set_status(trace.Status(trace.StatusCode.ERROR, type(error).__name__))
@@ -271,5 +284,5 @@ def _tracing_interceptors(telemetry: Telemetry, untraced: frozenset[str]) -> lis
     )
     for interceptor in interceptors:
         if isinstance(interceptor, grpc.aio.UnaryUnaryClientInterceptor):
-            return [_EndedSpans(interceptor)]
+            return [_CancellableCalls(interceptor)]
     raise RuntimeError("opentelemetry-instrumentation-grpc has no interceptor for unary calls")

@@ -37,6 +37,13 @@ def renew(connection: sa.Connection, db: Database, executor_id: str, duration: t
     )
 
 
+def extend_all(connection: sa.Connection, db: Database, duration: timedelta) -> None:
+    """Every executor that is known is alive until `duration` from now, at least."""
+    expires = db.now(connection) + duration
+    e = t.executors.c
+    connection.execute(sa.update(t.executors).where(e.expires_at < expires).values(expires_at=expires))
+
+
 def still_held(connection: sa.Connection, executor_id: str, run_ids: list[str]) -> dict[str, int]:
     """Of these runs, those that the executor still drives, with their epochs."""
     r = t.runs.c

@@ -53,8 +53,18 @@ class Leases:
     async def sweep_for_ever(self) -> None:
         """Returns what lost executors and workers held, and wakes what is due; until it is cancelled."""
         sweeps = 0
+        is_first = True
         while True:
+            try:
+                if is_first:
+                    # Nobody could renew while state was away: executors that are alive come back and find their runs.
+                    await self._db.write(lease_store.extend_all, self._db, lease_store.LEASE_DURATION)
+                    is_first = False
+            except HoldfastError as error:
+                log.warning("sweep_failed", reason=error.reason)
             await asyncio.sleep(SWEEP_SECONDS)
+            if is_first:
+                continue
             sweeps += 1
             try:
                 found = await self._db.write(lease_store.sweep, self._db)
@@ -209,7 +219,7 @@ class _Stream:
             if graceful:
                 if await self._db.write(lease_store.release, self._db, self._executor_id):
                     self._hub.runs_ready()
-            else:
+            elif not self._draining.is_set():
                 await self._db.write(lease_store.renew, self._db, self._executor_id, lease_store.GRACE)
 
 

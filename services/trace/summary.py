@@ -45,6 +45,11 @@ def micros_between(start: datetime, end: datetime) -> int:
     return max(0, (end - start) // _MICROSECOND)
 
 
+def _wakes(event: Event) -> bool:
+    # That a worker takes a call, or says something too late, gives a waiting run nothing to do.
+    return any(change.WhichOneof("kind") not in ("call_started", "late_result") for change in event.changes)
+
+
 @dataclass(slots=True)
 class RunRecord:
     """What trace knows of a run without looking at its events. The fields are the columns of `tables.runs`."""
@@ -110,7 +115,7 @@ class RunRecord:
         epoch = event.epoch
         if epoch and epoch == self.segment_epoch:
             self.segment_last_at = time
-        elif self.state == RUN_STATE_WAITING and not epoch and not event.changes[0].HasField("run_claimed"):
+        elif self.state == RUN_STATE_WAITING and not epoch and _wakes(event):
             # Somebody outside did what the run waited for; state queued it in the same transaction.
             self._end_waiting(time)
             self.state = RUN_STATE_QUEUED

@@ -104,7 +104,8 @@ class FakeFeed:
                         self.frames_sent += 1
                         self._changed.notify_all()
                     # A frame without events is the beat; the next one comes when there is something to say.
-                    await self._changed.wait_for(lambda: bool(self._entries[first:]) and self._may_send())
+                    while not self._entries[first:] or not self._may_send():
+                        await self._changed.wait()
         finally:
             await self._count_stream(-1)
 
@@ -199,9 +200,7 @@ class FakePeers:
         }
         server = Server(settings, service="state", access=access, telemetry=telemetry)
         server.add(_registers(FEED, "Follow", change_feed_service_pb2.FollowRequest, streams=True), self.feed)
-        server.add(
-            _registers(AGENTS, "GetAgentRevision", agent_store_service_pb2.GetAgentRevisionRequest), self.agents
-        )
+        server.add(_registers(AGENTS, "GetAgentRevision", agent_store_service_pb2.GetAgentRevisionRequest), self.agents)
         server.add(_registers(JOURNAL, "ReadBlob", journal_service_pb2.ReadBlobRequest, streams=True), self.blobs)
         server.add(_registers(KEYS, "VerifyApiKey", api_key_service_pb2.VerifyApiKeyRequest), self.keys)
         return server

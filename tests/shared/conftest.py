@@ -12,8 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from services.shared.channels import ServiceChannel, open_channel
 from services.shared.interceptors import Access, Authenticator, service_access
@@ -111,13 +110,31 @@ async def call(channel: grpc.aio.Channel, kind: str, text: str, **options: Any) 
 INTERNAL_ACCESS = service_access(SERVICE, {name: Access(services=("executor",)) for name in (*KINDS, "Held")})
 
 
+class Spans(SpanProcessor):
+    """Keeps what ended."""
+
+    def __init__(self) -> None:
+        self.finished: list[ReadableSpan] = []
+        self._ended = asyncio.Event()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.finished.append(span)
+        self._ended.set()
+
+    async def wait_for(self, count: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.finished) < count:
+                self._ended.clear()
+                await self._ended.wait()
+
+
 class Suite:
     """Starts echo servers and channels, and closes them in order."""
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
-        self.spans = InMemorySpanExporter()
-        self.telemetry: Telemetry = build_telemetry("test", span_processor=SimpleSpanProcessor(self.spans))
+        self.spans = Spans()
+        self.telemetry: Telemetry = build_telemetry("test", span_processor=self.spans)
         self.settings = CommonSettings(listen="127.0.0.1:0", service_token=TOKEN, drain_seconds=5)
         self.echo = Echo()
 

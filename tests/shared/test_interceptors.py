@@ -153,12 +153,11 @@ async def test_a_stream_delivers_what_came_before_the_error(suite: Suite) -> Non
 
     suite.echo.act = act
     channel = await suite.connect(await suite.serve())
-    received = []
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for item in channel.unary_stream(f"/{SERVICE}/UnaryStream")(b"", timeout=5):
-            received.append(item)
+    stream = channel.unary_stream(f"/{SERVICE}/UnaryStream")(b"", timeout=5)
 
-    assert len(received) == 1
+    assert await stream.read() != grpc.aio.EOF
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
     assert from_rpc_error(caught.value).reason == Reason.RUN_NOT_FOUND
 
 
@@ -420,7 +419,7 @@ async def test_the_callers_trace_goes_on_in_the_server(suite: Suite, kind: str) 
     with suite.telemetry.tracer("test").start_as_current_span("caller") as caller:
         await call(channel, kind, "x")
 
-    spans = [span for span in suite.spans.get_finished_spans() if SERVICE in span.name]
+    spans = [span for span in suite.spans.finished if SERVICE in span.name]
     assert any(span.kind.name == "SERVER" for span in spans)
     assert {span.context.trace_id for span in spans} == {caller.get_span_context().trace_id}
 
@@ -440,10 +439,8 @@ async def test_a_cancelled_call_ends_its_span_on_both_sides(suite: Suite) -> Non
     with pytest.raises(asyncio.CancelledError):
         await calling_task
 
-    async with asyncio.timeout(5):
-        while len(suite.spans.get_finished_spans()) < 2:
-            await asyncio.sleep(0)
-    kinds = sorted(span.kind.name for span in suite.spans.get_finished_spans())
+    await suite.spans.wait_for(2)
+    kinds = sorted(span.kind.name for span in suite.spans.finished)
     assert kinds == ["CLIENT", "SERVER"]
 
 
@@ -451,10 +448,10 @@ async def test_a_cancelled_stream_closes_its_handler_in_its_own_task(
     suite: Suite, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended_in: list[asyncio.Task[Any] | None] = []
-    started_in: list[asyncio.Task[Any] | None] = []
+    started_in: asyncio.Future[asyncio.Task[Any] | None] = asyncio.get_running_loop().create_future()
 
     async def act(text: str) -> str:
-        started_in.append(asyncio.current_task())
+        started_in.set_result(asyncio.current_task())
         try:
             await asyncio.Event().wait()
         finally:
@@ -466,14 +463,12 @@ async def test_a_cancelled_stream_closes_its_handler_in_its_own_task(
     stream = channel.unary_stream(f"/{SERVICE}/UnaryStream")(b"")
     async with asyncio.timeout(5):
         await stream.read()
-        while not started_in:
-            await asyncio.sleep(0)
+        task = await started_in
         stream.cancel()
         await suite.echo.closed.wait()
-        while not suite.spans.get_finished_spans():
-            await asyncio.sleep(0)
+        await suite.spans.wait_for(1)
 
-    assert ended_in == started_in
+    assert ended_in == [task]
     assert not [record for record in caplog.records if "detach" in record.getMessage()]
 
 
@@ -483,4 +478,4 @@ async def test_an_untraced_method_has_no_span(suite: Suite) -> None:
     channel = await suite.connect(await suite.serve(access=access), telemetry=suite.telemetry, untraced=untraced)
     for kind in KINDS:
         await call(channel, kind, "x")
-    assert suite.spans.get_finished_spans() == ()
+    assert suite.spans.finished == []

@@ -127,9 +127,7 @@ class Suite:
 
     async def start_trace(self) -> App:
         """Starts the service under test."""
-        return await self.stack.enter_async_context(
-            serving(self.settings, build_telemetry("trace"), asyncio.Event())
-        )
+        return await self.stack.enter_async_context(serving(self.settings, build_telemetry("trace"), asyncio.Event()))
 
     async def connect(self, app: App) -> Client:
         """Opens a client of the service under test."""
@@ -166,6 +164,20 @@ def _metadata(key: str) -> tuple[tuple[str, str], ...]:
 async def suite(database_url: str) -> AsyncIterator[Suite]:
     async with AsyncExitStack() as stack:
         yield Suite(stack, database_url)
+
+
+@pytest.fixture
+async def sqlite_suite(tmp_path: Path) -> AsyncIterator[Suite]:
+    """The same on SQLite only, for what has nothing to do with the database."""
+    async with AsyncExitStack() as stack:
+        yield Suite(stack, f"sqlite:///{tmp_path}/trace.db")
+
+
+@pytest.fixture
+async def postgres_suite(postgres_database: str) -> AsyncIterator[Suite]:
+    """The same on PostgreSQL only, which is what several replicas need."""
+    async with AsyncExitStack() as stack:
+        yield Suite(stack, sync_url(postgres_database))
 
 
 class Following:

@@ -128,7 +128,7 @@ class Journal:
     ) -> None:
         self.workspace_id = workspace_id
         self.run_id = new_uuid7()
-        self.session_id = session_id or (previous.session_id if previous is not None else new_uuid7())
+        self.session_id: str = session_id or (previous.session_id if previous is not None else new_uuid7())
         self.events: list[run_pb2.Event] = []
         self.epoch = 0
         self._seconds = begin - 1
@@ -257,9 +257,7 @@ def finish_tool(
 
 def attempt_failed(step: int, attempt: int, reason: str) -> run_pb2.Change:
     """An attempt failed or was lost."""
-    return run_pb2.Change(
-        attempt_failed=run_pb2.AttemptFailed(step=step, attempt=attempt, failure=failure(reason))
-    )
+    return run_pb2.Change(attempt_failed=run_pb2.AttemptFailed(step=step, attempt=attempt, failure=failure(reason)))
 
 
 def attempt_started(step: int, attempt: int, *, not_before: float | None = None) -> run_pb2.Change:
@@ -290,9 +288,7 @@ def call_started(step: int, attempt: int, worker_id: str) -> run_pb2.Change:
 
 def question(step: int, approval_id: str, prompt: str = "which one?") -> run_pb2.Change:
     """A question to a person was stored."""
-    approval = run_pb2.Approval(
-        approval_id=approval_id, step=step, kind=run_pb2.APPROVAL_KIND_QUESTION, prompt=prompt
-    )
+    approval = run_pb2.Approval(approval_id=approval_id, step=step, kind=run_pb2.APPROVAL_KIND_QUESTION, prompt=prompt)
     return run_pb2.Change(approval_requested=run_pb2.ApprovalRequested(approval=approval))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from dataclasses import replace
 
+import psycopg
 import pytest
 from prometheus_client import generate_latest
 
@@ -27,7 +29,7 @@ def some_journals(count: int = 4) -> list[Journal]:
     return [kinds[number % len(kinds)](begin=number * 0.1) for number in range(count)]
 
 
-async def check_complete(db: Database, journals: list[Journal], database_url: str) -> None:
+async def check_complete(db: Database, journals: list[Journal]) -> None:
     """The rows are those of a clean ingest of the same journals."""
     found = await rows(db)
     await db.write(lambda connection: [connection.exec_driver_sql(f"DELETE FROM {name}") for name in found])
@@ -35,9 +37,7 @@ async def check_complete(db: Database, journals: list[Journal], database_url: st
     assert found == await rows(db)
 
 
-async def test_events_are_stored_with_the_place_where_the_feed_goes_on(
-    suite: Suite, db: Database, database_url: str
-) -> None:
+async def test_events_are_stored_with_the_place_where_the_feed_goes_on(suite: Suite, db: Database) -> None:
     await suite.start_peers()
     journals = some_journals()
     entries = in_feed_order(journals)
@@ -48,10 +48,10 @@ async def test_events_are_stored_with_the_place_where_the_feed_goes_on(
         for journal in journals:
             await following.wait_until_stored(journal)
     assert await stored_cursor(db) == suite.peers.feed.cursor(len(entries))
-    await check_complete(db, journals, database_url)
+    await check_complete(db, journals)
 
 
-async def test_reader_goes_on_where_it_was_after_every_break(suite: Suite, db: Database, database_url: str) -> None:
+async def test_reader_goes_on_where_it_was_after_every_break(suite: Suite, db: Database) -> None:
     await suite.start_peers()
     feed = suite.peers.feed
     feed.frame_size, feed.frames_until_break, feed.redelivered = 3, 2, 5
@@ -63,10 +63,10 @@ async def test_reader_goes_on_where_it_was_after_every_break(suite: Suite, db: D
             await following.wait_until_stored(journal)
     assert len(feed.starts) > 3, "the stream broke again and again"
     assert feed.starts[0] == b""
-    await check_complete(db, journals, database_url)
+    await check_complete(db, journals)
 
 
-async def test_restarted_reader_begins_at_the_stored_cursor(suite: Suite, db: Database, database_url: str) -> None:
+async def test_restarted_reader_begins_at_the_stored_cursor(suite: Suite, db: Database) -> None:
     await suite.start_peers()
     feed = suite.peers.feed
     first, second = simple_run(), parallel_run()
@@ -80,10 +80,10 @@ async def test_restarted_reader_begins_at_the_stored_cursor(suite: Suite, db: Da
     async with again.running():
         await again.wait_until_stored(second)
     assert feed.starts == [b"", feed.cursor(len(first.entries))]
-    await check_complete(db, [first, second], database_url)
+    await check_complete(db, [first, second])
 
 
-async def test_frames_that_wait_are_stored_together(suite: Suite, db: Database, database_url: str) -> None:
+async def test_frames_that_wait_are_stored_together(suite: Suite, db: Database) -> None:
     await suite.start_peers()
     suite.peers.feed.frame_size = 1
     journals = some_journals(40)
@@ -94,10 +94,12 @@ async def test_frames_that_wait_are_stored_together(suite: Suite, db: Database, 
             await following.wait_until_stored(journal)
     page = generate_latest(following.telemetry.registry).decode()
     transactions = next(
-        float(line.split()[1]) for line in page.splitlines() if line.startswith("holdfast_trace_feed_commit_seconds_count")
+        float(line.split()[1])
+        for line in page.splitlines()
+        if line.startswith("holdfast_trace_feed_commit_seconds_count")
     )
     assert transactions < suite.peers.feed.frames_sent
-    await check_complete(db, journals, database_url)
+    await check_complete(db, journals)
 
 
 async def test_state_that_is_not_up_yet_is_waited_for(
@@ -106,27 +108,28 @@ async def test_state_that_is_not_up_yet_is_waited_for(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    suite.settings = type(suite.settings)(**{**_fields(suite), "state_address": address})
+    suite.settings = replace(suite.settings, state_address=address)
     journal = simple_run()
     following = Following(suite, db)
+    said = asyncio.Event()
+    caplog.handler.addFilter(lambda record: _set_if(said, record.getMessage() == "waiting for state"))
     with caplog.at_level(logging.INFO):
         async with following.running():
             async with asyncio.timeout(10):
-                while "waiting for state" not in caplog.text:
-                    await asyncio.sleep(0)
+                await said.wait()
             await suite.start_peers(listen=address)
             await suite.peers.feed.add(*journal.entries)
             await following.wait_until_stored(journal)
     assert caplog.text.count("waiting for state") == 1, "said once, not at each attempt"
 
 
-def _fields(suite: Suite) -> dict[str, object]:
-    from dataclasses import fields
+def _set_if(event: asyncio.Event, condition: bool) -> bool:
+    if condition:
+        event.set()
+    return True
 
-    return {field.name: getattr(suite.settings, field.name) for field in fields(suite.settings)}
 
-
-async def test_replaced_feed_is_read_from_its_beginning(suite: Suite, db: Database, database_url: str) -> None:
+async def test_replaced_feed_is_read_from_its_beginning(suite: Suite, db: Database) -> None:
     await suite.start_peers()
     feed = suite.peers.feed
     before, after = simple_run(), parallel_run()
@@ -140,17 +143,20 @@ async def test_replaced_feed_is_read_from_its_beginning(suite: Suite, db: Databa
         await following.wait_until_stored(after)
     assert feed.starts[-2:] == [b"1:4", b""]
     assert await stored_cursor(db) == feed.cursor(len(before.entries) + len(after.entries))
-    await check_complete(db, [before, after], database_url)
+    await check_complete(db, [before, after])
 
 
-async def test_standby_takes_over_when_the_leader_goes(suite: Suite, postgres_database: str) -> None:
-    # One replica reads the feed at a time; this is about PostgreSQL only, whatever the suite's database is.
-    await suite.start_peers()
-    feed = suite.peers.feed
+async def test_standby_takes_over_when_the_leader_goes(postgres_suite: Suite) -> None:
+    # One replica reads the feed at a time.
+    await postgres_suite.start_peers()
+    feed = postgres_suite.peers.feed
     first, second = simple_run(), parallel_run()
     await feed.add(*first.entries)
-    async with migrated(postgres_database) as one, migrated(postgres_database) as two:
-        leader, standby = Following(suite, one), Following(suite, two)
+    async with (
+        migrated(postgres_suite.settings.database_url) as one,
+        migrated(postgres_suite.settings.database_url) as two,
+    ):
+        leader, standby = Following(postgres_suite, one), Following(postgres_suite, two)
         leading = leader.running()
         await leading.__aenter__()
         await leader.wait_until_stored(first)
@@ -160,43 +166,36 @@ async def test_standby_takes_over_when_the_leader_goes(suite: Suite, postgres_da
             await feed.add(*second.entries)
             await standby.wait_until_stored(second)
         assert feed.starts == [b"", feed.cursor(len(first.entries))]
-        await check_complete(two, [first, second], postgres_database)
+        await check_complete(two, [first, second])
 
 
-async def test_two_processes_that_both_project_store_nothing_twice(
-    suite: Suite, db: Database, database_url: str
-) -> None:
+async def test_two_processes_that_both_project_store_nothing_twice(suite: Suite, db: Database) -> None:
     # On SQLite nothing keeps a second process from trying; on PostgreSQL a leader may have lost its lock unnoticed.
     await suite.start_peers()
     suite.peers.feed.frame_size = 2
     journals = some_journals(6)
     one, two = Following(suite, db), Following(suite, db)
+    two.progress = one.progress
     async with one.running(), two.running():
         await suite.peers.feed.add(*in_feed_order(journals))
-        async with asyncio.timeout(30):
-            for journal in journals:
-                while (run := await one.store.find_run(journal.workspace_id, journal.run_id)) is None or (
-                    run.last_seq < len(journal.events)
-                ):
-                    await asyncio.sleep(0)
-    await check_complete(db, journals, database_url)
+        for journal in journals:
+            await one.wait_until_stored(journal)
+    await check_complete(db, journals)
 
 
-async def test_projection_goes_on_after_the_database_was_away(suite: Suite, postgres_database: str) -> None:
-    import psycopg
-
-    await suite.start_peers()
+async def test_projection_goes_on_after_the_database_was_away(postgres_suite: Suite) -> None:
+    await postgres_suite.start_peers()
     first, second = simple_run(), parallel_run()
-    async with migrated(postgres_database) as db:
-        following = Following(suite, db)
+    async with migrated(postgres_suite.settings.database_url) as db:
+        following = Following(postgres_suite, db)
         async with following.running():
-            await suite.peers.feed.add(*first.entries)
+            await postgres_suite.peers.feed.add(*first.entries)
             await following.wait_until_stored(first)
-            with psycopg.connect(postgres_database, autocommit=True) as connection:
+            with psycopg.connect(postgres_suite.settings.database_url, autocommit=True) as connection:
                 connection.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
-            await suite.peers.feed.add(*second.entries)
+            await postgres_suite.peers.feed.add(*second.entries)
             await following.wait_until_stored(second)
-        await check_complete(db, [first, second], postgres_database)
+        await check_complete(db, [first, second])

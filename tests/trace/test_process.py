@@ -148,19 +148,15 @@ async def test_process_starts_before_state_and_auth_and_says_so(suite: Suite) ->
         ({"HOLDFAST_STATE_ADDRESS": "state.example:7401"}, "HOLDFAST_STATE_ADDRESS"),
     ],
 )
-async def test_bad_setting_is_refused_by_name(suite: Suite, changes: dict[str, str], complaint: str) -> None:
-    if not suite.settings.database_url.startswith("sqlite"):
-        return
-    async with started(suite, **changes) as trace:
+async def test_bad_setting_is_refused_by_name(sqlite_suite: Suite, changes: dict[str, str], complaint: str) -> None:
+    async with started(sqlite_suite, **changes) as trace:
         assert await trace.ended() == EXIT_CONFIGURATION
     assert complaint in "".join(trace.lines)
 
 
-async def test_port_in_use_is_one_sentence(suite: Suite) -> None:
-    if not suite.settings.database_url.startswith("sqlite"):
-        return
-    peers = await suite.start_peers()
-    async with started(suite, HOLDFAST_LISTEN=peers.address) as trace:
+async def test_port_in_use_is_one_sentence(sqlite_suite: Suite) -> None:
+    peers = await sqlite_suite.start_peers()
+    async with started(sqlite_suite, HOLDFAST_LISTEN=peers.address) as trace:
         assert await trace.ended() == EXIT_TEMPORARY
     assert trace.lines[-1].startswith("trace: ")
     assert "already in use" in trace.lines[-1]
@@ -168,16 +164,14 @@ async def test_port_in_use_is_one_sentence(suite: Suite) -> None:
 
 
 @pytest.mark.slow
-async def test_schema_is_migrated_by_an_explicit_command(suite: Suite, postgres_database: str) -> None:
-    if not suite.settings.database_url.startswith("sqlite"):
-        return
-    changes = {"HOLDFAST_DATABASE_URL": postgres_database, "HOLDFAST_MIGRATE_ON_START": "false"}
-    async with started(suite, **changes) as trace:
+async def test_schema_is_migrated_by_an_explicit_command(postgres_suite: Suite) -> None:
+    changes = {"HOLDFAST_MIGRATE_ON_START": "false"}
+    async with started(postgres_suite, **changes) as trace:
         assert await trace.ended() == EXIT_CONFIGURATION
     assert "python -m services.trace migrate" in trace.lines[-1]
-    async with started(suite, "migrate", **changes) as trace:
+    async with started(postgres_suite, "migrate", **changes) as trace:
         assert await trace.ended() == EXIT_OK
-    async with started(suite, **changes) as trace:
+    async with started(postgres_suite, **changes) as trace:
         await trace.logged("listening")
         trace.process.terminate()
         assert await trace.ended() == EXIT_OK

@@ -325,19 +325,16 @@ async def test_reader_is_told_how_far_trace_is_when_its_time_is_up(trace: Trace)
     assert error.reason == "RUN_NOT_FOUND"
 
 
-async def test_replica_that_does_not_project_serves_what_the_other_stores(suite: Suite) -> None:
-    if not suite.settings.database_url.startswith("postgresql"):
-        # SQLite is for one process.
-        return
-    await suite.start_peers()
-    await suite.start_trace()
-    await suite.peers.feed.wait_for_streams(1)
-    client = await suite.connect(await suite.start_trace())
+async def test_replica_that_does_not_project_serves_what_the_other_stores(postgres_suite: Suite) -> None:
+    await postgres_suite.start_peers()
+    await postgres_suite.start_trace()
+    await postgres_suite.peers.feed.wait_for_streams(1)
+    client = await postgres_suite.connect(await postgres_suite.start_trace())
     journal = simple_run()
-    await suite.peers.feed.add(*journal.entries)
+    await postgres_suite.peers.feed.add(*journal.entries)
     tree = await client.tree(journal.run_id, min_seq=4)
     assert tree.run.last_seq == 4
-    assert suite.peers.feed.open_streams == 1
+    assert postgres_suite.peers.feed.open_streams == 1
 
 
 @pytest.mark.parametrize("run_id", ["", "nonsense", "a\0b", "0198C0DE-1111-7000-8000-000000000001", "x" * 10_000])
@@ -492,9 +489,7 @@ async def test_large_bodies_are_fetched_from_state_once(trace: Trace) -> None:
     journal = Journal().claim().drive(start_model(1, 1))
     journal.drive(finish_model(1, blobs.message(asks(("a", "fetch", {"n": 1})))), start_tool(2, "a", "fetch"))
     journal.outside(call_started(2, 1, "worker-1"))
-    journal.outside(
-        finish_tool(2, blobs.message(result("a", "fetch", "x" * 2_000)), output=blobs.put(whole.encode()))
-    )
+    journal.outside(finish_tool(2, blobs.message(result("a", "fetch", "x" * 2_000)), output=blobs.put(whole.encode())))
     journal.drive(start_model(3, 3))
     journal.drive(finish_model(3, answer("long")), ends(run_pb2.RUN_STATE_SUCCEEDED))
     trace.suite.peers.blobs.keep(WORKSPACE, blobs.bodies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,20 @@ from tests.trace.journals import (
     OTHER_WORKSPACE,
     WORKSPACE,
     Journal,
+    asks,
+    call_started,
     cancelled_run,
+    finish_model,
+    finish_tool,
     in_feed_order,
     parallel_run,
+    result,
     simple_run,
+    start_model,
+    start_tool,
     timer_run,
     troubled_run,
+    waits,
 )
 
 KINDS = (simple_run, parallel_run, troubled_run, cancelled_run, timer_run)
@@ -63,7 +72,7 @@ def deliveries(draw: st.DrawFn) -> tuple[list[FeedEntry], list[list[FeedEntry]]]
     entries = in_feed_order([kind() for kind in draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4))])
     cuts = sorted(draw(st.sets(st.integers(1, len(entries)), max_size=8)) | {0, len(entries)})
     frames = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         again_from = draw(st.integers(0, start))
         frames.append(entries[again_from:start] + entries[start:end])
     return entries, frames
@@ -136,6 +145,25 @@ async def test_wait_for_a_timer_ends_when_it_is_due_and_not_when_it_is_claimed(d
     assert run.state == run_pb2.RUN_STATE_RUNNING
     assert run.waiting_micros == 10_000_000
     assert run.unpriced_calls == 1
+
+
+async def test_worker_that_takes_a_call_does_not_end_the_wait_for_its_result(db: Database) -> None:
+    journal = Journal().claim().drive(start_model(1, 1))
+    journal.drive(finish_model(1, asks(("a", "fetch", {}))), start_tool(2, "a", "fetch"))
+    journal.drive(waits(run_pb2.WAIT_REASON_TOOL))
+    journal.outside(call_started(2, 1, "worker-1"))
+    still = list(journal.events)
+    journal.pause(8).outside(finish_tool(2, result("a", "fetch", "ok")))
+    store = SqlTraceStore(db)
+    async with store.projection() as projection:
+        await projection.store(copies(journal.entries[: len(still)]), after=b"", cursor=b"1")
+        run = await store.find_run(WORKSPACE, journal.run_id)
+        assert run is not None
+        assert (run.state, run.wait_reason) == (run_pb2.RUN_STATE_WAITING, run_pb2.WAIT_REASON_TOOL)
+        await projection.store(copies(journal.entries), after=b"1", cursor=b"2")
+        run = await store.find_run(WORKSPACE, journal.run_id)
+        assert run is not None
+        assert (run.state, run.waiting_micros) == (run_pb2.RUN_STATE_QUEUED, 10_000_000)
 
 
 async def test_run_with_a_missing_event_is_shown_up_to_the_gap(db: Database) -> None:
