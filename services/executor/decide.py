@@ -129,6 +129,7 @@ class Planner:
         if only_outcomes:
             if claims and len(plan.changes) == 1:
                 plan.changes.clear()
+                view.claimed_epoch = 0
             return plan
         if view.cancel is not None:
             self._cancel()
@@ -156,9 +157,17 @@ class Planner:
         self._add(run_state_changed=changed)
         return self._plan
 
-    def next_due(self) -> datetime | None:
-        """When the first of the open steps goes on by itself."""
-        dues = [due for step in self._view.open_steps.values() if (due := self._due_of(step)) is not None]
+    def next_due(self, but: Collection[int] = ()) -> datetime | None:
+        """When the first of the open steps goes on by itself.
+
+        Args:
+            but: Steps that are not looked at, because their calls are under way.
+        """
+        dues = [
+            due
+            for number, step in self._view.open_steps.items()
+            if number not in but and (due := self._due_of(step)) is not None
+        ]
         return min(dues, default=None)
 
     # --- the turn ---------------------------------------------------------------------------------------------

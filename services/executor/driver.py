@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from typing import TypeVar
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
-from holdfast.errors import Conflict, LeaseLost
+from holdfast.errors import Conflict, DeadlineExceeded, LeaseLost, ResourceExhausted, Unavailable
+from services.executor import retries
 from services.executor.decide import LocalCall, Outcome, Plan, Planner
 from services.executor.journal_view import RunView
 from services.executor.local_calls import LocalCalls, RunContext
@@ -28,6 +31,11 @@ from services.shared.telemetry import get_logger
 
 # A delay longer than this is waited for as rows, not in memory.
 LONGEST_WAIT_IN_MEMORY = timedelta(seconds=5)
+# What one transition takes of results that are there already: far below the limits of an event and of a message.
+MAX_OUTCOME_BYTES = 256 * 1024
+MAX_OUTCOME_BLOB_BYTES = 16 * 1024 * 1024
+
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -68,13 +76,17 @@ class Driver:
     Args:
         parts: What all drivers share.
         claim: The run and its lease.
+        lease_holds: Returns once it is known that the lease holds; raises LeaseLost when it does not.
     """
 
-    def __init__(self, parts: DriverParts, claim: lease_pb2.Claim) -> None:
+    def __init__(
+        self, parts: DriverParts, claim: lease_pb2.Claim, lease_holds: Callable[[], Awaitable[None]]
+    ) -> None:
         self.run_id = claim.run.run_id
         self.epoch = claim.epoch
         self._parts = parts
         self._claim = claim
+        self._lease_holds = lease_holds
         self._workspace_id = claim.workspace_id
         self._news = asyncio.Event()
         self._was_nudged = False
@@ -147,8 +159,11 @@ class Driver:
     async def _take_next_transition(self) -> Plan | None:
         """Decides and commits; None when another event came first and everything has to be looked at again."""
         assert self._planner is not None
-        outcomes, self._outcomes = self._outcomes, []
-        plan = self._planner.plan(outcomes, self._parts.clock.now(), self._running, only_outcomes=self._is_stopping)
+        outcomes, self._outcomes = _that_fit(self._outcomes)
+        # Invariant: a step whose outcome is only kept for the next transition counts as running. Nothing that was
+        # executed is ever dispatched again because its result is not stored yet.
+        busy = self._running.keys() | {_step_of(outcome) for outcome in self._outcomes}
+        plan = self._planner.plan(outcomes, self._parts.clock.now(), busy, only_outcomes=self._is_stopping)
         if plan.changes and not await self._commit(plan):
             self._outcomes = outcomes + self._outcomes
             return None
@@ -167,7 +182,8 @@ class Driver:
         )
         crash_point("executor.before_commit")
         try:
-            committed = await self._parts.journal.commit(transition)
+            # What was executed must not be lost because the storage is away or full for a moment.
+            committed = await self._patiently(lambda: self._parts.journal.commit(transition))
         except Conflict:
             await self._load_again()
             return False
@@ -191,6 +207,8 @@ class Driver:
         if begins is not None:
             await self._parts.clock.sleep((begins - self._parts.clock.now()).total_seconds())
             self._running[call.step.number].begins = None
+        # Order matters: a process that was stopped and goes on much later finds here that its run is somebody else's.
+        await self._lease_holds()
         messages = self._prior + self._view.conversation() if call.tool is None else []
         outcome = await self._parts.local_calls.execute(self._context, call, messages, self._view.model_steps_succeeded)
         crash_point("executor.after_call")
@@ -202,18 +220,18 @@ class Driver:
         """Waits for a result, a nudge, or a short delay's end; False when the run is to be parked."""
         assert self._planner is not None
         now = self._parts.clock.now()
-        due = self._planner.next_due()
+        may_park = all(r.begins is not None and r.begins - now > LONGEST_WAIT_IN_MEMORY for r in self._running.values())
+        # A call under way here is not due: it makes the news itself when it ends.
+        due = self._planner.next_due(() if may_park else self._running)
         until_due = (due - now).total_seconds() if due is not None else None
-        if all(r.begins is not None and r.begins - now > LONGEST_WAIT_IN_MEMORY for r in self._running.values()):
+        if may_park:
             # Nothing of the run is under way here. A worker may answer in a moment; a person will not.
             has_worker_call = any(step.is_worker_call for step in self._view.open_steps.values())
             timeout = self._parts.park_after_seconds if has_worker_call else 0.0
             if until_due is not None and until_due <= LONGEST_WAIT_IN_MEMORY.total_seconds():
                 timeout = max(timeout, until_due)
-            may_park = True
         else:
             timeout = until_due if until_due is not None else 3_600.0
-            may_park = False
         if until_due is not None:
             timeout = min(timeout, max(until_due, 0.0))
         has_news = self._news.is_set()
@@ -254,7 +272,9 @@ class Driver:
 
     async def _load_again(self) -> None:
         self._was_nudged = False
-        await self._begin_view(await self._parts.reader.read_events(self._workspace_id, self.run_id, 0))
+        await self._begin_view(
+            await self._patiently(lambda: self._parts.reader.read_events(self._workspace_id, self.run_id, 0))
+        )
 
     async def _begin_view(self, events: list[run_pb2.Event]) -> None:
         view = self._view = RunView()
@@ -282,5 +302,39 @@ class Driver:
 
     async def _read_on(self) -> None:
         self._was_nudged = False
-        events = await self._parts.reader.read_events(self._workspace_id, self.run_id, self._view.last_seq)
+        seen = self._view.last_seq
+        events = await self._patiently(
+            lambda: self._parts.reader.read_events(self._workspace_id, self.run_id, seen)
+        )
         self._view.apply_events(events)
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeats a call while state is away or its storage full; the end of the lease ends this too."""
+
+        def announce(attempt: int, error: BaseException | None) -> None:
+            if attempt == 1:
+                log.warning("state_is_away", run_id=self.run_id, reason=getattr(error, "reason", ""))
+
+        async for attempt in retries.reconnecting(announce, Unavailable, ResourceExhausted, DeadlineExceeded):
+            with attempt:
+                return await call()
+        raise AssertionError("attempts never end by themselves")
+
+
+def _step_of(outcome: Outcome) -> int:
+    change = outcome.change
+    kind = change.WhichOneof("kind")
+    assert kind is not None
+    step: int = getattr(change, kind).step
+    return step
+
+
+def _that_fit(outcomes: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+    """The first outcomes that one transition can hold, at least one, and the rest."""
+    size = blobs = 0
+    for index, outcome in enumerate(outcomes):
+        size += outcome.change.ByteSize()
+        blobs += sum(len(blob.data) for blob in outcome.blobs)
+        if index > 0 and (size > MAX_OUTCOME_BYTES or blobs > MAX_OUTCOME_BLOB_BYTES):
+            return outcomes[:index], outcomes[index:]
+    return outcomes, []

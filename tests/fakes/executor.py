@@ -32,6 +32,8 @@ class FakeRun:
     events: list[run_pb2.Event] = field(default_factory=list)
     streams: deque[list[Step]] = field(default_factory=deque)
     after_seqs: list[int] = field(default_factory=list)
+    watches: asyncio.Queue[int] = field(default_factory=lambda: asyncio.Queue(1_000))
+    """Receives the `after_seq` of each watch as it begins."""
     hold: asyncio.Event = field(default_factory=asyncio.Event)
     """A stream that has sent everything of a run without an end waits here."""
 
@@ -215,6 +217,7 @@ class FakeExecutor:
         self._check(context)
         run = self._find(request.run_id)
         run.after_seqs.append(request.after_seq)
+        run.watches.put_nowait(request.after_seq)
         if run.streams:
             for step in run.streams.popleft():
                 if isinstance(step, HoldfastError):

@@ -158,7 +158,8 @@ class FakeState:
 
     def add_run(self, workspace_id: str, **fields: Any) -> FakeRun:
         """Stores a run with its first event."""
-        run = run_pb2.Run(**({"run_id": new_uuid7(), "state": run_pb2.RUN_STATE_QUEUED} | fields))
+        defaults: dict[str, Any] = {"run_id": new_uuid7(), "state": run_pb2.RUN_STATE_QUEUED}
+        run = run_pb2.Run(**(defaults | fields))
         known = FakeRun(run)
         self.runs[workspace_id, run.run_id] = known
         self._append(known, [run_pb2.Change(run_created=run_pb2.RunCreated(agent=run.agent, revision=run.revision))])
@@ -452,8 +453,9 @@ class FakeJournal(JournalServiceServicer):
         self.state = state
 
     async def Checkpoint(self, request_iterator: Any, context: Any) -> AsyncIterator[journal.CheckpointResponse]:
-        raise Unavailable("this double has no stream of transitions")
-        yield
+        async for _ in request_iterator:
+            raise Unavailable("this double has no stream of transitions")
+        yield journal.CheckpointResponse()
 
     async def Append(self, request: journal.AppendRequest, context: Any) -> journal.AppendResponse:
         raise Unavailable("this double has no transitions")
@@ -532,7 +534,7 @@ class FakeCallQueue(CallQueueServiceServicer):
     async def LeaseCalls(self, request: queue.LeaseCallsRequest, context: Any) -> queue.LeaseCallsResponse:
         self.state.lease_requests += 1
         await self.state.note("LeaseCalls", request)
-        leased = []
+        leased: list[queue.LeasedCall] = []
         for known in self.state.calls:
             is_wanted = known.call.workspace_id == request.workspace_id and known.call.tool in request.tools
             if known.state == "QUEUED" and is_wanted and len(leased) < request.max_calls:

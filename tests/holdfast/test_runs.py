@@ -30,11 +30,8 @@ async def client(executor: FakeExecutor) -> AsyncIterator[Client]:
 async def read(client: Client, run_id: str = "r", after_seq: int = 0) -> list[int | str]:
     """Returns the numbers of events and the texts of pieces, in the order in which they came."""
     run = await client.run(run_id)
-    seen: list[int | str] = []
     async with asyncio.timeout(20):
-        async for item in run.events(after_seq):
-            seen.append(item.seq if isinstance(item, RunEvent) else item.text)
-    return seen
+        return [item.seq if isinstance(item, RunEvent) else item.text async for item in run.events(after_seq)]
 
 
 async def test_events_come_in_order_until_the_end(executor: FakeExecutor, client: Client) -> None:
@@ -181,8 +178,8 @@ async def test_result_waits_for_a_run_that_is_still_going(executor: FakeExecutor
     run.streams.append([ended("r", 2)])
     run.run.state = run_pb2.RUN_STATE_RUNNING
     async with asyncio.timeout(10):
-        while len(run.after_seqs) < 2:
-            await asyncio.sleep(0)
+        await run.watches.get()
+        await run.watches.get()
     run.run.state = run_pb2.RUN_STATE_SUCCEEDED
     assert await waiting == ""
 

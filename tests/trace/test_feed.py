@@ -112,21 +112,25 @@ async def test_state_that_is_not_up_yet_is_waited_for(
     journal = simple_run()
     following = Following(suite, db)
     said = asyncio.Event()
-    caplog.handler.addFilter(lambda record: _set_if(said, record.getMessage() == "waiting for state"))
-    with caplog.at_level(logging.INFO):
-        async with following.running():
-            async with asyncio.timeout(10):
-                await said.wait()
-            await suite.start_peers(listen=address)
-            await suite.peers.feed.add(*journal.entries)
-            await following.wait_until_stored(journal)
+
+    def listen(record: logging.LogRecord) -> bool:
+        if record.getMessage() == "waiting for state":
+            said.set()
+        return True
+
+    logger = logging.getLogger("services.trace.feed")
+    logger.addFilter(listen)
+    try:
+        with caplog.at_level(logging.INFO):
+            async with following.running():
+                async with asyncio.timeout(10):
+                    await said.wait()
+                await suite.start_peers(listen=address)
+                await suite.peers.feed.add(*journal.entries)
+                await following.wait_until_stored(journal)
+    finally:
+        logger.removeFilter(listen)
     assert caplog.text.count("waiting for state") == 1, "said once, not at each attempt"
-
-
-def _set_if(event: asyncio.Event, condition: bool) -> bool:
-    if condition:
-        event.set()
-    return True
 
 
 async def test_replaced_feed_is_read_from_its_beginning(suite: Suite, db: Database) -> None:

@@ -24,6 +24,7 @@ from holdfast.api.executor.v1.tool_worker_service_pb2_grpc import (
 )
 from holdfast.api.state.v1 import journal_service_pb2 as journal
 from holdfast.errors import Reason, Unauthenticated
+from holdfast.ids import is_uuid
 from services.executor.access import ACCESS
 from services.executor.call_results import CallResults
 from services.executor.revisions import RevisionCache
@@ -52,7 +53,7 @@ class FakeKeys:
 
     async def verify(self, api_key: str) -> Identity:
         workspace, _, kind = api_key.partition("/")
-        if not workspace.startswith("ws"):
+        if not (workspace.startswith("ws") or is_uuid(workspace)):
             raise Unauthenticated("no", reason=Reason.API_KEY_INVALID)
         scopes = frozenset({"workers"}) if kind == "worker" else SCOPES
         return Identity("api_key", workspace_id=workspace, key_id=f"key-{workspace}", scopes=scopes)
@@ -90,13 +91,18 @@ class Executor:
         self.settings = CommonSettings(listen="127.0.0.1:0", service_token=TOKEN, drain_seconds=2)
         self._state_address = "127.0.0.1:0"
         self.state_server: Server
+        self.state_channel: ServiceChannel
         self.server: Server
         self.hub: WorkerHub
 
-    async def start(self) -> None:
-        await self.start_state()
-        channel = open_channel(self.state_server.address, service="executor", settings=self.settings)
-        stubs = StateStubs.on(await self._stack.enter_async_context(channel))
+    async def start(self, state_address: str | None = None) -> None:
+        """Starts the executor's servicers, and the state service in memory unless there is another one."""
+        if state_address is None:
+            await self.start_state()
+            state_address = self.state_server.address
+        channel = open_channel(state_address, service="executor", settings=self.settings)
+        self.state_channel = await self._stack.enter_async_context(channel)
+        stubs = StateStubs.on(channel)
         revisions = RevisionCache(stubs.agents)
         self.server = Server(
             self.settings, service="executor", access=ACCESS, telemetry=self.telemetry, authenticator=FakeKeys()

@@ -24,18 +24,14 @@ async def client(executor: Executor) -> Client:
 
 
 def ask(executor: Executor, schema: dict[str, Any] | None = None, **fields: Any) -> run_pb2.Approval:
-    approval = run_pb2.Approval(
-        **(
-            {
-                "approval_id": new_uuid7(),
-                "run_id": new_uuid7(),
-                "step": 1,
-                "kind": run_pb2.APPROVAL_KIND_QUESTION,
-                "state": run_pb2.APPROVAL_STATE_PENDING,
-            }
-            | fields
-        )
-    )
+    defaults: dict[str, Any] = {
+        "approval_id": new_uuid7(),
+        "run_id": new_uuid7(),
+        "step": 1,
+        "kind": run_pb2.APPROVAL_KIND_QUESTION,
+        "state": run_pb2.APPROVAL_STATE_PENDING,
+    }
+    approval = run_pb2.Approval(**(defaults | fields))
     if schema is not None:
         approval.answer_schema.update(schema)
     executor.state.approvals["ws1", approval.approval_id] = approval
@@ -195,4 +191,6 @@ async def test_questions_come_in_pages_with_their_filters(executor: Executor, cl
     assert len((await client.approvals.ListApprovals(pending)).approvals) == 2
     of_run = api.ListApprovalsRequest(run_id=asked[0].run_id)
     assert len((await client.approvals.ListApprovals(of_run)).approvals) == 1
-    assert (await error(client.approvals.ListApprovals(api.ListApprovalsRequest(state=77)))).reason == "INVALID_FIELD"
+    unknown: Any = 77
+    refused = await error(client.approvals.ListApprovals(api.ListApprovalsRequest(state=unknown)))
+    assert refused.reason == Reason.INVALID_FIELD

@@ -192,9 +192,10 @@ async def test_runs_come_in_pages_with_their_filters(executor: Executor, client:
 
 
 async def test_list_with_an_unknown_state_or_a_negative_size_is_refused(client: Client) -> None:
+    unknown: Any = 99
     for request in (
-        api.ListRunsRequest(states=[0]),
-        api.ListRunsRequest(states=[99]),
+        api.ListRunsRequest(states=[run_pb2.RUN_STATE_UNSPECIFIED]),
+        api.ListRunsRequest(states=[unknown]),
         api.ListRunsRequest(page_size=-1),
     ):
         assert (await error(client.runs.ListRuns(request))).reason == Reason.INVALID_FIELD
