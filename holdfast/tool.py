@@ -130,6 +130,7 @@ class Tool(Generic[P, R]):
         description: str | None = None,
         timeout: float | None = None,
     ) -> None:
+        self.__name__: str = ""
         if effect not in EFFECTS:
             raise ValueError(f"effect={effect!r}: expected one of {', '.join(EFFECTS)}")
         self.name = name if name is not None else getattr(function, "__name__", "")

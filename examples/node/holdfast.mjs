@@ -65,6 +65,28 @@ export function connect(address = process.env.HOLDFAST_ADDRESS ?? "127.0.0.1:740
   };
 }
 
+// The events of a run after `afterSeq`, then those that follow, to the end. A client that goes away changes nothing: when
+// the connection breaks this attaches again behind the last event, so that none is missing and none comes twice.
+export async function* follow({ runs, stream }, runId, afterSeq = 0) {
+  for (;;) {
+    try {
+      for await (const { kind, event, delta } of stream(runs, "WatchRun", { run_id: runId, after_seq: afterSeq })) {
+        if (kind === "delta") yield { delta };
+        if (kind !== "event") continue; // a beat of an idle stream
+        afterSeq = event.seq;
+        yield { event };
+        if (event.changes.some((change) => ENDED.has(change.run_state_changed?.state))) return;
+      }
+      // The stream of an executor that drains ends before its run does.
+    } catch (error) {
+      if (error.code !== grpc.status.UNAVAILABLE) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
+}
+
+const ENDED = new Set(["RUN_STATE_SUCCEEDED", "RUN_STATE_FAILED", "RUN_STATE_CANCELLED"]);
+
 // The stable reason of a refused call (google.rpc.ErrorInfo), or undefined: docs/errors.md lists them.
 export function reasonOf(error) {
   const [details] = error.metadata?.get("grpc-status-details-bin") ?? [];

@@ -10,6 +10,8 @@ from holdfast.cli import agents, approvals, connections, keys, runs, sessions, t
 from holdfast.cli.app import app
 from holdfast.cli.console import ExitCode, err
 
+__all__ = ["app", "main"]
+
 
 def main() -> None:
     """Runs the command line; what no command expected is still one sentence."""

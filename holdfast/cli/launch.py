@@ -73,6 +73,13 @@ _CLIENT_SETTINGS: Final = frozenset(
     }
 )
 
+# What each service of the plan gets of its own; also as a file, by the name with _FILE behind it.
+_PLANNED: Final = frozenset(
+    {"HOLDFAST_DATABASE_URL", "HOLDFAST_LISTEN", "HOLDFAST_METRICS_LISTEN", "HOLDFAST_SERVICE_TOKEN"}
+)
+# The key to all stored credentials is auth's alone.
+_FOR_AUTH_ONLY: Final = frozenset({"HOLDFAST_MASTER_KEY"})
+
 _BOOTSTRAP: Final = """
 import os, sys
 root, module, parent = sys.argv[1:4]
@@ -174,7 +181,7 @@ class Plan:
             listen: Another address than the plan's, for a second process of the same service.
             extra: Settings of this process only.
         """
-        environment = _inherited()
+        environment = _inherited(service)
         environment.update(
             {
                 # A terminal's own width and buffering are of no use to a process that writes into a pipe.
@@ -191,6 +198,9 @@ class Plan:
         if service in ("executor", "trace"):
             environment["HOLDFAST_STATE_ADDRESS"] = self.addresses["state"]
             environment["HOLDFAST_AUTH_ADDRESS"] = self.addresses["auth"]
+        if service == "executor":
+            # Of an embedded suite everything may be on this machine, the endpoints of `http` tools included.
+            environment.setdefault("HOLDFAST_HTTP_TOOLS_ALLOW", "127.0.0.0/8,::1")
         if service == "auth":
             environment["HOLDFAST_DATA_DIR"] = str(self.data)
             environment["HOLDFAST_BOOTSTRAP_WORKSPACE"] = WORKSPACE
@@ -201,15 +211,17 @@ class Plan:
         return environment
 
 
-def _inherited() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in _PASSED_ON
-        or name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-        or name.startswith(_PASSED_ON_PREFIXES)
-        or (name.startswith("HOLDFAST_") and name not in _CLIENT_SETTINGS)
-    }
+def _inherited(service: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if _is_inherited(name, service)}
+
+
+def _is_inherited(name: str, service: str) -> bool:
+    if name.startswith("HOLDFAST_"):
+        setting = name.removesuffix("_FILE")
+        if setting in _FOR_AUTH_ONLY:
+            return service == "auth"
+        return setting not in _CLIENT_SETTINGS and setting not in _PLANNED
+    return name.upper() in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
 
 
 def local_addresses(port_base: int, *, host: str = "127.0.0.1") -> dict[str, str]:

@@ -76,12 +76,10 @@ class Driver:
     Args:
         parts: What all drivers share.
         claim: The run and its lease.
-        lease_holds: Returns once it is known that the lease holds; raises LeaseLost when it does not.
+        lease_holds: Returns once it is known that the lease holds; when it does not, the drive is cancelled meanwhile.
     """
 
-    def __init__(
-        self, parts: DriverParts, claim: lease_pb2.Claim, lease_holds: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, parts: DriverParts, claim: lease_pb2.Claim, lease_holds: Callable[[], Awaitable[None]]) -> None:
         self.run_id = claim.run.run_id
         self.epoch = claim.epoch
         self._parts = parts
@@ -303,9 +301,7 @@ class Driver:
     async def _read_on(self) -> None:
         self._was_nudged = False
         seen = self._view.last_seq
-        events = await self._patiently(
-            lambda: self._parts.reader.read_events(self._workspace_id, self.run_id, seen)
-        )
+        events = await self._patiently(lambda: self._parts.reader.read_events(self._workspace_id, self.run_id, seen))
         self._view.apply_events(events)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:

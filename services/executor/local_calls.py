@@ -18,6 +18,7 @@ from services.executor.tools.builtin import effective_tool
 from services.executor.tools.http import HttpTools, ToolFailed
 from services.executor.tools.output import settle_result
 from services.executor.tools.schema import canonical_json
+from services.executor.trace_context import traceparent_of_step
 from services.shared.clock import Clock
 from services.shared.telemetry import get_logger
 
@@ -180,7 +181,13 @@ class LocalCalls:
         try:
             async with asyncio.timeout(timeout):
                 result = await self._http_tools.call(
-                    tool, call.arguments, call.step.tool.idempotency_key, {"X-Holdfast-Run-Id": context.run_id}
+                    tool,
+                    call.arguments,
+                    call.step.tool.idempotency_key,
+                    {
+                        "X-Holdfast-Run-Id": context.run_id,
+                        "traceparent": traceparent_of_step(context.run_id, call.step.number),
+                    },
                 )
         except ToolFailed as error:
             return _failed(call, error.failure)

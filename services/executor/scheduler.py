@@ -23,9 +23,12 @@ from services.executor.worker_hub import WorkerHub
 from services.shared.telemetry import get_logger
 
 DEFAULT_HEARTBEAT_SECONDS = 1.0
+DEFAULT_LEASE_SECONDS = 5.0
 # A run that cannot be driven (state away, a bug) is kept this long before it is given back, so that it does not spin.
 FAILED_DRIVE_PAUSE_SECONDS = 1.0
 LONGEST_FAILED_DRIVE_PAUSE_SECONDS = 30.0
+
+WorkCall = grpc.aio.StreamStreamCall[lease_pb2.WorkRequest, lease_pb2.WorkResponse]
 
 log = get_logger(__name__)
 
@@ -60,6 +63,13 @@ class Scheduler:
         self._all_done = asyncio.Event()
         self._all_done.set()
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
+        self._lease_seconds = DEFAULT_LEASE_SECONDS
+        self._call: WorkCall | None = None
+        # When the last report was sent, and when the last one that state has answered was.
+        self._reported_at = 0.0
+        self._renewed_at = 0.0
+        # Set while state answers on the stream: drivers whose runs are lost have been told.
+        self._is_connected = asyncio.Event()
 
     @property
     def active_runs(self) -> int:
@@ -104,19 +114,25 @@ class Scheduler:
     # --- the stream -------------------------------------------------------------------------------------------
 
     async def _serve_stream(self, tasks: asyncio.TaskGroup) -> None:
-        call = self._leases.Work()
+        call = self._call = self._leases.Work()
         first = self._report()
         first.held.extend(
             lease_pb2.HeldRun(run_id=drive.driver.run_id, epoch=drive.driver.epoch) for drive in self._drives.values()
         )
         has_answered = False
         try:
+            self._reported_at = asyncio.get_running_loop().time()
             await call.write(first)
             reporter = asyncio.create_task(self._send_reports(call))  # ended below, on every path
             try:
                 async for response in call:
-                    has_answered = True
                     self._handle(response, tasks)
+                    if not has_answered:
+                        has_answered = True
+                        self._is_connected.set()
+                        # What was said to them while the stream was away is lost: they read it themselves.
+                        for drive in self._drives.values():
+                            drive.driver.nudge()
             finally:
                 reporter.cancel()
                 await asyncio.gather(reporter, return_exceptions=True)
@@ -125,20 +141,26 @@ class Scheduler:
             if not has_answered:
                 raise ConnectionError("the lease stream could not be opened") from error
             log.info("lease_stream_broken", runs=len(self._drives))
+        except asyncio.CancelledError:
+            # A call that is cancelled here ends its reader as if the reader's task had been cancelled.
+            task = asyncio.current_task()
+            if not call.cancelled() or task is None or task.cancelling():
+                raise
+            has_answered = True
         finally:
+            self._is_connected.clear()
             call.cancel()
         if not has_answered and not self._is_draining:
             raise ConnectionError("the lease stream was closed")
 
-    async def _send_reports(
-        self, call: grpc.aio.StreamStreamCall[lease_pb2.WorkRequest, lease_pb2.WorkResponse]
-    ) -> None:
+    async def _send_reports(self, call: WorkCall) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_seconds):
                     await self._must_report.wait()
             self._must_report.clear()
             report = self._report()
+            self._reported_at = asyncio.get_running_loop().time()
             await call.write(report)
             if self._is_draining and not self._drives:
                 await call.done_writing()
@@ -151,9 +173,28 @@ class Scheduler:
             executor_id=self._parts.executor_id, free_slots=free, released=released, draining=self._is_draining
         )
 
+    async def _lease_holds(self) -> None:
+        """Returns once the leases are known to hold, so that what is dispatched now is dispatched under a lease.
+
+        A process that was stopped for longer than its leases last does not know what became of its runs: it asks, by
+        a new stream, and the drivers of lost runs are cancelled before this returns to them.
+        """
+        while True:
+            await self._is_connected.wait()
+            if asyncio.get_running_loop().time() - self._renewed_at < self._lease_seconds:
+                return
+            log.warning("leases_not_renewed", runs=len(self._drives))
+            self._is_connected.clear()
+            assert self._call is not None
+            self._call.cancel()
+
     def _handle(self, response: lease_pb2.WorkResponse, tasks: asyncio.TaskGroup) -> None:
+        # Not the time of the answer: after a stop of this process it may have lain here for long.
+        self._renewed_at = self._reported_at
         if response.HasField("heartbeat_interval"):
             self._heartbeat_seconds = response.heartbeat_interval.ToTimedelta().total_seconds()
+        if response.HasField("lease_duration"):
+            self._lease_seconds = response.lease_duration.ToTimedelta().total_seconds()
         for claim in response.claims:
             self._begin_drive(claim, tasks)
         for run_id in response.nudged_run_ids:
@@ -178,7 +219,7 @@ class Scheduler:
         older = self._drives.get(run_id)
         if older is not None:
             older.task.cancel()
-        driver = Driver(self._parts, claim)
+        driver = Driver(self._parts, claim, self._lease_holds)
         drive = _Drive(driver, tasks.create_task(self._drive(driver)))
         self._drives[run_id] = drive
         self._all_done.clear()

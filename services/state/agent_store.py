@@ -58,8 +58,10 @@ def put_revision(
                 created_at=now,
             )
             .on_conflict_do_nothing()
-        ).rowcount
-        == 1
+            # Not rowcount, which an insert on PostgreSQL does not fill.
+            .returning(t.agent_revisions.c.revision)
+        ).first()
+        is not None
     )
     _point(connection, db, workspace_id, spec.name, LATEST, revision)
     result = f"{'new' if created else 'old'} {revision}"

@@ -93,12 +93,15 @@ class Hub:
         self._feed.set()
         self._feed = asyncio.Event()
 
-    async def wait_for_feed(self, timeout: float) -> None:
-        """Returns when something was committed, or after the time. For many waiters."""
-        feed = self._feed
+    def next_feed_change(self) -> asyncio.Event:
+        """Set by the next commit. Taken before the journal is read, so that no commit in between is missed."""
+        return self._feed
+
+    async def wait_for_feed(self, change: asyncio.Event, timeout: float) -> None:
+        """Returns when the commit has come that `change` stands for, or after the time. For many waiters."""
         try:
             async with asyncio.timeout(timeout):
-                await feed.wait()
+                await change.wait()
         except TimeoutError:
             return
 

@@ -51,6 +51,14 @@ def still_held(connection: sa.Connection, executor_id: str, run_ids: list[str]) 
     return {row.run_id: row.epoch for row in connection.execute(query)}
 
 
+def release_unnamed(connection: sa.Connection, db: Database, executor_id: str, held: dict[str, int]) -> int:
+    """Makes those of an executor's runs ready that it does not drive: their claim, or their return, never arrived."""
+    r = t.runs.c
+    query = sa.select(r.run_id, r.epoch).where(r.holder == executor_id, r.state == RUNNING)
+    unnamed = {row.run_id: row.epoch for row in connection.execute(query) if held.get(row.run_id) != row.epoch}
+    return release(connection, db, executor_id, unnamed) if unnamed else 0
+
+
 def claim(connection: sa.Connection, db: Database, executor_id: str, limit: int) -> list[sa.Row[Any]]:
     """Takes ready runs for an executor, oldest first, each under a new epoch."""
     now = db.now(connection)

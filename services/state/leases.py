@@ -36,6 +36,7 @@ class Leases:
         self._hub = hub
         # Claims go one after the other: two at once would only lock each other's rows.
         self._claiming = asyncio.Lock()
+        self._streams: dict[str, _Stream] = {}
         self.draining = asyncio.Event()
 
     async def work(self, requests: AsyncIterator[lease_pb2.WorkRequest]) -> AsyncIterator[lease_pb2.WorkResponse]:
@@ -46,9 +47,18 @@ class Leases:
         if not is_uuid(first.executor_id):
             raise InvalidArgument("executor_id must be a UUID", field="executor_id")
         stream = _Stream(self._db, self._hub, first.executor_id, self._claiming, self.draining)
-        with self._hub.executor(first.executor_id, stream.nudge, stream.calls_queued, stream.calls_cancelled):
-            async for response in stream.serve(first, requests):
-                yield response
+        before = self._streams.get(first.executor_id)
+        if before is not None:
+            # Its connection broke, and its end is noticed later than this beginning.
+            before.is_superseded = True
+        self._streams[first.executor_id] = stream
+        try:
+            with self._hub.executor(first.executor_id, stream.nudge, stream.calls_queued, stream.calls_cancelled):
+                async for response in stream.serve(first, requests):
+                    yield response
+        finally:
+            if self._streams.get(first.executor_id) is stream:
+                del self._streams[first.executor_id]
 
     async def sweep_for_ever(self) -> None:
         """Returns what lost executors and workers held, and wakes what is due; until it is cancelled."""
@@ -101,6 +111,8 @@ class _Stream:
         self._out = lease_pb2.WorkResponse()
         self._must_answer = False
         self._renewed_at = 0.0
+        # Invariant: a stream after which another of the same executor has begun claims and returns nothing any more.
+        self.is_superseded = False
 
     # What others tell: gathered, and sent with the next response.
 
@@ -122,7 +134,7 @@ class _Stream:
         await self._renew()
         self._out.heartbeat_interval.CopyFrom(_duration(HEARTBEAT_SECONDS))
         self._out.lease_duration.CopyFrom(_duration(lease_store.LEASE_DURATION.total_seconds()))
-        if first.held:
+        async with self._claiming:
             await self._check_held(first)
         await self._take(first)
         reader = asyncio.create_task(self._read(requests))  # ended below, on every path
@@ -172,6 +184,9 @@ class _Stream:
     async def _check_held(self, first: lease_pb2.WorkRequest) -> None:
         held = await self._db.read(lease_store.still_held, self._executor_id, [run.run_id for run in first.held])
         self._out.lost.extend(run for run in first.held if held.get(run.run_id) != run.epoch)
+        named = {run.run_id: run.epoch for run in first.held}
+        if await self._db.write(lease_store.release_unnamed, self._db, self._executor_id, named):
+            self._hub.runs_ready()
 
     async def _renew(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -191,7 +206,7 @@ class _Stream:
 
     async def _claim(self) -> int:
         limit = min(self._free_slots, MAX_CLAIMS_AT_ONCE)
-        if limit <= 0:
+        if limit <= 0 or self.is_superseded:
             return 0
         try:
             rows = await self._db.write(lease_store.claim, self._db, self._executor_id, limit)
@@ -215,6 +230,8 @@ class _Stream:
 
     async def _leave(self, graceful: bool) -> None:
         """The stream is over: in order, so its runs are given back now; or broken, with a grace to come back."""
+        if self.is_superseded:
+            return
         with contextlib.suppress(HoldfastError):
             if graceful:
                 if await self._db.write(lease_store.release, self._db, self._executor_id):

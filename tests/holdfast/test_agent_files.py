@@ -62,7 +62,7 @@ def test_definition_is_read_in_snake_case_and_camel_case() -> None:
     assert refund.timeout.seconds == 120
     assert refund.WhichOneof("kind") == "worker"
     # What YAML takes for a date or a boolean key is what was written.
-    assert refund.input_schema["properties"]["day"]["default"] == "2024-01-02"  # type: ignore[index,call-overload]
+    assert refund.input_schema["properties"]["day"]["default"] == "2024-01-02"  # type: ignore[index]
     assert "on" in refund.input_schema["properties"]  # type: ignore[operator]
     assert ping.effect == agent_pb2.EFFECT_CLASS_READ_ONLY
     assert dict(ping.http.headers) == {"x-one": "1"}

@@ -203,7 +203,7 @@ def test_function_without_parameters_takes_an_empty_object() -> None:
 
 
 def test_unusable_parameters_are_refused_with_their_names() -> None:
-    def bare(value): ...  # type: ignore[no-untyped-def]
+    def bare(value): ...
 
     def strange(value: object) -> None: ...
 

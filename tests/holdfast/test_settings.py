@@ -82,7 +82,8 @@ def test_file_and_folder_are_for_the_owner_only(config: Path) -> None:
 def test_saving_keeps_other_profiles_and_unknown_entries(config: Path) -> None:
     config.parent.mkdir()
     config.write_text(
-        'theme = "dark"\n[profiles.prod]\napi_key = "hfst_prod"\nnote = "mine"\nlevels = [1, 2]\n[other."a b"]\nx = 1.5\n'
+        'theme = "dark"\n[profiles.prod]\napi_key = "hfst_prod"\nnote = "mine"\nlevels = [1, 2]\n'
+        '[other."a b"]\nx = 1.5\n'
     )
     save_profile(config, "default", LOCAL)
     save_profile(config, "odd name", Profile(api_key='quote " and \\ and ü'))

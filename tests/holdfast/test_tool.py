@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_spec_and_announcement_say_the_same() -> None:
 
 def test_wrong_declarations_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="expected one of read_only, idempotent, at_most_once"):
-        tool(effect="sometimes")(lambda: None)  # type: ignore[arg-type]
+        tool(effect=cast(Any, "sometimes"))(lambda: None)
     with pytest.raises(ValueError, match="'<lambda>' is no name of a tool"):
         tool(lambda: None)
     with pytest.raises(ValueError, match="timeout=0"):

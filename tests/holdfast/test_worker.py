@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -67,7 +67,7 @@ class Recorder:
     def tool(self, effect: str = "at_most_once") -> object:
         """Returns the tool."""
 
-        @tool(effect=effect, name="record")  # type: ignore[arg-type]
+        @tool(effect=cast(Any, effect), name="record")
         async def record(context: ToolContext, text: str = "") -> str:
             self.calls.append(text)
             self.contexts.append(context)
@@ -522,7 +522,9 @@ async def test_run_forever_drains_on_sigterm(executor: FakeExecutor, tmp_path: P
         "    return 'done'\n"
         f"Worker([slow], address={executor.address!r}, api_key={API_KEY!r}).run_forever()\n"
     )
-    process = subprocess.Popen([sys.executable, "serve.py"], cwd=tmp_path, stderr=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "serve.py", cwd=tmp_path, stderr=asyncio.subprocess.DEVNULL
+    )
     try:
         stream = await executor.next_stream()
         await stream.welcome()
@@ -530,7 +532,9 @@ async def test_run_forever_drains_on_sigterm(executor: FakeExecutor, tmp_path: P
         process.terminate()
         await stream.receive("drain")
         assert (await executor.next_completion()).result_json == '"done"'
-        assert await asyncio.to_thread(process.wait, 10) == 0
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
     finally:
-        process.kill()
-        process.communicate()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

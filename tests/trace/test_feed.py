@@ -51,6 +51,7 @@ async def test_events_are_stored_with_the_place_where_the_feed_goes_on(suite: Su
     await check_complete(db, journals)
 
 
+@pytest.mark.promise("P9")
 async def test_reader_goes_on_where_it_was_after_every_break(suite: Suite, db: Database) -> None:
     await suite.start_peers()
     feed = suite.peers.feed
@@ -66,6 +67,7 @@ async def test_reader_goes_on_where_it_was_after_every_break(suite: Suite, db: D
     await check_complete(db, journals)
 
 
+@pytest.mark.promise("P9")
 async def test_restarted_reader_begins_at_the_stored_cursor(suite: Suite, db: Database) -> None:
     await suite.start_peers()
     feed = suite.peers.feed
@@ -173,6 +175,7 @@ async def test_standby_takes_over_when_the_leader_goes(postgres_suite: Suite) ->
         await check_complete(two, [first, second])
 
 
+@pytest.mark.promise("P9")
 async def test_two_processes_that_both_project_store_nothing_twice(suite: Suite, db: Database) -> None:
     # On SQLite nothing keeps a second process from trying; on PostgreSQL a leader may have lost its lock unnoticed.
     await suite.start_peers()

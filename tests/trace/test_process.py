@@ -86,6 +86,7 @@ async def started(suite: Suite, *arguments: str, **changes: str) -> AsyncIterato
 
 
 @pytest.mark.slow
+@pytest.mark.promise("P9")
 async def test_process_killed_while_it_stores_loses_and_doubles_nothing(suite: Suite) -> None:
     await suite.start_peers()
     feed = suite.peers.feed

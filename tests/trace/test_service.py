@@ -205,6 +205,7 @@ async def test_every_method_has_an_entry_in_the_access_table() -> None:
     assert {name.rpartition("/")[2] for name in ACCESS} == methods
 
 
+@pytest.mark.promise("P11")
 async def test_other_workspace_sees_nothing_of_a_run(trace: Trace) -> None:
     mine, theirs = parallel_run(), simple_run(begin=5, workspace_id=OTHER_WORKSPACE)
     await trace.read(mine, theirs)
@@ -217,6 +218,7 @@ async def test_other_workspace_sees_nothing_of_a_run(trace: Trace) -> None:
             assert error.message == "there is no such run"
 
 
+@pytest.mark.promise("P11")
 async def test_conversation_never_crosses_into_another_workspace(trace: Trace) -> None:
     # State would never link them; if it did, the wall is still here.
     theirs = simple_run(words="a secret", workspace_id=OTHER_WORKSPACE)
@@ -247,6 +249,7 @@ async def test_wrong_key_is_refused(trace: Trace, key: str, code: grpc.StatusCod
 # ------------------------------------------------------------------------------------------------------------- trees
 
 
+@pytest.mark.promise("P9")
 async def test_tree_has_every_step_once_with_parents_before_children(trace: Trace) -> None:
     journal = parallel_run()
     await trace.read(journal)

@@ -114,6 +114,7 @@ def test_tool_call_has_the_attributes_of_the_conventions_and_its_worker() -> Non
 
 
 @pytest.mark.parametrize("kind", [simple_run, parallel_run, troubled_run, cancelled_run, timer_run])
+@pytest.mark.promise("P9")
 def test_every_prefix_of_a_journal_is_a_tree_whose_ids_stay(kind) -> None:
     journal = kind()
     kept: set[str] = set()

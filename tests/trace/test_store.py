@@ -87,6 +87,7 @@ def shuffles(draw: st.DrawFn) -> tuple[list[FeedEntry], list[list[FeedEntry]]]:
 
 
 @pytest.mark.parametrize(("strategy", "examples"), [(deliveries(), 40), (shuffles(), 15)], ids=["cut", "shuffled"])
+@pytest.mark.promise("P9")
 def test_any_delivery_of_a_feed_gives_the_same_rows(strategy: Any, examples: int, database_url: str) -> None:
     with asyncio.Runner() as runner:
 
@@ -201,6 +202,7 @@ async def test_frame_after_another_cursor_is_refused_whole(db: Database) -> None
     assert await rows(db) == {"events": [], "runs": []}
 
 
+@pytest.mark.promise("P11")
 async def test_event_of_a_run_in_another_workspace_is_not_stored(db: Database) -> None:
     journal = simple_run()
     foreign = [FeedEntry(workspace_id=OTHER_WORKSPACE, event=event) for event in journal.events]

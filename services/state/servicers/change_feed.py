@@ -37,6 +37,7 @@ class ChangeFeedServicer(ChangeFeedServiceServicer):
         last_sent = loop.time()
         says_caught_up = True
         while not self.draining.is_set():
+            change = self._hub.next_feed_change()
             entries, cursor = await self._db.read(read_feed, self._db, cursor, limit)
             is_caught_up = len(entries) < limit
             # The first frame says where the follower stands, also when there is nothing to send.
@@ -48,4 +49,4 @@ class ChangeFeedServicer(ChangeFeedServiceServicer):
                 # What commits within a moment goes into one frame: followers are behind by that much, and state reads
                 # its journal so many times a second, however many transactions there are.
                 await asyncio.sleep(GATHER_SECONDS)
-                await self._hub.wait_for_feed(POLL_SECONDS if self._db.dialect == "postgresql" else 1.0)
+                await self._hub.wait_for_feed(change, POLL_SECONDS if self._db.dialect == "postgresql" else 1.0)

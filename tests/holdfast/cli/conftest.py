@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from holdfast.cli.__main__ import app
+from holdfast.cli import __main__ as entry
 from tests.fakes.executor import API_KEY, FakeExecutor
 from tests.repository.tree import ROOT
 
@@ -33,7 +33,7 @@ def holdfast(executor: FakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOLDFAST_API_KEY", API_KEY)
 
     async def invoke(*arguments: str, input: str | None = None) -> Result:
-        return await asyncio.to_thread(CliRunner().invoke, app, list(arguments), input)
+        return await asyncio.to_thread(CliRunner().invoke, entry.app, list(arguments), input)
 
     return invoke
 

@@ -297,11 +297,8 @@ async def test_ctrl_c_detaches_and_says_how_to_go_on(executor: FakeExecutor, lau
     await process.communicate()
     assert process.returncode == ExitCode.INTERRUPTED
     process = await launch("tail", "r")
-    assert process.stderr is not None
     async with asyncio.timeout(30):
         await run.watches.get()
-        run.streams.append([])
-    # Both events are printed nowhere: they are empty. The stream's being there is all that is waited for.
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert process.returncode == ExitCode.INTERRUPTED
