@@ -181,6 +181,10 @@ class Suite:
         """Returns what a service has logged."""
         return self._processes[name].log.read_text(errors="replace")
 
+    def log_tail(self, name: str) -> str:
+        """Returns the last lines that a service has logged."""
+        return self._processes[name].tail()
+
     def events(self, name: str) -> Iterator[dict[str, Any]]:
         """Yields the log lines of a service as fields."""
         for line in self.log(name).splitlines():

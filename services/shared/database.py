@@ -12,9 +12,10 @@ import os
 import random
 import re
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -507,6 +508,7 @@ class _SqliteBackend:
     def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"]) -> None:
         self._path = path
         _make_private(path)
+        _make_write_ahead(path)
         self._synchronous = synchronous
         self._writing = self._engine(begin="BEGIN IMMEDIATE", read_only=False)
         self._reading = self._engine(begin="BEGIN", read_only=True, pool_size=_SQLITE_READERS, max_overflow=0)
@@ -529,7 +531,6 @@ class _SqliteBackend:
             # The driver's own transactions start too late and end at DDL; ours begin by the event below.
             connection.isolation_level = None
             cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute(f"PRAGMA synchronous = {self._synchronous}")
             cursor.execute("PRAGMA foreign_keys = ON")
             cursor.execute("PRAGMA temp_store = MEMORY")
@@ -605,3 +606,19 @@ def _make_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
         pass
+
+
+def _make_write_ahead(path: Path) -> None:
+    """Puts the file in WAL mode, which stays with it: readers and the writer then never wait for each other."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            with closing(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_SECONDS)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # The switch needs the file alone and does not wait for it: another process may be doing the same.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                _raise_translated(DBAPIError.instance("PRAGMA journal_mode", None, error, sqlite3.Error))
+                raise
+            time.sleep(0.005)

@@ -40,6 +40,7 @@ async def test_events_come_in_order_until_the_end(executor: FakeExecutor, client
     assert await read(client, after_seq=1) == [2, 3]
 
 
+@pytest.mark.promise("P12")
 @pytest.mark.parametrize(
     "break_",
     [Unavailable("the executor was killed"), Cancelled("the server is closing"), None],
@@ -92,6 +93,7 @@ async def test_pieces_of_another_attempt_begin_anew(executor: FakeExecutor, clie
     assert [(piece.attempt, piece.text) for piece in pieces] == [(1, "a"), (2, "b")]
 
 
+@pytest.mark.promise("P12")
 async def test_executor_that_restarts_at_its_address_is_found_again() -> None:
     events = [event("r", seq) for seq in range(1, 4)] + [ended("r", 4)]
     async with FakeExecutor() as first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -98,8 +99,8 @@ async def test_a_stream_that_does_not_end_is_cut_after_the_grace(suite: Suite) -
         await server.drain()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
-    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-    assert suite.echo.closed.is_set()
+        assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        await suite.echo.closed.wait()
 
 
 async def test_a_port_in_use_is_named_with_its_setting(suite: Suite) -> None:
@@ -137,7 +138,7 @@ def test_a_stream_written_by_hand_is_refused_at_start() -> None:
             await context.write(request)
 
     def register(servicer: Written, server: Any) -> None:
-        handlers = {"Watch": grpc.unary_stream_rpc_method_handler(servicer.Watch)}
+        handlers: dict[str, Any] = {"Watch": grpc.unary_stream_rpc_method_handler(servicer.Watch)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.v1.Written", handlers),))
 
     async def build() -> None:
@@ -158,17 +159,27 @@ async def test_plain_text_beyond_this_machine_needs_permission(suite: Suite) -> 
         open_channel("state.example.com:7401", service="executor", settings=suite.settings)
 
 
-async def test_a_caller_waits_for_a_peer_that_starts_later_and_says_so(
-    suite: Suite, caplog: pytest.LogCaptureFixture, unused_tcp_port: int
-) -> None:
-    caplog.set_level("INFO")
+async def test_a_caller_waits_for_a_peer_that_starts_later_and_says_so(suite: Suite, unused_tcp_port: int) -> None:
     address = f"127.0.0.1:{unused_tcp_port}"
-    channel = open_channel(address, service="executor", settings=suite.settings)
-    async with channel, asyncio.timeout(10), asyncio.TaskGroup() as group:
-        waiting = group.create_task(wait_for_channel_ready(channel, "state", asyncio.Event()))
-        while not any("waiting for state at" in record.getMessage() for record in caplog.records):
-            await asyncio.sleep(0.01)
-        await suite.serve(listen=address)
+    said = asyncio.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == f"waiting for state at {address}":
+                said.set()
+
+    logger, listener = logging.getLogger("services.shared.channels"), Listener()
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    try:
+        channel = open_channel(address, service="executor", settings=suite.settings)
+        async with channel, asyncio.timeout(10), asyncio.TaskGroup() as group:
+            waiting = group.create_task(wait_for_channel_ready(channel, "state", asyncio.Event()))
+            await said.wait()
+            await suite.serve(listen=address)
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(logging.NOTSET)
     assert waiting.result() is True
 
 

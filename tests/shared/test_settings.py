@@ -109,7 +109,7 @@ def test_all_bad_settings_are_named_at_once() -> None:
 
 
 def test_a_required_setting_is_named_when_missing() -> None:
-    with pytest.raises(SettingsError, match="^HOLDFAST_SERVICE_TOKEN is required: "):
+    with pytest.raises(SettingsError, match=r"^HOLDFAST_SERVICE_TOKEN is required: "):
         load(Sample, {})
 
 

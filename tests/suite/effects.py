@@ -113,7 +113,11 @@ class HttpEffects:
         handler = self._handlers.get(call.path)
         answer = await handler(call) if handler is not None else Answer()
         content = json.dumps(answer.body).encode()
-        lines = [f"HTTP/1.1 {answer.status} Status", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+        lines = [
+            f"HTTP/1.1 {answer.status} Status",
+            "Content-Type: application/json",
+            f"Content-Length: {len(content)}",
+        ]
         lines.extend(f"{name}: {value}" for name, value in answer.headers.items())
         writer.write("\r\n".join([*lines, "", ""]).encode() + content)
         await writer.drain()
