@@ -92,9 +92,10 @@ class Story:
 
     def say(self, text: str, *, style: str = "") -> None:
         """Prints one line with the seconds since the run began."""
-        line = Text(f"{time.monotonic() - self.started:5.1f} s  ", style="dim")
-        line.append(text, style=style)
-        console.print(line)
+        clock = Text(f"{time.monotonic() - self.started:5.1f} s", style="dim")
+        row = Table.grid(padding=(0, 2))
+        row.add_row(clock, Text(text, style=style))
+        console.print(row)
 
     async def hear(self, event: RunEvent, run: RunHandle) -> None:
         """Prints what one event says."""
@@ -129,9 +130,9 @@ class Story:
         name = self.name_of(claimed.executor_id)
         if self.killed_at is not None and self.take_over_seconds is None:
             self.take_over_seconds = max(0.0, event.time.timestamp() - self.killed_at)
-            self.say(f"{name} has taken over, {self.take_over_seconds:.1f} s after the kill", style="bold green")
+            self.say(f"{label(name)} has taken over, {self.take_over_seconds:.1f} s after the kill", style="bold green")
         elif not self.drivers or self.drivers[-1] != name:
-            self.say(f"{name} drives the run")
+            self.say(f"{label(name)} drives the run")
         self.drivers.append(name)
 
     def _state_changed(self, changed: run_pb2.RunStateChanged) -> None:
@@ -164,7 +165,12 @@ class Story:
             self.say(f"step {finished.step}: “{text}”", style="italic")
 
 
-def _short(text: str, length: int = 92) -> str:
+def label(executor: str) -> str:
+    """Returns what people call an executor."""
+    return "executor 1" if executor == FIRST else executor.replace("-", " ")
+
+
+def _short(text: str, length: int = 60) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= length else f"{flat[: length - 1]}…"
 
@@ -353,7 +359,8 @@ async def follow(run: RunHandle, on: Stage) -> Story:
             story.killed_at = time.time()
             await on.suite.kill(driver)
             story.say(
-                f"kill -9 {on.suite.process_id(driver)}: {driver} is dead, the refund is on its way", style="bold red"
+                f"kill -9 {on.suite.process_id(driver)}: {label(driver)} is dead, the refund is on its way",
+                style="bold red",
             )
     return story
 

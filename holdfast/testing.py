@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import Any, Final, Self
 from google.protobuf.duration_pb2 import Duration
 
 from holdfast.api.common.v1 import agent_pb2
-from holdfast.cli.launch import SERVICES, Plan, check_server_is_installed, command, wait_until_serving
+from holdfast.cli.launch import SERVICES, Plan, check_server_is_installed, command, free_addresses, wait_until_serving
 from holdfast.client import Client
 from holdfast.worker import Worker
 
@@ -121,7 +120,7 @@ class Suite:
             # What a killed process left open must not keep the rest of the folder from being removed.
             folder = tempfile.TemporaryDirectory(prefix="holdfast-suite-", ignore_cleanup_errors=True)
             self.data = Path(self._cleanup.enter_context(folder))
-        addresses = dict(zip(SERVICES, _free_addresses(len(SERVICES)), strict=True))
+        addresses = dict(zip(SERVICES, free_addresses(len(SERVICES)), strict=True))
         self._plan = Plan(
             self.data,
             addresses,
@@ -298,7 +297,7 @@ class Suite:
 
     def _new_executor(self, settings: Mapping[str, str] | None = None) -> _Process:
         name = f"executor-{len(self.executors) + 1}"
-        return self._new_process(name, "executor", _free_addresses(1)[0], settings)
+        return self._new_process(name, "executor", free_addresses(1)[0], settings)
 
     def _launch(self, process: _Process) -> None:
         process.forget()
@@ -354,15 +353,6 @@ class Suite:
             await asyncio.to_thread(process.process.wait)
         process.forget()
         return process.process.returncode
-
-
-def _free_addresses(count: int) -> list[str]:
-    # All are bound before any is let go, so that they differ.
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)]
-        for bound in sockets:
-            bound.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{bound.getsockname()[1]}" for bound in sockets]
 
 
 # ------------------------------------------------------------------------------------------------------ scripted models

@@ -9,8 +9,10 @@ import asyncio
 import importlib.util
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -232,6 +234,16 @@ def local_addresses(port_base: int, *, host: str = "127.0.0.1") -> dict[str, str
         service: f"{'127.0.0.1' if service == 'state' else shown}:{port_base + PORTS[service] - first}"
         for service in SERVICES
     }
+
+
+def free_addresses(count: int) -> list[str]:
+    """Returns addresses on this machine at which nobody listens now."""
+    # All are bound before any is let go, so that they differ.
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)]
+        for bound in sockets:
+            bound.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{bound.getsockname()[1]}" for bound in sockets]
 
 
 async def wait_until_serving(address: str) -> None:

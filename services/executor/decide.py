@@ -124,8 +124,7 @@ class Planner:
             assert kind is not None
             step = view.steps.get(getattr(change, kind).step)
             if step is not None and step.is_open:
-                self._append(change)
-                plan.blobs.extend(outcome.blobs)
+                self._append(change, outcome.blobs)
         if only_outcomes:
             if claims and len(plan.changes) == 1:
                 plan.changes.clear()
@@ -450,9 +449,10 @@ class Planner:
     def _add(self, **kind: object) -> None:
         self._append(run_pb2.Change(**kind))  # type: ignore[arg-type]
 
-    def _append(self, change: run_pb2.Change) -> None:
+    def _append(self, change: run_pb2.Change, blobs: Collection[content_pb2.Blob] = ()) -> None:
         self._plan.changes.append(change)
-        self._view.apply(change, self._epoch)
+        self._plan.blobs.extend(blobs)
+        self._view.apply(_with_message_inline(change, blobs), self._epoch)
 
     def _run_here(self, step: StepView, tool: agent_pb2.ToolSpec | None, arguments: dict[str, object] | None) -> None:
         self._plan.local_calls.append(LocalCall(step, step.attempt, tool, arguments))
@@ -507,8 +507,7 @@ class Planner:
             failure=settled.failure,
             output=settled.output,
         )
-        self._plan.blobs.extend(settled.blobs)
-        self._append(run_pb2.Change(step_finished=finished))
+        self._append(run_pb2.Change(step_finished=finished), settled.blobs)
 
     def _finish_with_failure(self, step: StepView, failure: content_pb2.Failure, state: run_pb2.StepState) -> None:
         assert step.tool is not None
@@ -551,6 +550,18 @@ class Planner:
 
     def _retry_policy(self, step: StepView) -> agent_pb2.RetryPolicy:
         return self._spec.model.retry if step.tool is None else self._tools[step.tool.tool].retry
+
+
+def _with_message_inline(change: run_pb2.Change, blobs: Collection[content_pb2.Blob]) -> run_pb2.Change:
+    """The change as the view reads it: a large message itself, not the reference to its body that is stored."""
+    if change.WhichOneof("kind") != "step_finished" or change.step_finished.message.WhichOneof("body") != "blob":
+        return change
+    wanted = change.step_finished.message.blob.hash
+    body = next(blob.data for blob in blobs if blob.hash == wanted)
+    inline = run_pb2.Change()
+    inline.CopyFrom(change)
+    inline.step_finished.message.message.CopyFrom(content_pb2.Message.FromString(body))
+    return inline
 
 
 def _duration(tool: agent_pb2.ToolSpec, name: str, default: timedelta) -> Duration:

@@ -33,6 +33,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from holdfast.errors import HoldfastError, Reason, ResourceExhausted, Unavailable
 from services.shared.clock import Clock, SystemClock
+from services.shared.settings import SettingsError
 from services.shared.telemetry import get_logger
 
 P = ParamSpec("P")
@@ -601,11 +602,13 @@ class _SqliteBackend:
 
 def _make_private(path: Path) -> None:
     """Makes the file, readable by its owner only; SQLite gives the files beside it the same mode."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
         pass
+    except OSError as error:
+        raise _unusable(path, error.strerror or str(error)) from error
 
 
 def _make_write_ahead(path: Path) -> None:
@@ -616,9 +619,13 @@ def _make_write_ahead(path: Path) -> None:
             with closing(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_SECONDS)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
             return
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             # The switch needs the file alone and does not wait for it: another process may be doing the same.
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                _raise_translated(DBAPIError.instance("PRAGMA journal_mode", None, error, sqlite3.Error))
-                raise
+            is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > deadline:
+                raise _unusable(path, str(error)) from error
             time.sleep(0.005)
+
+
+def _unusable(path: Path, why: str) -> SettingsError:
+    return SettingsError([f"HOLDFAST_DATABASE_URL: {path} cannot be used: {why}"])

@@ -26,7 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
-from holdfast.errors import NotFound
+from holdfast.errors import NotFound, Unavailable
 from services.shared.channels import KEEPALIVE_OPTIONS, wait_for_channel_ready
 from services.shared.crash_points import arm
 from services.shared.interceptors import (
@@ -437,6 +437,9 @@ def service_main(
     except (StartupError, SettingsError) as error:
         sys.stderr.write(f"{service}: {error}\n")
         exit_code = error.exit_code if isinstance(error, StartupError) else EXIT_CONFIGURATION
+    except Unavailable as error:
+        sys.stderr.write(f"{service}: {error}\n")
+        exit_code = EXIT_TEMPORARY
     except (asyncio.CancelledError, KeyboardInterrupt):
         exit_code = 128 + signal.SIGINT
     except Exception as error:

@@ -204,6 +204,10 @@ class GroupCommit:
             event.run_id, event.seq, event.epoch = row.run_id, row.seq, row.epoch
             event.time.FromDatetime(committed.at)
             self._hub.committed(event)
+        if row.transition is not None:
+            # A hint: workers would find the calls at their executors' next look as well.
+            for tool in {call.tool for call in row.transition.calls}:
+                self._hub.calls_queued(row.workspace_id, tool)
 
     async def _after_trouble(self, batch: Sequence[_Pending], error: HoldfastError) -> None:
         """The storage is away or full. What may be committed already is answered right when it is sent again."""

@@ -18,6 +18,7 @@ from holdfast.errors import Reason, ResourceExhausted, Unavailable
 from services.shared.database import Database, Timestamp, now_sql
 from services.shared.migrations import check_is_current, current, make_ready, upgrade
 from services.shared.server import StartupError
+from services.shared.settings import SettingsError
 from tests.fakes.clock import FakeClock
 
 METADATA = sa.MetaData()
@@ -234,6 +235,13 @@ async def test_a_file_held_by_another_process_is_unavailable_not_broken(
         holder.close()
         await db.write(insert, 1)
     assert caught.value.reason == Reason.STORAGE_UNAVAILABLE
+
+
+def test_a_file_that_cannot_be_used_is_refused_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("this is a text, long enough not to be taken for an empty database file" * 20)
+    for path, why in ((f"{tmp_path}/file", "not a database"), (f"{tmp_path}/file/below.db", "")):
+        with pytest.raises(SettingsError, match=f"^HOLDFAST_DATABASE_URL: {path} cannot be used: .*{why}"):
+            Database(f"sqlite:///{path}", schema="state")
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://root@db/x"])

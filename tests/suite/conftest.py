@@ -16,7 +16,7 @@ _REPORT = pytest.StashKey[pytest.TestReport]()
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Notes how a test ended, for the fixtures that show logs."""
-    report: pytest.TestReport = yield  # type: ignore[assignment,misc]
+    report: pytest.TestReport = yield  # type: ignore[assignment]
     if report.when == "call":
         item.stash[_REPORT] = report
     return report  # type: ignore[return-value]

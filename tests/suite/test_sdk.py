@@ -58,14 +58,20 @@ async def test_agent_built_in_python_runs_its_python_tools(shared_suite: Suite) 
     assert events[-1].state == run_pb2.RUN_STATE_SUCCEEDED
 
 
-async def test_text_arrives_in_pieces_while_it_is_written(shared_suite: Suite) -> None:
+async def test_text_arrives_before_the_step_that_writes_it_is_over(shared_suite: Suite) -> None:
     agent = Agent("sdk-writer", model=scripted(turn("one two three four", delay=0.3)))
     async with shared_suite.client() as client, asyncio.timeout(60):
         await client.apply(agent)
         run = await client.start(agent, "write")
-        pieces = [item.text async for item in run.events() if isinstance(item, TextDelta)]
-    assert "".join(pieces) == "one two three four"
-    assert len(pieces) > 1
+        items = [item async for item in run.events()]
+    pieces = [item for item in items if isinstance(item, TextDelta)]
+    assert "".join(piece.text for piece in pieces) == "one two three four"
+    [finished] = [
+        number
+        for number, item in enumerate(items)
+        if isinstance(item, RunEvent) and any(change.HasField("step_finished") for change in item.changes)
+    ]
+    assert items.index(pieces[-1]) < finished
 
 
 async def test_question_is_answered_and_the_run_goes_on(shared_suite: Suite) -> None:
