@@ -277,7 +277,9 @@ async def stage(data: Path, shop_folder: Path) -> AsyncIterator[Stage]:
 @contextmanager
 def tool_worker(log_file: Path, shop_folder: Path) -> Iterator[None]:
     """Runs the shop's own process, which executes its tools."""
-    environment = {**os.environ, "SUPPORT_SHOP": str(shop_folder), "SUPPORT_BANK_SECONDS": str(BANK_SECONDS)}
+    # The model's key is for auth alone: the tools never see it.
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
+    environment = {**inherited, "SUPPORT_SHOP": str(shop_folder), "SUPPORT_BANK_SECONDS": str(BANK_SECONDS)}
     with log_file.open("ab") as log:
         worker = subprocess.Popen(
             holdfast_command("worker", "examples.support.tools"),
@@ -407,8 +409,8 @@ async def demo(data: Path, *, stay: bool) -> int:
         )
     else:
         console.print(
-            f"Model: {model.name} of {model.provider}, with the key of your environment. One run sends some 20,000 "
-            "tokens in about seven calls, a few cents with most models; what it cost is said at the end."
+            f"Model: {model.name} of {model.provider}, with the key of your environment. A run is about seven calls, "
+            "some 10,000 tokens together, a few cents with most models; what it cost is said at the end."
         )
     shop_folder = data / "shop"
     shop = Shop(shop_folder)

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal, NamedTuple
+from urllib.parse import quote
 
 import grpc
 
@@ -34,12 +35,20 @@ DOMAIN: Final = "holdfast.dev"
 
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 
-# Trailers share one HTTP/2 header limit (8 KiB soft in grpc); an error longer than that would be replaced by one of
-# the transport's own, and the reason with it.
-_MAX_MESSAGE_CHARACTERS: Final = 1_500
-_MAX_FIELD_CHARACTERS: Final = 200
-_MAX_FIELD_VIOLATIONS: Final = 10
-_MAX_METADATA_ENTRIES: Final = 16
+# Trailers share one HTTP/2 header limit; an error longer than that would be replaced by one of the transport's own, and
+# the reason with it. 8 KiB is where grpc begins to refuse.
+_MAX_TRAILER_BYTES: Final = 7_000
+
+
+class _Limits(NamedTuple):
+    message_characters: int
+    text_characters: int
+    violations: int
+    metadata_entries: int
+
+
+# Tried in this order until the error fits: texts outside ASCII take up to nine bytes a character on the wire.
+_LIMITS: Final = (_Limits(1_500, 200, 10, 16), _Limits(600, 120, 6, 8), _Limits(200, 60, 3, 6), _Limits(100, 30, 2, 4))
 
 
 class Reason(StrEnum):
@@ -335,16 +344,31 @@ def error_from_code(
 
 
 def _shortened(text: str, limit: int) -> str:
+    # Half of a surrogate pair, which JSON can carry, has no form on the wire.
+    text = text.encode(errors="replace").decode()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def to_status(error: HoldfastError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
-    """Returns what `context.abort` needs: the code, the public message and the trailing metadata with the details."""
+    """Returns what `context.abort` needs: the code, the public message and the trailing metadata with the details.
+
+    What does not fit into a header is shortened; the code and the reason always arrive.
+    """
+    message, serialized = "", b""
+    for limits in _LIMITS:
+        message, serialized = _packed(error, limits)
+        # The message is percent-encoded, binary metadata is base64.
+        if len(quote(message)) + len(serialized) * 4 // 3 <= _MAX_TRAILER_BYTES:
+            break
+    return error.code, message, ((STATUS_DETAILS_KEY, serialized),)
+
+
+def _packed(error: HoldfastError, limits: _Limits) -> tuple[str, bytes]:
     # Imported here because users' programs import this module at start and need these messages only for an error.
     from google.protobuf import any_pb2, duration_pb2
     from google.rpc import error_details_pb2, status_pb2
 
-    message = _shortened(error.message, _MAX_MESSAGE_CHARACTERS)
+    message = _shortened(error.message, limits.message_characters)
     status = status_pb2.Status(code=error.code.value[0], message=message)
 
     def attach(detail: Any) -> None:
@@ -353,8 +377,8 @@ def to_status(error: HoldfastError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
         status.details.append(packed)
 
     metadata = {
-        key: _shortened(value, _MAX_FIELD_CHARACTERS)
-        for key, value in list(error.metadata.items())[:_MAX_METADATA_ENTRIES]
+        _shortened(key, limits.text_characters): _shortened(value, limits.text_characters)
+        for key, value in list(error.metadata.items())[: limits.metadata_entries]
     }
     attach(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if error.field_violations:
@@ -362,10 +386,10 @@ def to_status(error: HoldfastError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
             error_details_pb2.BadRequest(
                 field_violations=[
                     error_details_pb2.BadRequest.FieldViolation(
-                        field=_shortened(violation.field, _MAX_FIELD_CHARACTERS),
-                        description=_shortened(violation.description, _MAX_FIELD_CHARACTERS),
+                        field=_shortened(violation.field, limits.text_characters),
+                        description=_shortened(violation.description, limits.text_characters),
                     )
-                    for violation in error.field_violations[:_MAX_FIELD_VIOLATIONS]
+                    for violation in error.field_violations[: limits.violations]
                 ]
             )
         )
@@ -373,7 +397,7 @@ def to_status(error: HoldfastError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
         attach(error_details_pb2.RetryInfo(retry_delay=delay))
-    return error.code, message, ((STATUS_DETAILS_KEY, status.SerializeToString()),)
+    return message, status.SerializeToString()
 
 
 def from_rpc_error(error: grpc.RpcError, *, peer: str | None = None) -> HoldfastError:

@@ -179,6 +179,9 @@ class _Service:
             # Ctrl-C in the terminal reaches this process only, which drains the services in order.
             start_new_session=True,
         )
+        if self._supervisor.stop.is_set():
+            # Told to stop while it was being born: the drain has looked for it already.
+            self.send(signal.SIGKILL)
         try:
             assert self.process.stdout is not None
             await self._read_log(self.process.stdout)

@@ -107,7 +107,7 @@ class WorkerHub:
         calls: CallQueueServiceStub,
         *,
         heartbeat_seconds: float = 2.0,
-        offer_seconds: float = 15.0,
+        offer_seconds: float = 3.0,
         poll_seconds: float = 1.0,
         clock: Clock | None = None,
     ) -> None:

@@ -41,28 +41,28 @@ class Logger:
         """Tells whether a record of `level` would be written; spares the making of its fields."""
         return self._logger.isEnabledFor(level)
 
-    def log(self, level: int, event: str, *, exc_info: Any = None, **fields: Any) -> None:
+    def log(self, level: int, event: str, /, *, exc_info: Any = None, **fields: Any) -> None:
         """Writes `event` at a level chosen at run time."""
         if self._logger.isEnabledFor(level):
             self._logger.log(level, "%s", event, exc_info=exc_info, extra={"fields": fields}, stacklevel=2)
 
-    def debug(self, event: str, **fields: Any) -> None:
+    def debug(self, event: str, /, **fields: Any) -> None:
         """Writes what helps to follow one case."""
         self.log(logging.DEBUG, event, **fields)
 
-    def info(self, event: str, **fields: Any) -> None:
+    def info(self, event: str, /, **fields: Any) -> None:
         """Writes what an operator wants to see of a healthy service."""
         self.log(logging.INFO, event, **fields)
 
-    def warning(self, event: str, **fields: Any) -> None:
+    def warning(self, event: str, /, **fields: Any) -> None:
         """Writes what works on, but not as it should."""
         self.log(logging.WARNING, event, **fields)
 
-    def error(self, event: str, **fields: Any) -> None:
+    def error(self, event: str, /, **fields: Any) -> None:
         """Writes what failed; `exc_info=error` adds the traceback."""
         self.log(logging.ERROR, event, **fields)
 
-    def exception(self, event: str, **fields: Any) -> None:
+    def exception(self, event: str, /, **fields: Any) -> None:
         """Writes what failed, with the traceback of the exception being handled."""
         self.log(logging.ERROR, event, exc_info=True, **fields)
 

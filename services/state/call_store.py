@@ -231,15 +231,17 @@ def complete_call(
     if kind not in ("step_finished", "attempt_failed", "step_in_doubt") or getattr(change, kind).step != row.step:
         raise InvalidArgument("the change is not an end of this call", reason=Reason.INVALID_FIELD, field="change")
     digest = hashlib.sha256(change.SerializeToString(deterministic=True)).digest()
-    if row.report_digest is not None and bytes(row.report_digest) == digest:
-        return Completion(None, run.last_seq, is_late=False)
+    if row.report_digest is not None and bytes(row.report_digest[: len(digest)]) == digest:
+        return Completion(None, int.from_bytes(row.report_digest[len(digest) :], "big"), is_late=False)
     now = db.now(connection)
     journal.put_blobs(connection, workspace_id, blobs, now)
     counts = row.lease == lease and row.state == CALL_STARTED and row.worker_id == worker_id and run.state not in ENDED
     key = (t.calls.c.run_id == row.run_id) & (t.calls.c.step == row.step)
     if counts:
-        connection.execute(sa.update(t.calls).where(key).values(state=CALL_OVER, report_digest=digest))
         outside = journal.append_outside(connection, db, run, [change])
+        # With the event's number, which is the answer to the same report sent again.
+        report = digest + outside.seq.to_bytes(8, "big")
+        connection.execute(sa.update(t.calls).where(key).values(state=CALL_OVER, report_digest=report))
         return Completion(CallEvent(row.run_id, outside), outside.seq, is_late=False)
     late.step = row.step
     late.attempt = row.attempt if row.lease == lease else row.attempt - 1

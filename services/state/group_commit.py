@@ -38,6 +38,7 @@ from services.state.transitions import check_new_run, check_transition
 
 MAX_BATCH = 512
 MAX_PENDING = 10_000
+MAX_ATTEMPTS = 10
 
 log = get_logger(__name__)
 
@@ -64,6 +65,7 @@ class _Pending:
     answer: Callable[[Result], None]
     row: journal.TransitionRow | None = None
     new_run: journal_pb2.NewRun | None = None
+    attempts: int = 0
 
 
 @dataclass(slots=True)
@@ -188,15 +190,29 @@ class GroupCommit:
             return
         crash_point("state.after_commit")
         missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]
-        diagnoses = await self._db.read(_diagnose, missing) if missing else {}
+        diagnoses = await self._diagnosed(missing) if missing else {}
+        again: list[_Pending] = []
         for index, pending in enumerate(batch):
             result = outcome.answers.get(index) or diagnoses[id(pending)]
+            if result is None:
+                again.append(pending)
+                continue
             pending.answer(result)
             if pending.row is not None and isinstance(result, Committed):
                 self._publish(pending.row, result)
+        # First in the queue: those of the same run that came later wait behind it.
+        self._pending.extendleft(reversed(again))
         if outcome.became_ready:
             self._hub.runs_ready()
         self._hub.feed_changed()
+
+    async def _diagnosed(self, missing: Sequence[_Pending]) -> dict[int, Committed | HoldfastError | None]:
+        try:
+            return await self._db.read(_diagnose, missing)
+        except HoldfastError as error:
+            # The others of the batch are committed and are answered so. These can be sent again in any case.
+            log.warning("storage_trouble", reason=error.reason, pending=len(missing))
+            return {id(pending): error for pending in missing}
 
     def _publish(self, row: journal.TransitionRow, committed: Committed) -> None:
         if self._hub.is_watched(row.run_id):
@@ -266,9 +282,9 @@ def _create_runs(
             outcome.answers[index] = error
 
 
-def _diagnose(connection: sa.Connection, missing: Sequence[_Pending]) -> dict[int, Committed | HoldfastError]:
-    """Why transitions were not applied; one that is stored already is committed."""
-    found: dict[int, Committed | HoldfastError] = {}
+def _diagnose(connection: sa.Connection, missing: Sequence[_Pending]) -> dict[int, Committed | HoldfastError | None]:
+    """Why transitions were not applied; one that is stored already is committed, None is to be applied again."""
+    found: dict[int, Committed | HoldfastError | None] = {}
     for pending in missing:
         row = pending.row
         assert row is not None
@@ -281,6 +297,10 @@ def _diagnose(connection: sa.Connection, missing: Sequence[_Pending]) -> dict[in
             found[id(pending)] = Committed(row.seq, stored.at)
         elif run.epoch != row.epoch or run.state != run_pb2.RUN_STATE_RUNNING:
             found[id(pending)] = LeaseLost("the run is not driven under this epoch")
+        elif run.last_seq == row.seq - 1 and pending.attempts < MAX_ATTEMPTS:
+            # The statement's snapshot was too old for it, see journal.POSTGRES_BATCH.
+            pending.attempts += 1
+            found[id(pending)] = None
         else:
             found[id(pending)] = Conflict(f"the run's next event is {run.last_seq + 1}")
     return found

@@ -44,6 +44,8 @@ class TransitionRow:
     failure: bytes | None = None
     is_end: bool = False
     has_output: bool = False
+    # Steps that are over, or whose attempt is: their worker's call and their questions are void. `{1,2}`.
+    closed_steps: str = "{}"
     steps: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -60,6 +62,7 @@ def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
     """Reads from a transition what the run row takes from it."""
     values: dict[str, Any] = {}
     has_output = False
+    closed_steps: list[int] = []
     has_effects = bool(transition.blobs or transition.calls)
     for change in transition.changes:
         kind = change.WhichOneof("kind")
@@ -70,6 +73,13 @@ def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
             has_output = finished.HasField("message") and not _is_tool_result(finished)
             if finished.HasField("usage"):
                 _add_usage(values, finished.usage)
+            # A model's step has neither a call nor a question; one whose message is elsewhere may be a tool's.
+            if finished.message.WhichOneof("body") != "message" or not has_output:
+                closed_steps.append(finished.step)
+        elif kind == "attempt_failed":
+            closed_steps.append(change.attempt_failed.step)
+        elif kind == "step_in_doubt":
+            closed_steps.append(change.step_in_doubt.step)
         elif kind in ("approval_requested", "approval_closed"):
             has_effects = True
         elif kind == "run_state_changed":
@@ -82,15 +92,22 @@ def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
             if changed.HasField("failure"):
                 values["failure"] = changed.failure.SerializeToString()
     values["has_output"] = has_output and values.get("state") == run_pb2.RUN_STATE_SUCCEEDED
+    if closed_steps:
+        values["closed_steps"] = f"{{{','.join(map(str, closed_steps))}}}"
     return TransitionRow(
         run_id=transition.run_id,
         workspace_id=transition.workspace_id,
         epoch=transition.epoch,
         seq=transition.seq,
-        body=run_pb2.Event(changes=transition.changes).SerializeToString(),
+        body=_body(transition.changes),
         transition=transition if has_effects else None,
         **values,
     )
+
+
+def _body(changes: Iterable[run_pb2.Change]) -> bytes:
+    # Deterministic: what is sent again is recognised by its bytes.
+    return run_pb2.Event(changes=changes).SerializeToString(deterministic=True)
 
 
 def _is_tool_result(finished: run_pb2.StepFinished) -> bool:
@@ -126,6 +143,7 @@ _COLUMNS = (
     ("failure", "bytea"),
     ("is_end", "boolean"),
     ("has_output", "boolean"),
+    ("closed_steps", "text"),
     ("steps", "integer"),
     ("input_tokens", "bigint"),
     ("output_tokens", "bigint"),
@@ -170,7 +188,11 @@ WITH b AS MATERIALIZED (
     AS b({", ".join(name for name, _ in _COLUMNS)})
 ), applied AS (
   {_UPDATE_RUNS.format(max="GREATEST", now="clock_timestamp()", batch="b")}
-  RETURNING runs.run_id, runs.successor_run_id, b.is_end
+  -- A successor that another replica stored while this statement waited for the row is not in its snapshot, and would
+  -- never be unblocked: the end is applied by a statement that sees it.
+  AND (NOT b.is_end OR runs.successor_run_id IS NULL
+       OR EXISTS (SELECT 1 FROM runs AS successor WHERE successor.run_id = runs.successor_run_id))
+  RETURNING runs.run_id, runs.successor_run_id, b.is_end, CAST(b.closed_steps AS integer[]) AS closed_steps
 ), written AS (
   INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
   SELECT b.run_id, b.seq, b.workspace_id, b.epoch, statement_timestamp(), b.body
@@ -180,10 +202,13 @@ WITH b AS MATERIALIZED (
   FROM applied WHERE applied.is_end AND runs.run_id = applied.successor_run_id
 ), closed AS (
   UPDATE approvals SET state = {run_pb2.APPROVAL_STATE_CANCELLED}
-  FROM applied WHERE applied.is_end AND approvals.run_id = applied.run_id
+  FROM applied WHERE (applied.is_end OR applied.closed_steps <> '{{}}') AND approvals.run_id = applied.run_id
+    AND (applied.is_end OR approvals.step = ANY (applied.closed_steps))
     AND approvals.state = {run_pb2.APPROVAL_STATE_PENDING}
 ), over AS (
-  UPDATE calls SET state = {CALL_OVER} FROM applied WHERE applied.is_end AND calls.run_id = applied.run_id
+  UPDATE calls SET state = {CALL_OVER}
+  FROM applied WHERE (applied.is_end OR applied.closed_steps <> '{{}}') AND calls.run_id = applied.run_id
+    AND (applied.is_end OR calls.step = ANY (applied.closed_steps)) AND calls.state <> {CALL_OVER}
 )
 SELECT run_id, statement_timestamp() AS at, is_end AND successor_run_id IS NOT NULL AS unblocks FROM applied
 """
@@ -202,6 +227,11 @@ _SQLITE_INSERT = (
     "INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body) "
     "SELECT run_id, seq, workspace_id, epoch, :now, body FROM temp.batch "
     "WHERE run_id IN (SELECT value FROM json_each(:applied))"
+)
+_SQLITE_CLOSE_CALLS = f"UPDATE calls SET state = {CALL_OVER} WHERE run_id = ? AND step = ? AND state <> {CALL_OVER}"
+_SQLITE_CLOSE_APPROVALS = (
+    f"UPDATE approvals SET state = {run_pb2.APPROVAL_STATE_CANCELLED} "
+    f"WHERE run_id = ? AND step = ? AND state = {run_pb2.APPROVAL_STATE_PENDING}"
 )
 
 
@@ -230,6 +260,16 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
     returned = connection.exec_driver_sql(_SQLITE_UPDATE, {"now": micros}).all()
     updated = [(run, successor, ended_at is not None) for run, successor, ended_at in returned]
     connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps([run for run, _, _ in updated])})
+    applied = {run for run, _, _ in updated}
+    closed = [
+        (row.run_id, int(step))
+        for row in rows
+        if row.closed_steps != "{}" and row.run_id in applied
+        for step in row.closed_steps[1:-1].split(",")
+    ]
+    if closed:
+        connection.exec_driver_sql(_SQLITE_CLOSE_CALLS, closed)
+        connection.exec_driver_sql(_SQLITE_CLOSE_APPROVALS, closed)
     ended = [run for run, _, is_end in updated if is_end]
     if ended:
         after_ends(connection, now, ended, [successor for _, successor, is_end in updated if is_end and successor])
@@ -407,7 +447,7 @@ def created_body(new: journal_pb2.NewRun, previous: str | None) -> bytes:
         previous_run_id=previous or "",
         traceparent=new.traceparent,
     )
-    return run_pb2.Event(changes=[run_pb2.Change(run_created=created)]).SerializeToString()
+    return _body([run_pb2.Change(run_created=created)])
 
 
 def _join_session(connection: sa.Connection, new: journal_pb2.NewRun, now: datetime) -> tuple[int, str | None]:
@@ -595,7 +635,7 @@ def append_outside(
             workspace_id=run.workspace_id,
             epoch=0,
             at=now,
-            body=run_pb2.Event(changes=changes).SerializeToString(),
+            body=_body(changes),
         )
     )
     connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run.run_id).values(values))

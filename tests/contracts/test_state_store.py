@@ -47,13 +47,21 @@ FUTURE = datetime.now(UTC) + timedelta(hours=1)
 
 
 @pytest.fixture(params=["model", "sqlite", "postgresql"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StateStore]:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where the store keeps its data; nowhere for the model."""
+    if request.param == "postgresql":
+        url: str = request.getfixturevalue("postgres_state")
+        return url
+    return sqlite(tmp_path) if request.param == "sqlite" else ""
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[StateStore]:
     """The model, and the store on each database."""
-    if request.param == "model":
+    if not database_url:
         yield ModelStateStore(WORKSPACE)
         return
-    url = sqlite(tmp_path) if request.param == "sqlite" else request.getfixturevalue("postgres_state")
-    async with migrated(url) as db:
+    async with migrated(database_url) as db:
         await db.write(empty)
         async with opened(db) as sql_store:
             yield sql_store

@@ -1,4 +1,4 @@
-"""The executor dies at each boundary of its loop, and another process takes over: nothing is lost, nothing is done twice.
+"""The executor dies at each boundary of its loop and another process takes over: nothing is lost, nothing done twice.
 
 The first executor of a case has one crash point armed (`HOLDFAST_CRASH_POINT`), the one after it has none.
 """
@@ -6,7 +6,7 @@ The first executor of a case has one crash point armed (`HOLDFAST_CRASH_POINT`),
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,13 +14,13 @@ import pytest_asyncio
 
 from holdfast import Agent, Client, Worker, tool
 from holdfast.agent import http_tool
-from holdfast.api.common.v1 import run_pb2
+from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.errors import HoldfastError, Unavailable
 from holdfast.ids import new_uuid7
 from holdfast.resources import Resolution
 from holdfast.runs import RunEvent, RunHandle
 from holdfast.testing import Suite, call, scripted, turn
-from holdfast.tool import ToolContext
+from holdfast.tool import Effect, ToolContext
 from tests.suite.effects import Answer, Executions, HttpCall, HttpEffects
 from tests.suite.histories import changes_of, check_history, read_history, results_of
 
@@ -47,8 +47,12 @@ class Stage:
     http: HttpEffects
     agent: Agent
     packed: Executions
-    # What the person said about calls in doubt, by run: (idempotency key as far as it is known, resolution).
+    # What the person said about calls in doubt, by run.
     resolved: dict[str, list[Resolution]] = field(default_factory=dict)
+
+    def tool(self, name: str, effect: Effect = "at_most_once") -> agent_pb2.ToolSpec:
+        """A tool at the endpoint's path of the same name."""
+        return http_tool(name, self.http.url(f"/{name}"), effect=effect)
 
     async def arm(self, crash_point: str) -> None:
         """Starts the executor anew, with a crash point or with none."""
@@ -120,7 +124,7 @@ async def stage(database_url: str) -> AsyncIterator[Stage]:
             "payer",
             model=SCRIPT,
             tools=[
-                http_tool("look", http.url("/look"), method="GET", effect="read_only"),
+                http_tool("look", http.url("/look"), effect="read_only"),
                 http_tool("pay", http.url("/pay")),
                 pack,
                 "noop",
@@ -165,9 +169,23 @@ async def crash_and_take_over(stage: Stage, crash_point: str) -> None:
     assert {result.is_error for result in results_of(view).values()} == {False}
 
 
-# How often a run passes a point at least; results that arrive together share a transition.
-VISITS = {"before_commit": 12, "after_commit": 12, "after_intent": 12, "after_call": 9}
-CASES = [("sqlite", f"executor.{point}:{visit}") for point, visits in VISITS.items() for visit in range(1, visits + 1)]
+# Visits of each point on each database. A run passes them at least so often, however many results share a transition.
+# What is stored is the same after a commit and after an intent, so that one of the two is enough for most visits.
+VISITS: dict[str, dict[str, Iterable[int]]] = {
+    "sqlite": {
+        "before_commit": range(1, 13),
+        "after_commit": (1, 5, 9, 12),
+        "after_intent": (2, 3, 4, 6, 7, 8, 10, 11),
+        "after_call": range(1, 10),
+    },
+    "postgresql": {"before_commit": (2, 5), "after_commit": (1, 8), "after_intent": (3, 7), "after_call": (2, 6)},
+}
+CASES = [
+    (database, f"executor.{point}:{visit}")
+    for database, points in VISITS.items()
+    for point, visits in points.items()
+    for visit in visits
+]
 
 
 @pytest.mark.promise("P2")
@@ -177,3 +195,128 @@ CASES = [("sqlite", f"executor.{point}:{visit}") for point, visits in VISITS.ite
 @pytest.mark.parametrize(("database_url", "crash_point"), CASES, indirect=["database_url"], scope="module")
 async def test_a_run_survives_the_death_of_its_executor_at(stage: Stage, crash_point: str) -> None:
     await crash_and_take_over(stage, crash_point)
+
+
+# ------------------------------------------------------------------------------------------------------ calls in flight
+
+
+async def kill_in_flight(stage: Stage, agent: Agent, is_in_flight: Callable[[str], bool]) -> RunHandle:
+    """Starts a run, kills the executor once its call is in flight, and starts the next one."""
+    await stage.client.apply(agent)
+    if not stage.suite.is_running("executor"):
+        await stage.arm("")
+    handle = await stage.client.start(agent, "go")
+    await stage.http.until(lambda: is_in_flight(handle.id))
+    await stage.suite.kill("executor")
+    await stage.arm("")
+    return handle
+
+
+async def question_of(stage: Stage, handle: RunHandle) -> run_pb2.Approval:
+    async for event in handle.events(deltas=False):
+        assert isinstance(event, RunEvent)
+        for change in event.changes:
+            if change.HasField("approval_requested"):
+                return change.approval_requested.approval
+    raise AssertionError("the run ended without a question")
+
+
+sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True, scope="module")
+
+
+@pytest.mark.promise("P5")
+@sqlite_only
+@pytest.mark.parametrize(
+    ("resolution", "calls", "state", "says"),
+    [
+        ("done", 1, run_pb2.RUN_STATE_SUCCEEDED, "the receipt"),
+        ("not_done", 2, run_pb2.RUN_STATE_SUCCEEDED, "charged"),
+        ("tell_model", 1, run_pb2.RUN_STATE_SUCCEEDED, "outcome of this call is unknown"),
+        ("fail_run", 1, run_pb2.RUN_STATE_FAILED, "outcome of this call is unknown"),
+    ],
+)
+async def test_a_payment_in_flight_is_in_doubt_and_a_person_decides(
+    stage: Stage, resolution: Resolution, calls: int, state: run_pb2.RunState, says: str
+) -> None:
+    released = asyncio.Event()
+
+    async def charge(made: HttpCall) -> Answer:
+        await released.wait()
+        return Answer("charged")
+
+    stage.http.on("/charge", charge)
+    agent = Agent("charger", model=scripted(call("charge"), "{{result}}"), tools=[stage.tool("charge")])
+    async with asyncio.timeout(CASE_SECONDS):
+        handle = await kill_in_flight(stage, agent, lambda run_id: bool(stage.http.of(run_id, "/charge")))
+        question = await question_of(stage, handle)
+        assert question.kind == run_pb2.APPROVAL_KIND_IN_DOUBT
+        assert question.tool == "charge"
+        released.set()
+        result = "the receipt" if resolution == "done" else None
+        await stage.client.approvals.resolve(question.approval_id, resolution, result=result)
+        run = await handle.wait()
+    view = check_history(await read_history(handle))
+    made = stage.http.of(run.run_id, "/charge")
+    assert len(made) == calls
+    assert len({charge.key for charge in made}) == 1, "a call that is made again has the same key"
+    assert run.state == state
+    assert says in results_of(view)["charge"].content
+
+
+@pytest.mark.promise("P2")
+@sqlite_only
+async def test_a_question_to_the_endpoint_in_flight_is_asked_again_with_the_same_key(stage: Stage) -> None:
+    answers = asyncio.Event()
+
+    async def ask(made: HttpCall) -> Answer:
+        if len(stage.http.of(made.run_id, "/ask")) == 1:
+            await answers.wait()
+        return Answer("42")
+
+    stage.http.on("/ask", ask)
+    tools = [stage.tool("ask", effect="read_only")]
+    agent = Agent("asker", model=scripted(call("ask"), "{{result}}"), tools=tools)
+    async with asyncio.timeout(CASE_SECONDS):
+        handle = await kill_in_flight(stage, agent, lambda run_id: bool(stage.http.of(run_id, "/ask")))
+        assert "42" in await handle.result()
+    answers.set()
+    events = await read_history(handle)
+    check_history(events)
+    asked = stage.http.of(handle.id, "/ask")
+    assert len(asked) == 2
+    assert len({made.key for made in asked}) == 1
+    (lost,) = changes_of(events, "attempt_failed")
+    assert lost.attempt_failed.failure.reason == "EXECUTOR_LOST"
+
+
+@pytest.mark.promise("P2")
+@sqlite_only
+async def test_a_call_that_a_worker_runs_is_reported_to_the_next_executor(stage: Stage) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    executed: list[str] = []
+
+    @tool
+    async def saw(context: ToolContext) -> str:
+        """Saws."""
+        executed.append(context.run_id)
+        begun.set()
+        await may_end.wait()
+        return "sawn"
+
+    agent = Agent("sawyer", model=scripted(call("saw"), "{{result}}"), tools=[saw])
+    await stage.client.apply(agent)
+    async with asyncio.timeout(CASE_SECONDS), asyncio.TaskGroup() as tasks:
+        worker = stage.suite.worker([saw])
+        serving = tasks.create_task(worker.run())
+        handle = await stage.client.start(agent, "go")
+        await begun.wait()
+        await stage.suite.kill("executor")
+        may_end.set()
+        await stage.arm("")
+        assert await handle.result() == "sawn"
+        worker.drain()
+        await serving
+    events = await read_history(handle)
+    check_history(events)
+    assert executed == [handle.id]
+    assert not changes_of(events, "attempt_failed")

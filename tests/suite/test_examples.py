@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 
 from examples import demo
+from examples.support import tools
 from examples.support.shop import Shop, ShopError
-from holdfast import SyncClient, load_agents
+from holdfast import RunEvent, Tool, load_agents
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.testing import Suite
 from tests.repository.tree import ROOT
@@ -119,23 +121,22 @@ def test_a_message_id_names_nothing_outside_the_mailbox(tmp_path: Path, message_
 
 
 def test_both_definitions_of_the_support_agent_declare_what_the_worker_serves() -> None:
-    from examples.support import tools
-
-    served = {tool.name: tool for tool in vars(tools).values() if isinstance(tool, tools.tool(lambda: None).__class__)}
-    [scripted], [real] = (
-        load_agents(EXAMPLES / "support/agent.yaml"),
-        load_agents(EXAMPLES / "support/agent-model.yaml"),
-    )
+    served = {value.name: value for value in vars(tools).values() if isinstance(value, Tool)}
+    [scripted] = load_agents(EXAMPLES / "support/agent.yaml")
+    [real] = load_agents(EXAMPLES / "support/agent-model.yaml")
 
     assert list(scripted.spec.tools) == list(real.spec.tools)
     assert scripted.spec.instructions == real.spec.instructions
     for declared in scripted.spec.tools:
         spec = served.pop(declared.name).spec()
         assert declared.effect == spec.effect, declared.name
-        assert set(declared.input_schema["required"] if "required" in declared.input_schema else ()) == set(
-            spec.input_schema["required"] if "required" in spec.input_schema else ()
-        ), declared.name
+        assert required(declared) == required(spec), declared.name
     assert served == {}
+
+
+def required(tool: agent_pb2.ToolSpec) -> set[str]:
+    schema = MessageToDict(tool.input_schema)
+    return set(schema.get("required", ()))
 
 
 # --------------------------------------------------------------------------------------------------------- the others
@@ -149,16 +150,16 @@ def test_hello_prints_the_answer(suite: Suite) -> None:
 
 
 @pytest.mark.promise("P6")
-def test_ask_user_waits_for_an_answer_and_goes_on(suite: Suite) -> None:
+async def test_ask_user_waits_for_an_answer_and_goes_on(suite: Suite) -> None:
     [agent] = load_agents(EXAMPLES / "ask_user.yaml")
-    with SyncClient(suite.address(), suite.api_key) as client:
-        client.apply(agent)
-        run = client.start("ask-user", "Book a table for Friday")
-        for event in run.events(deltas=False):
-            if getattr(event, "state", None) == run_pb2.RUN_STATE_WAITING:
+    async with asyncio.timeout(SECONDS), suite.client() as client:
+        await client.apply(agent)
+        run = await client.start("ask-user", "Book a table for Friday")
+        async for item in run.events(deltas=False):
+            if isinstance(item, RunEvent) and item.state == run_pb2.RUN_STATE_WAITING:
                 break
-        [question] = client.approvals.list(run_id=run.id)
-        client.approvals.answer(question.approval_id, "four")
+        [question] = [question async for question in client.approvals.list(run_id=run.id)]
+        await client.approvals.answer(question.approval_id, "four")
 
         assert question.prompt == "For how many people?"
-        assert run.result(timeout=SECONDS) == "Understood. You asked: Book a table for Friday. The answer was: four"
+        assert await run.result() == "Understood. You asked: Book a table for Friday. The answer was: four"
