@@ -178,12 +178,25 @@ class RunHandle:
     async def wait(self) -> run_pb2.Run:
         """Waits for the end of the run, however it ends, and returns it."""
         # Only the end matters: what is stored already need not be read again.
-        run = await self.get()
+        run = await self._get_when_reachable()
         if run.state not in ENDED:
             async for _ in self.events(after_seq=run.last_seq, deltas=False):
                 pass
-            run = await self.get()
+            run = await self._get_when_reachable()
         return run
+
+    async def _get_when_reachable(self) -> run_pb2.Run:
+        """As `get`, but no executor that is away for a while ends a wait (P12)."""
+        loop = asyncio.get_running_loop()
+        began, failures = loop.time(), 0
+        while True:
+            try:
+                return await self.get()
+            except HoldfastError as error:
+                if not _is_worth_reattaching(error) or loop.time() - began >= DEFAULT_REATTACH_SECONDS:
+                    raise
+                await asyncio.sleep(_backoff_seconds(failures, error))
+                failures += 1
 
     def events(
         self, after_seq: int = 0, *, deltas: bool = True, reattach_seconds: float = DEFAULT_REATTACH_SECONDS

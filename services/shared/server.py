@@ -300,7 +300,8 @@ class Server:
             log.info("draining", grace_seconds=grace)
         for callback in self._drain_callbacks:
             try:
-                async with asyncio.timeout(grace):
+                # A second even when calls in flight get no grace: leases are worth handing back.
+                async with asyncio.timeout(max(grace, 1.0)):
                     await callback()
             except Exception as error:
                 # One part that cannot hand back must not keep the others from doing so.

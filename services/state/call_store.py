@@ -51,7 +51,7 @@ def lease_calls(
         sa.select(t.calls)
         .where(
             c.workspace_id == workspace_id,
-            c.state == CALL_QUEUED,
+            t.IS_QUEUED_CALL,
             c.tool.in_(list(tools)),
             c.not_before <= now,
             c.start_deadline > now,

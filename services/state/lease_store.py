@@ -22,6 +22,7 @@ LEASE_DURATION = timedelta(seconds=5)
 GRACE = timedelta(milliseconds=500)
 SWEEP_LIMIT = 1_000
 REQUEST_IDS_KEPT = timedelta(days=7)
+CALLS_KEPT = timedelta(days=1)
 
 QUEUED, RUNNING, WAITING = run_pb2.RUN_STATE_QUEUED, run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_WAITING
 
@@ -63,13 +64,7 @@ def claim(connection: sa.Connection, db: Database, executor_id: str, limit: int)
     """Takes ready runs for an executor, oldest first, each under a new epoch."""
     now = db.now(connection)
     r = t.runs.c
-    ready = (
-        sa.select(r.run_id)
-        .where(r.state == QUEUED, sa.not_(r.blocked))
-        .order_by(r.ready_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
+    ready = sa.select(r.run_id).where(t.IS_READY).order_by(r.ready_at).limit(limit).with_for_update(skip_locked=True)
     claimed = (
         sa.update(t.runs)
         .where(r.run_id.in_(ready))
@@ -120,16 +115,20 @@ class Sweep:
 
 
 def sweep(connection: sa.Connection, db: Database) -> Sweep:
-    """Returns the runs of lost executors, wakes what is due, takes lost calls from their workers."""
+    """Returns the runs of lost executors, wakes what is due, takes offers back that nobody started."""
     now = db.now(connection)
     found = Sweep()
     r, e, c = t.runs.c, t.executors.c, t.calls.c
+    # Only the second case is rare: a process that died between a claim and the renewal of its executor's row.
+    holders = sa.select(r.holder).where(r.holder.is_not(None)).distinct().except_(sa.select(e.executor_id))
+    for executor_id in connection.execute(holders).scalars().all():
+        found.ready_runs += release(connection, db, executor_id)
     lost = connection.execute(sa.select(e.executor_id).where(e.expires_at < now)).scalars().all()
     for executor_id in lost:
         found.ready_runs += release(connection, db, executor_id)
     due = (
         sa.select(r.run_id)
-        .where(r.state == WAITING, r.wake_at.is_not(None), r.wake_at <= now)
+        .where(t.IS_WAITING_FOR_TIME, r.wake_at <= now)
         .order_by(r.wake_at)
         .limit(SWEEP_LIMIT)
         .with_for_update(skip_locked=True)
@@ -140,21 +139,32 @@ def sweep(connection: sa.Connection, db: Database) -> Sweep:
     ).rowcount
     unused = (
         sa.update(t.calls)
-        .where(c.state == journal.CALL_OFFERED, c.offer_expires_at <= now)
+        .where(t.IS_OPEN_CALL, c.state == journal.CALL_OFFERED, c.offer_expires_at <= now)
         .values(state=journal.CALL_QUEUED, lease=None, worker_id=None)
         .returning(c.workspace_id, c.tool)
     )
     found.calls_queued.update((row.workspace_id, row.tool) for row in connection.execute(unused))
-    over = sa.or_(
-        sa.and_(c.state == journal.CALL_STARTED, sa.or_(c.beat_due_at <= now, c.times_out_at <= now)),
-        sa.and_(c.state == journal.CALL_QUEUED, c.start_deadline <= now),
-    )
-    for call in connection.execute(sa.select(t.calls).where(over).limit(SWEEP_LIMIT)).all():
-        _lose_call(connection, db, call, found)
     return found
 
 
-def _lose_call(connection: sa.Connection, db: Database, call: sa.Row[Any], found: Sweep) -> None:
+def overdue_calls(connection: sa.Connection, db: Database) -> list[sa.Row[Any]]:
+    """Calls that no worker took in time, and those whose worker is silent or takes too long."""
+    now = db.now(connection)
+    c = t.calls.c
+    # Apart, so that each finds its rows by the index: few are started, many may be queued.
+    started = sa.and_(
+        t.IS_OPEN_CALL, c.state == journal.CALL_STARTED, sa.or_(c.beat_due_at <= now, c.times_out_at <= now)
+    )
+    queued = sa.and_(t.IS_OPEN_CALL, c.state == journal.CALL_QUEUED, c.start_deadline <= now)
+    return [
+        row
+        for over in (started, queued)
+        for row in connection.execute(sa.select(t.calls).where(over).limit(SWEEP_LIMIT)).all()
+    ]
+
+
+def lose_call(connection: sa.Connection, db: Database, call: sa.Row[Any]) -> journal.Outside | None:
+    """Writes the end of an overdue call's attempt; None when somebody else was faster."""
     # The run first, then the call: the order in which every transaction locks them.
     run = journal.select_run(connection, call.workspace_id, call.run_id, lock=True)
     now = db.now(connection)
@@ -176,7 +186,7 @@ def _lose_call(connection: sa.Connection, db: Database, call: sa.Row[Any], found
         .values(state=journal.CALL_OVER)
     )
     if taken.rowcount != 1 or run is None:
-        return
+        return None
     if call.state == journal.CALL_QUEUED:
         failure = content_pb2.Failure(
             reason="WORKER_START_TIMEOUT",
@@ -196,9 +206,24 @@ def _lose_call(connection: sa.Connection, db: Database, call: sa.Row[Any], found
             failure_class=content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME,
         )
     failed = run_pb2.AttemptFailed(step=call.step, attempt=call.attempt, failure=failure)
-    outside = journal.append_outside(connection, db, run, [run_pb2.Change(attempt_failed=failed)])
-    found.ready_runs += outside.became_ready
-    found.events.append((call.run_id, outside.holder))
+    return journal.append_outside(connection, db, run, [run_pb2.Change(attempt_failed=failed)])
+
+
+def forget_old_calls(connection: sa.Connection, db: Database) -> int:
+    """Deletes the calls of runs that ended long enough ago that no late report is to be expected, a few at a time."""
+    before = db.now(connection) - CALLS_KEPT
+    c = t.calls.c
+    old = connection.execute(
+        sa.select(c.run_id, c.step)
+        .join(t.runs, t.runs.c.run_id == c.run_id)
+        .where(c.state == journal.CALL_OVER, t.runs.c.ended_at < before)
+        .limit(SWEEP_LIMIT)
+    ).all()
+    if old:
+        connection.execute(
+            sa.delete(t.calls).where(sa.tuple_(c.run_id, c.step).in_([(row.run_id, row.step) for row in old]))
+        )
+    return len(old)
 
 
 def forget_old_requests(connection: sa.Connection, db: Database) -> int:

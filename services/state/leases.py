@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from google.protobuf.duration_pb2 import Duration
 
+from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.errors import HoldfastError, InvalidArgument
 from holdfast.ids import is_uuid
@@ -77,9 +78,10 @@ class Leases:
                 continue
             sweeps += 1
             try:
-                found = await self._db.write(lease_store.sweep, self._db)
+                found = await sweep_once(self._db)
                 if sweeps % HOUSEKEEPING_SWEEPS == 0:
                     await self._db.write(lease_store.forget_old_requests, self._db)
+                    await self._db.write(lease_store.forget_old_calls, self._db)
             except HoldfastError as error:
                 log.warning("sweep_failed", reason=error.reason)
                 continue
@@ -93,6 +95,19 @@ class Leases:
                 self._hub.calls_queued(workspace_id, tool)
             if found.events:
                 self._hub.feed_changed()
+
+
+async def sweep_once(db: Database) -> lease_store.Sweep:
+    """Does what time makes due."""
+    found = await db.write(lease_store.sweep, db)
+    for call in await db.read(lease_store.overdue_calls, db):
+        # Order matters: a transaction that writes an event locks the run before anything else, so that its id is newer
+        # than that of the event before, and the change feed has them in their order. So each is one of its own.
+        lost = await db.write(lease_store.lose_call, db, call)
+        if lost is not None:
+            found.ready_runs += lost.became_ready
+            found.events.append((call.run_id, lost.holder))
+    return found
 
 
 class _Stream:
@@ -151,8 +166,11 @@ class _Stream:
                 if self._has_ended or self._draining.is_set():
                     graceful = self._has_ended
                     break
-                if claimer.done():
-                    claimer.result()
+                for task in (reader, claimer):
+                    # Without the one nothing renews the leases, without the other nothing is claimed: the executor
+                    # has to begin again.
+                    if task.done():
+                        task.result()
         finally:
             reader.cancel()
             claimer.cancel()
@@ -160,14 +178,16 @@ class _Stream:
             await asyncio.shield(self._leave(graceful))
 
     async def _read(self, requests: AsyncIterator[lease_pb2.WorkRequest]) -> None:
-        async for request in requests:
-            await self._renew()
-            await self._take(request)
-            # Every message is answered, so that the executor knows that its leases hold.
-            self._must_answer = True
+        try:
+            async for request in requests:
+                await self._renew()
+                await self._take(request)
+                # Every message is answered, so that the executor knows that its leases hold.
+                self._must_answer = True
+                self._news.set()
+            self._has_ended = True
+        finally:
             self._news.set()
-        self._has_ended = True
-        self._news.set()
 
     async def _take(self, request: lease_pb2.WorkRequest) -> None:
         self._is_draining = request.draining
@@ -210,13 +230,16 @@ class _Stream:
             return 0
         try:
             rows = await self._db.write(lease_store.claim, self._db, self._executor_id, limit)
-            if not rows:
-                return 0
-            events = await self._db.read(lease_store.short_journals, [row.run_id for row in rows], SHORT_JOURNAL_BYTES)
         except HoldfastError as error:
             log.warning("claim_failed", reason=error.reason)
             await asyncio.sleep(CLAIM_POLL_SECONDS)
             return 0
+        if not rows:
+            return 0
+        events: dict[str, list[run_pb2.Event]] = {}
+        # Claimed is claimed: without the journals the executor reads them, but it has to know of its runs.
+        with contextlib.suppress(HoldfastError):
+            events = await self._db.read(lease_store.short_journals, [row.run_id for row in rows], SHORT_JOURNAL_BYTES)
         self._free_slots -= len(rows)
         for row in rows:
             journal_so_far = events.get(row.run_id, [])

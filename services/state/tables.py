@@ -165,6 +165,14 @@ calls = sa.Table(
         postgresql_where=sa.text("state = 1"),
         sqlite_where=sa.text("state = 1"),
     ),
+    # What the sweeper looks at; calls that are over stay out of it.
+    sa.Index(
+        "ix_calls_open",
+        "state",
+        "start_deadline",
+        postgresql_where=sa.text("state < 4"),
+        sqlite_where=sa.text("state < 4"),
+    ),
     sa.Index("ix_calls_workspace_id_lease", "workspace_id", "lease"),
     sa.Index("ix_calls_workspace_id_previous_lease", "workspace_id", "previous_lease"),
 )
@@ -217,3 +225,9 @@ executors = sa.Table(
     sa.Column("executor_id", _id(), primary_key=True),
     sa.Column("expires_at", Timestamp(), nullable=False),
 )
+
+# A partial index is used only where the query says its condition in the same words, without parameters.
+IS_READY = sa.text("runs.state = 1 AND NOT runs.blocked")
+IS_WAITING_FOR_TIME = sa.text("runs.state = 3 AND runs.wake_at IS NOT NULL")
+IS_OPEN_CALL = sa.text("calls.state < 4")
+IS_QUEUED_CALL = sa.text("calls.state = 1")

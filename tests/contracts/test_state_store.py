@@ -37,8 +37,10 @@ from tests.state.builders import (
     transition,
     waits,
 )
-from tests.state.conftest import postgres_state  # noqa: F401
-from tests.state.support import empty, migrated, opened, sqlite
+from tests.state.sql_store import empty, migrated, opened, sqlite
+
+# Its fixtures: the store on either database.
+pytest_plugins = ["tests.state.sql_fixtures"]
 
 ADA, BOB = new_uuid7(), new_uuid7()
 WORKER, OTHER_WORKER = "worker-1", "worker-2"
@@ -63,8 +65,8 @@ async def store(database_url: str) -> AsyncIterator[StateStore]:
         return
     async with migrated(database_url) as db:
         await db.write(empty)
-        async with opened(db) as sql_store:
-            yield sql_store
+        async with opened(db) as opened_store:
+            yield opened_store
 
 
 def why(answer: Answer) -> str:
@@ -175,9 +177,7 @@ async def test_run_after_an_ended_one_is_ready_at_once(store: StateStore) -> Non
 
 async def test_two_new_runs_of_a_session_in_one_batch_form_a_chain(store: StateStore) -> None:
     first = await created(store)
-    second, third = await store.commit(
-        new_run(session_id=first.session_id), new_run(session_id=first.session_id)
-    )
+    second, third = await store.commit(new_run(session_id=first.session_id), new_run(session_id=first.session_id))
     assert isinstance(second, run_pb2.Run) and isinstance(third, run_pb2.Run)
     assert (second.previous_run_id, third.previous_run_id) == (first.run_id, second.run_id)
 
@@ -374,9 +374,7 @@ async def test_refused_transition_leaves_nothing_behind(store: StateStore) -> No
     approval_id = new_uuid7()
     good_id, good_epoch = await claimed(store)
     refused, applied = await store.commit(
-        transition(
-            run_id, epoch + 1, 2, asks(approval_id), blobs=[blob], calls=[call(start_deadline=FUTURE)]
-        ),
+        transition(run_id, epoch + 1, 2, asks(approval_id), blobs=[blob], calls=[call(start_deadline=FUTURE)]),
         transition(good_id, good_epoch, 2, calls=[call(tool="other", start_deadline=FUTURE)]),
     )
     assert why(refused) == Reason.LEASE_LOST
@@ -570,9 +568,7 @@ async def with_call(store: StateStore, new: journal_pb2.NewCall | None = None) -
     run_id, epoch = await claimed(store)
     given = new if new is not None else call(start_deadline=FUTURE)
     answer = await store.commit(
-        transition(
-            run_id, epoch, 2, starts(1, tool="refund"), waits(run_pb2.WAIT_REASON_TOOL), calls=[given]
-        )
+        transition(run_id, epoch, 2, starts(1, tool="refund"), waits(run_pb2.WAIT_REASON_TOOL), calls=[given])
     )
     assert answer == [2]
     return run_id, epoch
@@ -629,7 +625,7 @@ async def test_start_is_written_once(store: StateStore) -> None:
 
 
 async def test_report_sent_twice_is_stored_once_and_answered_the_same(store: StateStore) -> None:
-    run_id, epoch = await with_call(store)
+    run_id, _ = await with_call(store)
     [leased] = await store.lease_calls(WORKER, ["refund"])
     await store.start_call(WORKER, leased.lease)
     first = await store.complete_call(WORKER, leased.lease, tool_result(1), late())
@@ -692,7 +688,7 @@ async def test_report_after_the_loss_is_refused_and_kept_as_late(store: StateSto
 
 
 async def test_late_report_of_an_ended_run_does_not_wake_it(store: StateStore) -> None:
-    run_id, epoch = await with_call(store)
+    run_id, _ = await with_call(store)
     [leased] = await store.lease_calls(WORKER, ["refund"])
     await store.start_call(WORKER, leased.lease)
     await store.cancel(run_id)
@@ -706,7 +702,7 @@ async def test_late_report_of_an_ended_run_does_not_wake_it(store: StateStore) -
 
 
 async def test_details_of_the_last_heartbeat_reach_the_next_attempt(store: StateStore) -> None:
-    run_id, epoch = await with_call(store, call(start_deadline=FUTURE, timeout=0))
+    run_id, _ = await with_call(store, call(start_deadline=FUTURE, timeout=0))
     [leased] = await store.lease_calls(WORKER, ["refund"])
     await store.start_call(WORKER, leased.lease)
     assert await store.renew_calls(WORKER, {leased.lease: "page 3"}) == ([], [])

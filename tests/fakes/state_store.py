@@ -84,9 +84,7 @@ class StateStore(Protocol):
     async def return_calls(self, worker_id: str, leases: Sequence[str]) -> None:
         """Gives offers back."""
 
-    async def complete_call(
-        self, worker_id: str, lease: str, change: run_pb2.Change, late: run_pb2.LateResult
-    ) -> int:
+    async def complete_call(self, worker_id: str, lease: str, change: run_pb2.Change, late: run_pb2.LateResult) -> int:
         """Stores the end of an attempt. Raises LeaseLost (CALL_LEASE_LOST), after `late` was stored."""
 
 
@@ -405,9 +403,7 @@ class ModelStateStore:
                 reason="CALL_TIMEOUT", failure_class=content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME
             )
         elif call.state == "STARTED" and call.silent_at is not None and call.silent_at <= now:
-            failure = content_pb2.Failure(
-                reason="WORKER_LOST", failure_class=content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME
-            )
+            failure = content_pb2.Failure(reason="WORKER_LOST", failure_class=content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME)
         if failure is not None:
             call.state = "OVER"
             failed = run_pb2.AttemptFailed(step=call.new.step, attempt=call.new.attempt, failure=failure)
@@ -531,9 +527,7 @@ class ModelStateStore:
             if call.state == "OFFERED" and call.lease in leases and call.worker_id == worker_id:
                 call.state, call.lease, call.worker_id = "QUEUED", "", ""
 
-    async def complete_call(
-        self, worker_id: str, lease: str, change: run_pb2.Change, late: run_pb2.LateResult
-    ) -> int:
+    async def complete_call(self, worker_id: str, lease: str, change: run_pb2.Change, late: run_pb2.LateResult) -> int:
         call = self._call_of(lease)
         if call is None:
             raise LeaseLost("lost", reason=Reason.CALL_LEASE_LOST)

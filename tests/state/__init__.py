@@ -1,1 +1,1 @@
-"""The state service: its rules, its stores on both databases, and the whole behind real gRPC."""
+"""Tests of the state service."""

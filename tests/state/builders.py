@@ -1,4 +1,4 @@
-"""Messages as executors and clients send them to state; each builder has defaults for what a test does not care about."""
+"""Messages as executors and clients send them to state; what a test does not care about has a default."""
 
 from __future__ import annotations
 
@@ -144,9 +144,7 @@ def ends(state: run_pb2.RunState = SUCCEEDED) -> run_pb2.Change:
     return run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=state, failure=failure))
 
 
-def waits(
-    reason: run_pb2.WaitReason = run_pb2.WAIT_REASON_INPUT, *, wake_at: datetime | None = None
-) -> run_pb2.Change:
+def waits(reason: run_pb2.WaitReason = run_pb2.WAIT_REASON_INPUT, *, wake_at: datetime | None = None) -> run_pb2.Change:
     """A run that waits for something outside."""
     changed = run_pb2.RunStateChanged(state=WAITING, wait_reason=reason)
     if wake_at is not None:

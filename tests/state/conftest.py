@@ -1,42 +1,26 @@
-"""State's store on either database."""
+"""Where state keeps its data: each test that takes `database_url` or `store` runs on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.state.support import SqlStateStore, empty, migrated, opened, postgres, sqlite
-
-
-@pytest.fixture(scope="session")
-def postgres_state(postgres_url: str) -> Iterator[str]:
-    """A PostgreSQL database with state's schema, made once: the migrations take longer than most tests."""
-    url = postgres(postgres_url)
-
-    async def prepare() -> None:
-        async with migrated(url):
-            pass
-
-    asyncio.run(prepare())
-    yield url
+from tests.state.support import Store, opened, sqlite_url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database of each kind."""
+    """An empty database."""
     if request.param == "sqlite":
-        return sqlite(tmp_path)
-    url: str = request.getfixturevalue("postgres_state")
+        return sqlite_url(tmp_path)
+    url: str = request.getfixturevalue("postgres_database")
     return url
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[SqlStateStore]:
-    """The store on an empty database of each kind."""
-    async with migrated(database_url) as db:
-        await db.write(empty)
-        async with opened(db) as opened_store:
-            yield opened_store
+async def store(database_url: str) -> AsyncIterator[Store]:
+    """The store on either database."""
+    async with opened(database_url) as store:
+        yield store

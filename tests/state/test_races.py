@@ -29,7 +29,10 @@ from tests.state.builders import (
     transition,
     waits,
 )
-from tests.state.support import SqlStateStore, empty, migrated, opened
+from tests.state.sql_store import SqlStateStore, empty, migrated, opened
+
+# Its fixtures: the store on either database.
+pytest_plugins = ["tests.state.sql_fixtures"]
 
 ADA = new_uuid7()
 PAST = datetime.now(UTC) - timedelta(hours=1)
@@ -82,7 +85,8 @@ async def until_blocked(db: Database, count: int = 1) -> None:
         return int(connection.execute(query).scalar_one())
 
     async with asyncio.timeout(10):
-        while await db.read(waiting) < count:
+        # The lock is another process's: there is no event to wait for.
+        while await db.read(waiting) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -184,9 +188,7 @@ async def test_feed_has_a_runs_events_in_order_although_a_sweep_waited_for_anoth
         assert seen == sorted(seen)
 
 
-async def test_feed_does_not_pass_a_transaction_that_is_still_open(
-    store: SqlStateStore, postgres_state: str
-) -> None:
+async def test_feed_does_not_pass_a_transaction_that_is_still_open(store: SqlStateStore, postgres_state: str) -> None:
     before, after = new_run(), new_run()
     async with held_open(postgres_state, journal.insert_run, Database, before):
         await store.commit(after)

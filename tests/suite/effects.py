@@ -137,3 +137,20 @@ class Executions:
     def of(self, run_id: str) -> list[str]:
         """The keys of a run's executions."""
         return self._keys.get(run_id, [])
+
+
+class Gate:
+    """A handler whose answers wait until it is opened."""
+
+    def __init__(self, body: Any = "fine") -> None:
+        self._body = body
+        self._opened = asyncio.Event()
+
+    def open(self) -> None:
+        """Lets all calls be answered, those that wait and those to come."""
+        self._opened.set()
+
+    async def answer(self, made: HttpCall) -> Answer:
+        """Answers once the gate is open."""
+        await self._opened.wait()
+        return Answer(self._body)

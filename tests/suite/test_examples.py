@@ -163,3 +163,12 @@ async def test_ask_user_waits_for_an_answer_and_goes_on(suite: Suite) -> None:
 
         assert question.prompt == "For how many people?"
         assert await run.result() == "Understood. You asked: Book a table for Friday. The answer was: four"
+
+
+def test_the_readme_shows_the_examples_as_they_are() -> None:
+    readme = (ROOT / "README.md").read_text()
+    hello = (EXAMPLES / "hello.py").read_text()
+    ask_user = (EXAMPLES / "ask_user.yaml").read_text()
+
+    assert hello[hello.index("import asyncio") :].strip() in readme
+    assert ask_user[ask_user.index("name: ask-user") :].strip() in readme

@@ -168,6 +168,13 @@ calls = sa.Table(
         postgresql_where=sa.text("state = 1"),
         sqlite_where=sa.text("state = 1"),
     ),
+    sa.Index(
+        "ix_calls_open",
+        "state",
+        "start_deadline",
+        postgresql_where=sa.text("state < 4"),
+        sqlite_where=sa.text("state < 4"),
+    ),
     sa.Index("ix_calls_workspace_id_lease", "workspace_id", "lease"),
     sa.Index("ix_calls_workspace_id_previous_lease", "workspace_id", "previous_lease"),
 )

@@ -1,0 +1,83 @@
+"""compose.yml starts what the services accept: every setting is known, none is missing, and little is published."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from services.shared.settings import CommonSettings, declared_settings, load, unknown_settings
+from tests.repository.tree import ROOT, SERVICES
+
+COMPOSE = yaml.safe_load((ROOT / "compose.yml").read_text())
+VARIABLES = {
+    "HOLDFAST_SERVICE_TOKEN": "t" * 64,
+    "HOLDFAST_MASTER_KEY": base64.b64encode(bytes(32)).decode(),
+    "POSTGRES_PASSWORD": "password",
+}
+VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}")
+
+
+def substituted(text: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match["kind"] == "-":
+            return VARIABLES.get(match["name"], match["rest"])
+        return VARIABLES[match["name"]]
+
+    return VARIABLE.sub(value, text)
+
+
+def settings_class(service: str) -> type[CommonSettings]:
+    module: Any = importlib.import_module(f"services.{service}.settings")
+    [found] = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, CommonSettings) and value.__module__ == module.__name__
+    ]
+    return found
+
+
+def declared_defaults(cls: type[CommonSettings]) -> list[tuple[str, str]]:
+    return [(declared.name, default) for declared, default in declared_settings(cls)]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_accepts_the_settings_of_its_container(service: str) -> None:
+    definition = COMPOSE["services"][service]
+    environment = {name: substituted(str(value)) for name, value in definition["environment"].items()}
+    cls = settings_class(service)
+
+    settings = load(cls, environment)
+
+    assert unknown_settings(environment, cls) == []
+    [port] = [default.rpartition(":")[2] for name, default in declared_defaults(cls) if name == "HOLDFAST_LISTEN"]
+    assert settings.listen == f"0.0.0.0:{port}"
+    assert definition["command"] == ["python", "-P", "-m", f"services.{service}"]
+
+
+def test_every_secret_has_to_be_given_and_is_explained() -> None:
+    text = (ROOT / "compose.yml").read_text()
+    required = {match["name"] for match in VARIABLE.finditer(text) if match["kind"] == "?"}
+    explained = set(re.findall(r"^([A-Z_]+)=$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+    assert required == explained == set(VARIABLES)
+
+
+def test_only_what_clients_call_is_published_and_only_on_this_machine() -> None:
+    published = {name: definition.get("ports", []) for name, definition in COMPOSE["services"].items()}
+
+    assert {name for name, ports in published.items() if ports} == {"executor", "auth", "trace"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_of_ours_may_change_nothing_but_its_temporary_files(service: str) -> None:
+    definition = COMPOSE["services"][service]
+
+    assert definition["read_only"] is True
+    assert definition["cap_drop"] == ["ALL"]
+    assert re.search(r"^USER 10001:10001$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)

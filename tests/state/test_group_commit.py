@@ -1,0 +1,165 @@
+"""What the group commit does when the database fails it: nobody is left without an answer, and the writer lives on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.api.common.v1 import run_pb2
+from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
+from holdfast.errors import HoldfastError, Reason, ResourceExhausted, Unavailable
+from holdfast.ids import new_uuid7
+from services.shared.database import Database
+from services.state import group_commit
+from tests.state.builders import asks, in_blob, model_says, new_run, starts, transition
+from tests.state.sql_store import SqlStateStore, migrated, opened, sqlite
+
+# Its fixtures: the store on either database.
+pytest_plugins = ["tests.state.sql_fixtures"]
+
+ADA = new_uuid7()
+
+
+class FailingDatabase(Database):
+    """Fails as a test says: before the transaction, or after its commit, when the answer is lost."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fail_reads = 0
+        self.fail_writes: list[HoldfastError] = []
+        self.lose_answers = 0
+
+    async def read(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.fail_reads:
+            self.fail_reads -= 1
+            raise Unavailable("the storage is unavailable", reason=Reason.STORAGE_UNAVAILABLE)
+        return await super().read(fn, *args, **kwargs)
+
+    async def write(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.fail_writes:
+            raise self.fail_writes.pop(0)
+        result = await super().write(fn, *args, **kwargs)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise Unavailable("the storage is unavailable", reason=Reason.STORAGE_UNAVAILABLE)
+        return result
+
+
+@asynccontextmanager
+async def failing(folder: Path) -> AsyncIterator[tuple[SqlStateStore, FailingDatabase]]:
+    async with migrated(sqlite(folder)):
+        pass
+    async with FailingDatabase(sqlite(folder), schema="state", synchronous="NORMAL") as db, opened(db) as store:
+        yield store, db
+
+
+async def claimed(store: SqlStateStore, count: int) -> list[tuple[str, int]]:
+    await store.commit(*(new_run() for _ in range(count)))
+    await store.renew(ADA)
+    return list((await store.claim(ADA)).items())
+
+
+def reason_of(answer: object) -> str:
+    assert isinstance(answer, HoldfastError), answer
+    return answer.reason
+
+
+@pytest.mark.promise("P1")
+async def test_commit_whose_answer_was_lost_is_answered_right_when_it_is_sent_again(tmp_path: Path) -> None:
+    async with failing(tmp_path) as (store, db):
+        [(run_id, epoch)] = await claimed(store, 1)
+        sent = transition(run_id, epoch, 2, starts(1))
+        db.lose_answers = 1
+        [lost] = await store.commit(sent)
+        assert reason_of(lost) == Reason.STORAGE_UNAVAILABLE
+        assert await store.commit(sent) == [2]
+        assert [event.seq for event in await store.events(run_id)] == [1, 2]
+
+
+async def test_new_run_whose_answer_was_lost_is_one_run(tmp_path: Path) -> None:
+    async with failing(tmp_path) as (store, db):
+        new = new_run(request_id="r-1", fingerprint=b"f")
+        db.lose_answers = 1
+        [lost] = await store.commit(new)
+        assert reason_of(lost) == Reason.STORAGE_UNAVAILABLE
+        [again] = await store.commit(new)
+        assert isinstance(again, run_pb2.Run) and again.run_id == new.run_id
+        assert (await store.feed())[0] == [(new.run_id, 1)]
+
+
+async def test_full_disk_refuses_with_its_reason_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    async with failing(tmp_path) as (store, db):
+        [(run_id, epoch)] = await claimed(store, 1)
+        db.fail_writes.append(ResourceExhausted("full", reason=Reason.STORAGE_FULL, retry_delay_seconds=30.0))
+        [refused] = await store.commit(transition(run_id, epoch, 2))
+        assert reason_of(refused) == Reason.STORAGE_FULL
+        assert await store.commit(transition(run_id, epoch, 2)) == [2]
+
+
+async def test_database_that_fails_between_commit_and_diagnosis_costs_only_the_undecided(tmp_path: Path) -> None:
+    async with failing(tmp_path) as (store, db):
+        (good, good_epoch), (bad, bad_epoch) = await claimed(store, 2)
+        db.fail_reads = 1
+        committed, undecided = await store.commit(transition(good, good_epoch, 2), transition(bad, bad_epoch + 1, 2))
+        assert committed == 2
+        assert reason_of(undecided) == Reason.STORAGE_UNAVAILABLE
+        # The writer lives.
+        assert await store.commit(transition(bad, bad_epoch, 2)) == [2]
+
+
+async def test_operation_that_cannot_be_stored_fails_alone(sql_store: SqlStateStore) -> None:
+    runs = await claimed(sql_store, 4)
+    approval_id = new_uuid7()
+    (first, e1), (second, e2), (third, e3), (fourth, e4) = runs
+    # The same question twice breaks the whole statement, not only its condition.
+    poison = transition(second, e2, 2, asks(approval_id), asks(approval_id))
+    _, blob = in_blob(model_says("kept"))
+    given = await sql_store.commit(
+        transition(first, e1, 2), poison, transition(third, e3, 2, blobs=[blob]), transition(fourth, e4, 2)
+    )
+    assert [given[0], given[2], given[3]] == [2, 2, 2]
+    assert isinstance(given[1], HoldfastError)
+    assert [event.seq for event in await sql_store.events(second)] == [1]
+    assert await sql_store.blob(blob.hash) == blob.data
+
+
+async def test_text_that_a_database_cannot_store_fails_alone(sql_store: SqlStateStore) -> None:
+    good, bad, other = await sql_store.commit(new_run(), new_run(user_id="\x00"), new_run())
+    assert isinstance(good, run_pb2.Run) and isinstance(other, run_pb2.Run)
+    # SQLite takes it; PostgreSQL has no such text.
+    assert isinstance(bad, HoldfastError) or sql_store.db.dialect == "sqlite"
+
+
+async def test_operations_of_one_run_keep_their_order_across_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "MAX_BATCH", 3)
+    async with migrated(sqlite(tmp_path)) as db, opened(db) as store:
+        runs = await claimed(store, 5)
+        operations = [transition(run_id, epoch, seq) for seq in range(2, 12) for run_id, epoch in runs]
+        assert await store.commit(*operations) == [operation.seq for operation in operations]
+
+
+async def test_operation_is_answered_once(tmp_path: Path) -> None:
+    async with migrated(sqlite(tmp_path)) as db, opened(db) as store:
+        runs = await claimed(store, 20)
+        answers: list[journal_pb2.OperationResult] = []
+        all_answered = asyncio.Event()
+
+        def answered(result: journal_pb2.OperationResult) -> None:
+            answers.append(result)
+            if len(answers) == 20:
+                all_answered.set()
+
+        for number, (run_id, epoch) in enumerate(runs):
+            operation = journal_pb2.Operation(id=number, transition=transition(run_id, epoch, 2))
+            store.commits.submit(operation, answered)
+        async with asyncio.timeout(5):
+            await all_answered.wait()
+        assert sorted(answer.id for answer in answers) == list(range(20))
+        assert {answer.WhichOneof("kind") for answer in answers} == {"committed"}
