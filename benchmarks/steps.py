@@ -7,6 +7,8 @@ in flight at any time: one that ends is replaced at once.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -103,7 +105,7 @@ async def closed_loop(
                 found.runs += 1
                 found.run_seconds.append(time.perf_counter() - started)
                 # The first event is the acceptance; between two events lies one step and its checkpoint.
-                found.step_seconds.extend(b - a for a, b in zip(times[1:], times[2:], strict=False))
+                found.step_seconds.extend(b - a for a, b in itertools.pairwise(times[1:]))
 
         async def lane() -> None:
             while not stopping.is_set():
@@ -112,7 +114,7 @@ async def closed_loop(
         roots = {name: suite.process_id(name) for name in ("executor", "state", "auth", "trace")}
         if postgres_pid is not None:
             roots["postgres"] = postgres_pid
-        roots["client"] = _own_pid()
+        roots["client"] = os.getpid()
         meter = CpuMeter(roots)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(concurrency):
@@ -126,12 +128,6 @@ async def closed_loop(
             found.cpu_seconds = meter.stop()
             stopping.set()
     return found
-
-
-def _own_pid() -> int:
-    import os
-
-    return os.getpid()
 
 
 def _milliseconds(values: list[float], percent: int) -> float | None:

@@ -6,7 +6,7 @@ from typing import Final
 
 PROMISES: Final = {
     "P1": "A call that starts or changes something answers only after the change is committed.",
-    "P2": "The executor calls state before and after every step; a step whose result is stored is never executed again.",
+    "P2": "The executor calls state before and after every step; one whose result is stored is never executed again.",
     "P3": "A run is advanced only by the holder of its current lease epoch; a stale writer is refused by the write.",
     "P4": "No user code is replayed: recovery reads the journal and takes the next transition.",
     "P5": "A side effect that may or may not have happened is never silently repeated.",
