@@ -1,0 +1,119 @@
+"""A running suite and what the tests of a module need around it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast import Agent, Client, Worker
+from holdfast.agent import http_tool
+from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.runs import RunEvent, RunHandle
+from holdfast.testing import Suite
+from holdfast.tool import Effect
+from tests.suite.effects import HttpEffects
+
+LOOPBACK = {"HOLDFAST_HTTP_TOOLS_ALLOW": "127.0.0.0/8"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A suite, a client of it, and an HTTP endpoint for its tools."""
+
+    suite: Suite
+    client: Client
+    http: HttpEffects
+
+    def tool(self, name: str, effect: Effect = "at_most_once", **options: Any) -> agent_pb2.ToolSpec:
+        """An `http` tool at the endpoint's path of the same name."""
+        return http_tool(name, self.http.url(f"/{name}"), effect=effect, **options)
+
+    async def start(self, agent: Agent, text: str = "go", **options: Any) -> RunHandle:
+        """Applies an agent and starts a run of it."""
+        await self.client.apply(agent)
+        return await self.client.start(agent, text, **options)
+
+    @asynccontextmanager
+    async def worker(self, *tools: Any, slots: int = 8) -> AsyncIterator[Worker]:
+        """A worker that is connected."""
+        worker = self.suite.worker(tools, slots=slots)
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(worker.run())
+            await worker.connected.wait()
+            try:
+                yield worker
+            finally:
+                serving.cancel()
+
+    async def command(self, *arguments: str) -> Any:
+        """Runs `holdfast … --json` against the suite and returns what it printed."""
+        environment = {**_plain_environment(), **self.suite.environment()}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "holdfast.cli",
+            *arguments,
+            "--json",
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+        return json.loads(out)
+
+
+@asynccontextmanager
+async def open_stage(
+    settings: Mapping[str, str] | None = None,
+    *,
+    database_url: str = "",
+    service_settings: Mapping[str, Mapping[str, str]] | None = None,
+) -> AsyncIterator[Stage]:
+    """Starts a suite with everything around it."""
+    async with (
+        HttpEffects() as http,
+        Suite(
+            settings={**LOOPBACK, **(settings or {})}, database_url=database_url, service_settings=service_settings
+        ) as suite,
+        suite.client() as client,
+    ):
+        yield Stage(suite, client, http)
+
+
+def _plain_environment() -> dict[str, str]:
+    import os
+
+    return {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+
+
+async def until_change(handle: RunHandle, is_it: Callable[[run_pb2.Change], bool]) -> run_pb2.Change:
+    """Follows a run until a change happens, and returns it."""
+    async for event in handle.events(deltas=False):
+        assert isinstance(event, RunEvent)
+        for change in event.changes:
+            if is_it(change):
+                return change
+    raise AssertionError("the run ended before that happened")
+
+
+async def until_waiting(handle: RunHandle, reason: run_pb2.WaitReason) -> run_pb2.Change:
+    """Follows a run until it waits for something."""
+    return await until_change(handle, lambda change: change.run_state_changed.wait_reason == reason)
+
+
+async def question_of(handle: RunHandle) -> run_pb2.Approval:
+    """Follows a run until it asks, and returns the question."""
+    change = await until_change(handle, lambda change: change.HasField("approval_requested"))
+    return change.approval_requested.approval
+
+
+def texts(results: Sequence[Any]) -> list[str]:
+    """What the model was told."""
+    return [result.content for result in results]
