@@ -16,13 +16,14 @@ from services.executor import retries
 from services.executor.idempotency import idempotency_key
 from services.executor.journal_view import RunView, StepView, to_datetime, to_timestamp
 from services.executor.tools.builtin import due_time_of, effective_tool, question_of
-from services.executor.tools.output import settle_failure, settle_result
+from services.executor.tools.output import settle_failure, settle_result, shorten
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, check_arguments
 
 DEFAULT_MAX_STEPS = 100
 DEFAULT_TOOL_TIMEOUT = timedelta(seconds=60)
 DEFAULT_START_TIMEOUT = timedelta(hours=24)
 DEFAULT_HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+MAX_QUESTION_ARGUMENTS_BYTES = 4_096
 QUESTION_EXPIRES_AFTER = timedelta(hours=72)
 # The database's clock wakes a run, the executor's decides what is due: they may differ by this much.
 CLOCK_TOLERANCE = timedelta(milliseconds=200)
@@ -367,7 +368,10 @@ class Planner:
             )
             question = self._question(step.number, run_pb2.APPROVAL_KIND_IN_DOUBT, prompt, now)
             question.tool = step.tool.tool
-            question.arguments_json = self._view.call_of(step.tool.call_id).arguments_json
+            # Short: the questions of a whole turn are one event, and events are small. The call itself has all of it.
+            question.arguments_json = shorten(
+                self._view.call_of(step.tool.call_id).arguments_json, MAX_QUESTION_ARGUMENTS_BYTES
+            )
             self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
 
     def _answer(self, step: StepView, now: datetime) -> None:

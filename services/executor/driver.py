@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import TypeVar
 
@@ -89,12 +89,18 @@ class Driver:
         self._news = asyncio.Event()
         self._was_nudged = False
         self._is_stopping = False
+        # The database woke the run by its own clock. Where ours is behind, what is due there must be due here, too.
+        claimed_at = claim.run.update_time.ToDatetime(tzinfo=UTC)
+        self._clock_lag = max(claimed_at - parts.clock.now(), timedelta(0))
         self._view = RunView()
         self._planner: Planner | None = None
         self._prior: list[content_pb2.Message] = []
         self._context: RunContext | None = None
         self._outcomes: list[Outcome] = []
         self._running: dict[int, _Running] = {}
+
+    def _now(self) -> datetime:
+        return self._parts.clock.now() + self._clock_lag
 
     def nudge(self) -> None:
         """Somebody outside wrote an event of the run."""
@@ -148,8 +154,13 @@ class Driver:
             self._launch(plan, tasks)
             if self._outcomes:
                 continue
-            if self._is_stopping and not self._running:
-                return DriveEnd.HANDED_BACK
+            if self._is_stopping and all(running.begins is not None for running in self._running.values()):
+                # What only sleeps was never dispatched; parking says so to whoever claims the run next.
+                if not self._running:
+                    return DriveEnd.HANDED_BACK
+                if await self._park():
+                    return DriveEnd.PARKED
+                continue
             if not await self._wait_for_news():
                 if await self._park():
                     return DriveEnd.PARKED
@@ -161,7 +172,7 @@ class Driver:
         # Invariant: a step whose outcome is only kept for the next transition counts as running. Nothing that was
         # executed is ever dispatched again because its result is not stored yet.
         busy = self._running.keys() | {_step_of(outcome) for outcome in self._outcomes}
-        plan = self._planner.plan(outcomes, self._parts.clock.now(), busy, only_outcomes=self._is_stopping)
+        plan = self._planner.plan(outcomes, self._now(), busy, only_outcomes=self._is_stopping)
         if plan.changes and not await self._commit(plan):
             self._outcomes = outcomes + self._outcomes
             return None
@@ -190,7 +201,7 @@ class Driver:
         return True
 
     def _launch(self, plan: Plan, tasks: asyncio.TaskGroup) -> None:
-        now = self._parts.clock.now()
+        now = self._now()
         for call in plan.local_calls:
             if self._parts.local_calls.is_instant(call):
                 self._outcomes.append(self._parts.local_calls.execute_instantly(call))
@@ -203,7 +214,7 @@ class Driver:
     async def _execute(self, call: LocalCall, begins: datetime | None) -> None:
         assert self._context is not None
         if begins is not None:
-            await self._parts.clock.sleep((begins - self._parts.clock.now()).total_seconds())
+            await self._parts.clock.sleep((begins - self._now()).total_seconds())
             self._running[call.step.number].begins = None
         # Order matters: a process that was stopped and goes on much later finds here that its run is somebody else's.
         await self._lease_holds()
@@ -217,10 +228,13 @@ class Driver:
     async def _wait_for_news(self) -> bool:
         """Waits for a result, a nudge, or a short delay's end; False when the run is to be parked."""
         assert self._planner is not None
-        now = self._parts.clock.now()
+        now = self._now()
         may_park = all(r.begins is not None and r.begins - now > LONGEST_WAIT_IN_MEMORY for r in self._running.values())
         # A call under way here is not due: it makes the news itself when it ends.
         due = self._planner.next_due(() if may_park else self._running)
+        if self._is_stopping:
+            # Nothing is begun any more, so that nothing is due: only the ends of calls under way are waited for.
+            due, may_park = None, False
         until_due = (due - now).total_seconds() if due is not None else None
         if may_park:
             # Nothing of the run is under way here. A worker may answer in a moment; a person will not.
@@ -239,7 +253,7 @@ class Driver:
                     await self._news.wait()
                     has_news = True
         self._news.clear()
-        is_due = due is not None and due <= self._parts.clock.now()
+        is_due = due is not None and due <= self._now()
         return has_news or is_due or not may_park
 
     async def _park(self) -> bool:
@@ -249,7 +263,7 @@ class Driver:
         await self._stop_local_calls()
         if self._outcomes:
             return False
-        return await self._commit(self._planner.park(self._parts.clock.now()))
+        return await self._commit(self._planner.park(self._now()))
 
     async def _stop_local_calls(self) -> None:
         running = [entry.task for entry in self._running.values()]

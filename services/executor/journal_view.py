@@ -154,6 +154,8 @@ class RunView:
             step.attempt = started.attempt
             step.dispatch_epoch = epoch
             step.failure = None
+            # A question about the attempt before is answered by this one; it must not be answered again (P5).
+            step.question = None
             step.not_before = to_datetime(started.not_before) if started.HasField("not_before") else None
         elif kind == "attempt_failed":
             failed = change.attempt_failed

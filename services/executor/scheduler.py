@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from dataclasses import dataclass
 
 import grpc
@@ -27,6 +28,7 @@ DEFAULT_LEASE_SECONDS = 5.0
 # A run that cannot be driven (state away, a bug) is kept this long before it is given back, so that it does not spin.
 FAILED_DRIVE_PAUSE_SECONDS = 1.0
 LONGEST_FAILED_DRIVE_PAUSE_SECONDS = 30.0
+MAX_EARLY_NUDGES = 1_000
 
 WorkCall = grpc.aio.StreamStreamCall[lease_pb2.WorkRequest, lease_pb2.WorkResponse]
 
@@ -57,6 +59,7 @@ class Scheduler:
         self._drives: dict[str, _Drive] = {}
         self._released: list[lease_pb2.HeldRun] = []
         self._failed_drives: dict[str, int] = {}
+        self._early_nudges: deque[str] = deque(maxlen=MAX_EARLY_NUDGES)
         self._must_report = asyncio.Event()
         self._is_draining = False
         self._stream_closed = asyncio.Event()
@@ -159,6 +162,12 @@ class Scheduler:
                 async with asyncio.timeout(self._heartbeat_seconds):
                     await self._must_report.wait()
             self._must_report.clear()
+            if asyncio.get_running_loop().time() - self._renewed_at > self._lease_seconds:
+                # This process was stopped, or state did not answer, for longer than the leases last. A report would be
+                # answered as if nothing had happened: a new stream asks which runs are still held here.
+                log.warning("leases_not_renewed", runs=len(self._drives))
+                call.cancel()
+                return
             report = self._report()
             self._reported_at = asyncio.get_running_loop().time()
             await call.write(report)
@@ -200,6 +209,9 @@ class Scheduler:
         for run_id in response.nudged_run_ids:
             if run_id in self._drives:
                 self._drives[run_id].driver.nudge()
+            else:
+                # It may be about a run whose claim is still on its way.
+                self._early_nudges.append(run_id)
         for lost in response.lost:
             drive = self._drives.get(lost.run_id)
             if drive is not None and drive.driver.epoch == lost.epoch:
@@ -223,6 +235,8 @@ class Scheduler:
         drive = _Drive(driver, tasks.create_task(self._drive(driver)))
         self._drives[run_id] = drive
         self._all_done.clear()
+        if run_id in self._early_nudges:
+            driver.nudge()
 
     async def _drive(self, driver: Driver) -> None:
         try:
@@ -249,6 +263,9 @@ class Scheduler:
 
     async def _after_failed_drive(self, driver: Driver, error: BaseException) -> None:
         """Nothing is lost: the journal stands, another drive begins where it ends. It only must not spin."""
+        if len(self._failed_drives) > MAX_EARLY_NUDGES:
+            # Runs that others drive by now; forgetting how often they failed here costs a shorter pause.
+            self._failed_drives.clear()
         failures = self._failed_drives[driver.run_id] = self._failed_drives.get(driver.run_id, 0) + 1
         log.error("drive_failed", run_id=driver.run_id, failures=failures, exc_info=error)
         pause = min(FAILED_DRIVE_PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_FAILED_DRIVE_PAUSE_SECONDS)

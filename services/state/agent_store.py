@@ -10,10 +10,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.errors import InvalidArgument, NotFound, Reason
-from services.shared.database import Database
+from holdfast.ids import is_uuid
+from services.shared.database import Database, Timestamp
 from services.state import journal
 from services.state import tables as t
 from services.state.rows import stamp
+from services.state.run_store import check_ids
 
 LATEST = "latest"
 SHORTEST_PREFIX = 6
@@ -29,7 +31,14 @@ def put_revision(
     request_id: str,
     fingerprint: bytes,
 ) -> tuple[agent_pb2.AgentRevision, bool]:
-    """Stores a revision if it is new and points `latest` to it."""
+    """Stores a revision if it is new and points `latest` to it.
+
+    Raises:
+        InvalidArgument: REQUEST_ID_REUSED, or an id or a name that cannot be stored.
+    """
+    check_ids(workspace_id=workspace_id)
+    if not (revision and spec.name):
+        raise InvalidArgument("a revision has an id and the agent's name", field="revision")
     earlier = journal.find_request(connection, workspace_id, request_id, "ApplyAgent", fingerprint)
     if earlier is not None:
         was_created, _, earlier_revision = earlier.partition(" ")
@@ -82,6 +91,7 @@ def get_agent(connection: sa.Connection, workspace_id: str, name: str) -> agent_
 
 def list_agents(connection: sa.Connection, workspace_id: str, limit: int, after_name: str) -> list[agent_pb2.Agent]:
     """Agents by name."""
+    check_ids(workspace_id=workspace_id)
     a = t.agents.c
     query = sa.select(t.agents).where(a.workspace_id == workspace_id, a.name > after_name).order_by(a.name).limit(limit)
     return _agents_of(connection, workspace_id, list(connection.execute(query).all()))
@@ -124,7 +134,9 @@ def list_revisions(
         before = _find_revision(connection, workspace_id, agent, _decoded(position))
         if before is None:
             raise InvalidArgument("not a position of this list", reason=Reason.INVALID_PAGE_TOKEN, field="position")
-        query = query.where(sa.tuple_(r.created_at, r.revision) < sa.tuple_(before.created_at, before.revision))
+        query = query.where(
+            sa.tuple_(r.created_at, r.revision) < sa.tuple_(sa.literal(before.created_at, Timestamp()), before.revision)
+        )
     rows = connection.execute(query.order_by(r.created_at.desc(), r.revision.desc()).limit(limit + 1)).all()
     page = rows[:limit]
     more = base64.urlsafe_b64encode(page[-1].revision.encode()).decode() if len(rows) > limit else ""
@@ -168,9 +180,11 @@ def _point(connection: sa.Connection, db: Database, workspace_id: str, agent: st
 
 
 def _agent_row(connection: sa.Connection, workspace_id: str, name: str) -> sa.Row[Any]:
-    row = connection.execute(
-        sa.select(t.agents).where(t.agents.c.workspace_id == workspace_id, t.agents.c.name == name)
-    ).one_or_none()
+    row = None
+    if is_uuid(workspace_id) and "\0" not in name:
+        row = connection.execute(
+            sa.select(t.agents).where(t.agents.c.workspace_id == workspace_id, t.agents.c.name == name)
+        ).one_or_none()
     if row is None:
         raise NotFound(f"no such agent: {name}", reason=Reason.AGENT_NOT_FOUND, metadata={"agent": name})
     return row

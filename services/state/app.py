@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from holdfast.api.state.v1.agent_store_service_pb2_grpc import add_AgentStoreServiceServicer_to_server
 from holdfast.api.state.v1.call_queue_service_pb2_grpc import add_CallQueueServiceServicer_to_server
@@ -14,15 +15,16 @@ from holdfast.api.state.v1.journal_service_pb2_grpc import add_JournalServiceSer
 from holdfast.api.state.v1.lease_service_pb2_grpc import add_LeaseServiceServicer_to_server
 from holdfast.api.state.v1.run_store_service_pb2_grpc import add_RunStoreServiceServicer_to_server
 from holdfast.errors import HoldfastError
-from services.shared.clock import SystemClock
+from services.shared.clock import Clock, SystemClock
 from services.shared.database import Database
 from services.shared.migrations import make_ready, upgrade, wait_for_database
 from services.shared.server import Process, Server
-from services.shared.telemetry import get_logger
+from services.shared.telemetry import Telemetry, get_logger
 from services.state.access import ACCESS
 from services.state.group_commit import GroupCommit
 from services.state.hub import Hub
 from services.state.leases import Leases
+from services.state.pulse import Pulse
 from services.state.servicers.agents import AgentStoreServicer
 from services.state.servicers.calls import CallQueueServicer
 from services.state.servicers.change_feed import ChangeFeedServicer
@@ -39,22 +41,34 @@ HEALTH_CHECK_SECONDS: Final = 1.0
 log = get_logger(__name__)
 
 
-async def run(settings: StateSettings, process: Process) -> None:
-    """Serves until `process.stop` is set."""
+@asynccontextmanager
+async def state_server(
+    settings: StateSettings, telemetry: Telemetry, stop: asyncio.Event, *, clock: Clock | None = None
+) -> AsyncIterator[Server]:
+    """Serves while the context is open.
+
+    Args:
+        settings: The service's settings.
+        telemetry: The process's telemetry.
+        stop: Ends the wait for a database that is away.
+        clock: Where time comes from; the machine's when not given. PostgreSQL has its own.
+
+    Raises:
+        StartupError: The schema is not current, or the address cannot be used.
+    """
+    clock = SystemClock() if clock is None else clock
     async with AsyncExitStack() as closing:
         db = await closing.enter_async_context(
-            Database(settings.database_url, schema=SERVICE, pool_size=settings.database_pool_size, clock=SystemClock())
+            Database(settings.database_url, schema=SERVICE, pool_size=settings.database_pool_size, clock=clock)
         )
-        await make_ready(db, MIGRATIONS, migrate_on_start=settings.migrate_on_start, stop=process.stop)
-        if process.stop.is_set():
-            return
+        await make_ready(db, MIGRATIONS, migrate_on_start=settings.migrate_on_start, stop=stop)
         if db.dialect == "sqlite":
             log.warning("embedded storage: this service can run once, on this machine", database=db.location)
         hub = Hub()
-        commits = GroupCommit(db, hub)
+        commits = GroupCommit(db, hub, clock=clock)
         leases = Leases(db, hub)
         watching = Watching(db, hub)
-        server = Server(settings, service=SERVICE, access=ACCESS, telemetry=process.telemetry)
+        server = Server(settings, service=SERVICE, access=ACCESS, telemetry=telemetry)
         journal = JournalServicer(db, commits, hub, watching)
         feed = ChangeFeedServicer(db, hub)
         for part in (journal, feed, leases, watching):
@@ -65,15 +79,33 @@ async def run(settings: StateSettings, process: Process) -> None:
         server.add(add_AgentStoreServiceServicer_to_server, AgentStoreServicer(db))
         server.add(add_RunStoreServiceServicer_to_server, RunStoreServicer(db, hub))
         server.add(add_ChangeFeedServiceServicer_to_server, feed)
-        async with asyncio.TaskGroup() as tasks:
-            background = [
-                tasks.create_task(work) for work in (commits.run(), leases.sweep_for_ever(), _report_health(db, server))
-            ]
-            try:
-                await server.run(process.stop)
-            finally:
-                for task in background:
-                    task.cancel()
+        server.on_drain(hub.wake_everybody)
+        # Order matters: it is undone from the end. The last calls are answered, then the streams that ended have given
+        # their runs back, then the group commit stops, then the database is closed.
+        await closing.enter_async_context(
+            _background(commits.run(), Pulse(db, hub, clock).run(), _report_health(db, server))
+        )
+        closing.push_async_callback(leases.close)
+        await closing.enter_async_context(server)
+        yield server
+
+
+@asynccontextmanager
+async def _background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs `work` beside the body; if any of it fails, the body is cancelled: the service does not live on halves."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(part) for part in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def run(settings: StateSettings, process: Process) -> None:
+    """Serves until the process is told to stop."""
+    async with state_server(settings, process.telemetry, process.stop):
+        await process.stop.wait()
 
 
 async def _report_health(db: Database, server: Server) -> None:

@@ -18,13 +18,16 @@ from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import call_queue_service_pb2 as calls_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import InvalidArgument, LeaseLost, Reason
+from holdfast.ids import is_uuid
 from services.shared.database import Database
 from services.state import journal
 from services.state import tables as t
 from services.state.journal import CALL_OFFERED, CALL_OVER, CALL_QUEUED, CALL_STARTED
-from services.state.transitions import ENDED
+from services.state.transitions import ENDED, check_blobs
 
+_ENDS = ("step_finished", "attempt_failed", "step_in_doubt")
 DEFAULT_OFFER = timedelta(seconds=15)
+MAX_DETAILS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ def lease_calls(
     offer: timedelta,
 ) -> list[calls_pb2.LeasedCall]:
     """Offers queued calls to a worker, oldest first."""
+    if not is_uuid(workspace_id):
+        return []
     now = db.now(connection)
     c = t.calls.c
     queued = (
@@ -56,7 +61,7 @@ def lease_calls(
             c.not_before <= now,
             c.start_deadline > now,
         )
-        .order_by(c.not_before)
+        .order_by(c.not_before, c.run_id, c.step)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -66,7 +71,7 @@ def lease_calls(
         expires = now + offer
         connection.execute(
             sa.update(t.calls)
-            .where(c.run_id == row.run_id, c.step == row.step)
+            .where(_key(row))
             .values(state=CALL_OFFERED, lease=lease, worker_id=worker_id, offer_expires_at=expires)
         )
         call = _leased(row, lease)
@@ -96,11 +101,16 @@ def _leased(row: sa.Row[Any], lease: str) -> calls_pb2.LeasedCall:
 
 
 def find_call(connection: sa.Connection, workspace_id: str, lease: str) -> sa.Row[Any] | None:
-    """The row of a lease, whoever holds it and whether or not it counts."""
+    """The attempt of a lease, whoever holds it and whether or not it counts."""
+    if not (lease and is_uuid(workspace_id)):
+        return None
     c = t.calls.c
-    return connection.execute(
-        sa.select(t.calls).where(c.workspace_id == workspace_id, sa.or_(c.lease == lease, c.previous_lease == lease))
-    ).one_or_none()
+    return connection.execute(sa.select(t.calls).where(c.workspace_id == workspace_id, c.lease == lease)).one_or_none()
+
+
+def _key(row: sa.Row[Any]) -> sa.ColumnElement[bool]:
+    c = t.calls.c
+    return sa.and_(c.run_id == row.run_id, c.step == row.step, c.attempt == row.attempt)
 
 
 def get_call(connection: sa.Connection, workspace_id: str, lease: str) -> calls_pb2.LeasedCall:
@@ -124,7 +134,7 @@ def start_call(
         LeaseLost: CALL_LEASE_LOST.
     """
     run, row = _locked(connection, workspace_id, lease)
-    if row is None or run is None or row.worker_id != worker_id or row.lease != lease:
+    if row is None or run is None or row.worker_id != worker_id:
         raise lost()
     if row.state == CALL_STARTED:
         return None
@@ -132,15 +142,20 @@ def start_call(
     if row.state != CALL_OFFERED or run.state in ENDED or run.cancel_requested or row.offer_expires_at <= now:
         raise lost()
     new = journal_pb2.NewCall.FromString(row.body)
-    connection.execute(
+    times_out_at = now + new.timeout.ToTimedelta()
+    # Offers are given, returned and taken back without the run's lock: only this condition says whose it is now.
+    is_still_offered = (t.calls.c.lease == lease) & (t.calls.c.state == CALL_OFFERED)
+    taken = connection.execute(
         sa.update(t.calls)
-        .where(t.calls.c.run_id == row.run_id, t.calls.c.step == row.step)
+        .where(_key(row), is_still_offered)
         .values(
             state=CALL_STARTED,
-            beat_due_at=now + new.heartbeat_timeout.ToTimedelta(),
-            times_out_at=now + new.timeout.ToTimedelta(),
+            beat_due_at=min(now + new.heartbeat_timeout.ToTimedelta(), times_out_at),
+            times_out_at=times_out_at,
         )
     )
+    if taken.rowcount != 1:
+        raise lost()
     started = run_pb2.CallStarted(step=row.step, attempt=row.attempt, worker_id=worker_id)
     # Nothing can be decided from this, so a waiting run is left alone.
     outside = journal.append_outside(connection, db, run, [run_pb2.Change(call_started=started)], wake=False)
@@ -151,6 +166,8 @@ def renew_calls(
     connection: sa.Connection, db: Database, workspace_id: str, worker_id: str, running: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
     """Signs of life. Returns leases that are lost, and those whose run is being cancelled."""
+    if not is_uuid(workspace_id):
+        return list(running), []
     now = db.now(connection)
     c = t.calls.c
     rows = {
@@ -163,7 +180,9 @@ def renew_calls(
     }
     gone: list[str] = []
     cancelled: list[str] = []
-    for lease, details in running.items():
+    beats: list[dict[str, Any]] = []
+    # In one order, so that two beats at once do not wait for each other.
+    for lease, details in sorted(running.items()):
         row = rows.get(lease)
         if row is None or row.worker_id != worker_id or row.state not in (CALL_OFFERED, CALL_STARTED):
             gone.append(lease)
@@ -172,11 +191,27 @@ def renew_calls(
             cancelled.append(lease)
         if row.state == CALL_STARTED:
             new = journal_pb2.NewCall.FromString(row.body)
-            connection.execute(
-                sa.update(t.calls)
-                .where(c.run_id == row.run_id, c.step == row.step, c.lease == lease, c.state == CALL_STARTED)
-                .values(beat_due_at=now + new.heartbeat_timeout.ToTimedelta(), details=details[:4096] or row.details)
+            beats.append(
+                {
+                    "of_run": row.run_id,
+                    "of_step": row.step,
+                    "of_attempt": row.attempt,
+                    "due": min(now + new.heartbeat_timeout.ToTimedelta(), row.times_out_at),
+                    "said": details[:MAX_DETAILS] or row.details,
+                }
             )
+    if beats:
+        connection.execute(
+            sa.update(t.calls)
+            .where(
+                c.run_id == sa.bindparam("of_run"),
+                c.step == sa.bindparam("of_step"),
+                c.attempt == sa.bindparam("of_attempt"),
+                c.state == CALL_STARTED,
+            )
+            .values(beat_due_at=sa.bindparam("due"), details=sa.bindparam("said")),
+            beats,
+        )
     return gone, cancelled
 
 
@@ -184,6 +219,8 @@ def return_calls(
     connection: sa.Connection, workspace_id: str, worker_id: str, leases: Sequence[str]
 ) -> set[tuple[str, str]]:
     """Gives offers back that were not started; returns what is queued again."""
+    if not is_uuid(workspace_id):
+        return set()
     c = t.calls.c
     returned = (
         sa.update(t.calls)
@@ -220,34 +257,55 @@ def complete_call(
 ) -> Completion:
     """Stores the end of an attempt. A report that comes too late is stored as late, and the caller refuses it.
 
+    The first report of an attempt counts as its report: the same again changes nothing and is answered the same.
+
     Raises:
         LeaseLost: CALL_LEASE_LOST: nobody knows the lease.
-        InvalidArgument: The change is not an end of the lease's attempt.
+        InvalidArgument: The change is not an end of the lease's attempt, or too large.
     """
     run, row = _locked(connection, workspace_id, lease)
     if row is None or run is None:
         raise lost()
-    kind = change.WhichOneof("kind")
-    if kind not in ("step_finished", "attempt_failed", "step_in_doubt") or getattr(change, kind).step != row.step:
-        raise InvalidArgument("the change is not an end of this call", reason=Reason.INVALID_FIELD, field="change")
+    _check_end(change, row)
+    check_blobs("blobs", blobs)
     digest = hashlib.sha256(change.SerializeToString(deterministic=True)).digest()
-    if row.report_digest is not None and bytes(row.report_digest[: len(digest)]) == digest:
-        return Completion(None, int.from_bytes(row.report_digest[len(digest) :], "big"), is_late=False)
-    now = db.now(connection)
-    journal.put_blobs(connection, workspace_id, blobs, now)
-    counts = row.lease == lease and row.state == CALL_STARTED and row.worker_id == worker_id and run.state not in ENDED
-    key = (t.calls.c.run_id == row.run_id) & (t.calls.c.step == row.step)
+    if row.report_digest is not None and bytes(row.report_digest) == digest:
+        return Completion(None, row.report_seq, is_late=_is_late(connection, row))
+    journal.put_blobs(connection, workspace_id, blobs, db.now(connection))
+    counts = row.state == CALL_STARTED and row.worker_id == worker_id and run.state not in ENDED
     if counts:
         outside = journal.append_outside(connection, db, run, [change])
-        # With the event's number, which is the answer to the same report sent again.
-        report = digest + outside.seq.to_bytes(8, "big")
-        connection.execute(sa.update(t.calls).where(key).values(state=CALL_OVER, report_digest=report))
-        return Completion(CallEvent(row.run_id, outside), outside.seq, is_late=False)
-    late.step = row.step
-    late.attempt = row.attempt if row.lease == lease else row.attempt - 1
-    late.worker_id = worker_id
-    outside = journal.append_outside(connection, db, run, [run_pb2.Change(late_result=late)], wake=False)
-    return Completion(CallEvent(row.run_id, outside), outside.seq, is_late=True)
+    else:
+        late.step, late.attempt, late.worker_id = row.step, row.attempt, worker_id
+        outside = journal.append_outside(connection, db, run, [run_pb2.Change(late_result=late)], wake=False)
+    values: dict[str, Any] = {"state": CALL_OVER} if counts else {}
+    if row.report_digest is None:
+        values.update(report_digest=digest, report_seq=outside.seq)
+    if values:
+        connection.execute(sa.update(t.calls).where(_key(row)).values(values))
+    return Completion(CallEvent(row.run_id, outside), outside.seq, is_late=not counts)
+
+
+def _check_end(change: run_pb2.Change, row: sa.Row[Any]) -> None:
+    kind = change.WhichOneof("kind")
+    if kind not in _ENDS:
+        raise InvalidArgument("the change is not an end of this call", reason=Reason.INVALID_FIELD, field="change")
+    end = getattr(change, kind)
+    if (end.step, end.attempt) != (row.step, row.attempt):
+        raise InvalidArgument("the change is of another call", reason=Reason.INVALID_FIELD, field="change")
+    if change.ByteSize() > journal.MAX_EVENT_BYTES:
+        raise InvalidArgument(
+            f"an event has at most {journal.MAX_EVENT_BYTES} bytes; larger bodies are stored as blobs",
+            reason=Reason.MESSAGE_TOO_LARGE,
+            field="change",
+        )
+
+
+def _is_late(connection: sa.Connection, row: sa.Row[Any]) -> bool:
+    """Whether the report that a call has was refused: its event says so."""
+    stored = journal.stored_event(connection, row.run_id, row.report_seq)
+    assert stored is not None, "a report's event is in the journal"
+    return bool(journal.event_of(stored).changes[0].WhichOneof("kind") == "late_result")
 
 
 def _locked(connection: sa.Connection, workspace_id: str, lease: str) -> tuple[sa.Row[Any] | None, sa.Row[Any] | None]:

@@ -1,14 +1,16 @@
 """Many runs' operations, one transaction: takes everything pending, commits it, answers; meanwhile the next gathers.
 
-No delay is added: alone, an operation is committed at once. Invariant: an operation is answered only after its commit,
+No delay is added: alone, an operation is committed at once. While the storage is away, operations wait and are tried
+again: to an executor a refusal is final. Invariant: an operation is answered only after its commit,
 and operations of one run are committed in the order they came in.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import (
+    AlreadyExists,
     Conflict,
     HoldfastError,
     InvalidArgument,
@@ -28,6 +31,7 @@ from holdfast.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from services.shared.clock import Clock, SystemClock
 from services.shared.crash_points import crash_point
 from services.shared.database import Database, Writer
 from services.shared.telemetry import get_logger
@@ -39,6 +43,10 @@ from services.state.transitions import check_new_run, check_transition
 MAX_BATCH = 512
 MAX_PENDING = 10_000
 MAX_ATTEMPTS = 10
+# How long operations wait for a storage that is away before they are told so.
+PATIENCE_SECONDS = 30.0
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 1.0
 
 log = get_logger(__name__)
 
@@ -65,6 +73,8 @@ class _Pending:
     answer: Callable[[Result], None]
     row: journal.TransitionRow | None = None
     new_run: journal_pb2.NewRun | None = None
+    was_repeated: bool = False
+    arrived: float = 0.0
     attempts: int = 0
 
 
@@ -77,15 +87,22 @@ class _Outcome:
 
 
 class GroupCommit:
-    """The one writer of executors' operations in this process."""
+    """The one writer of executors' operations in this process.
 
-    def __init__(self, db: Database, hub: Hub, *, max_pending: int = MAX_PENDING) -> None:
+    Args:
+        db: Where the journal is.
+        hub: Who is told of what was committed.
+        clock: Measures how long operations have waited for a storage that is away.
+        max_pending: How many unary operations may wait.
+    """
+
+    def __init__(self, db: Database, hub: Hub, *, clock: Clock | None = None, max_pending: int = MAX_PENDING) -> None:
         self._db = db
         self._hub = hub
+        self._clock: Clock = SystemClock() if clock is None else clock
         self._pending: deque[_Pending] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Semaphore(max_pending)
-        self.failing_since: float | None = None
 
     def submit(self, operation: journal_pb2.Operation, answer: Callable[[journal_pb2.OperationResult], None]) -> None:
         """Takes an operation of a stream; `answer` is called once, after its commit. The caller bounds how many."""
@@ -138,6 +155,7 @@ class GroupCommit:
         return result
 
     def _enqueue(self, pending: _Pending) -> None:
+        pending.arrived = self._clock.monotonic()
         self._pending.append(pending)
         self._arrived.set()
 
@@ -167,30 +185,39 @@ class GroupCommit:
         return batch
 
     async def _commit_batch(self, batch: Sequence[_Pending], transactional: Writer, single: Writer) -> None:
-        if not batch:
-            return
-        is_plain = all(p.row is not None and p.row.transition is None for p in batch)
-        crash_point("state.before_commit")
-        try:
-            writer = single if is_plain else transactional
-            outcome = await writer.run(_apply, self._db, batch)
-        except (Unavailable, ResourceExhausted) as error:
-            await self._after_trouble(batch, error)
-            return
-        except Exception as error:
-            if len(batch) > 1:
-                # One of them is poison: apart, only it fails.
-                log.warning("batch_failed", size=len(batch), exc_info=error)
+        attempt = 0
+        while batch:
+            is_plain = all(p.row is not None and p.row.transition is None for p in batch)
+            crash_point("state.before_commit")
+            try:
+                outcome = await (single if is_plain else transactional).run(_apply, self._db, batch)
+                missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]
+                diagnoses = await self._db.read(_diagnose, missing) if missing else {}
+            except Unavailable as error:
+                attempt += 1
+                batch = await self._after_trouble(batch, error, attempt)
+                continue
+            except ResourceExhausted as error:
+                # Nothing was written, and waiting here would only hide a full disk.
+                log.warning("storage_full", pending=len(batch))
                 for pending in batch:
-                    await self._commit_batch([pending], transactional, single)
+                    pending.answer(error)
                 return
-            log.error("operation_failed", key=batch[0].key, exc_info=error)
-            failure = error if isinstance(error, HoldfastError) else InvalidArgument("the operation cannot be stored")
-            batch[0].answer(failure)
+            except Exception as error:
+                await self._after_failure(batch, error, transactional, single)
+                return
+            crash_point("state.after_commit")
+            self._answer(batch, outcome, diagnoses, was_repeated=attempt > 0)
             return
-        crash_point("state.after_commit")
-        missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]
-        diagnoses = await self._diagnosed(missing) if missing else {}
+
+    def _answer(
+        self,
+        batch: Sequence[_Pending],
+        outcome: _Outcome,
+        diagnoses: Mapping[int, Committed | HoldfastError | None],
+        *,
+        was_repeated: bool,
+    ) -> None:
         again: list[_Pending] = []
         for index, pending in enumerate(batch):
             result = outcome.answers.get(index) or diagnoses[id(pending)]
@@ -202,17 +229,44 @@ class GroupCommit:
                 self._publish(pending.row, result)
         # First in the queue: those of the same run that came later wait behind it.
         self._pending.extendleft(reversed(again))
-        if outcome.became_ready:
+        # What a transaction made whose answer was lost is not known any more.
+        if outcome.became_ready or was_repeated:
             self._hub.runs_ready()
         self._hub.feed_changed()
 
-    async def _diagnosed(self, missing: Sequence[_Pending]) -> dict[int, Committed | HoldfastError | None]:
-        try:
-            return await self._db.read(_diagnose, missing)
-        except HoldfastError as error:
-            # The others of the batch are committed and are answered so. These can be sent again in any case.
-            log.warning("storage_trouble", reason=error.reason, pending=len(missing))
-            return {id(pending): error for pending in missing}
+    async def _after_trouble(self, batch: Sequence[_Pending], error: Unavailable, attempt: int) -> list[_Pending]:
+        """The storage is away: what may have been committed is found to be when it is tried again.
+
+        Returns:
+            What to try again now; the others have waited for too long and were answered.
+        """
+        now = self._clock.monotonic()
+        patient = [pending for pending in batch if now - pending.arrived < PATIENCE_SECONDS]
+        level = log.warning if attempt == 1 else log.debug
+        level("storage_trouble", reason=error.reason, pending=len(batch), attempt=attempt)
+        for pending in batch:
+            if now - pending.arrived >= PATIENCE_SECONDS:
+                pending.answer(error)
+        if patient:
+            pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
+            await self._clock.sleep(random.uniform(pause / 2, pause))
+        return patient
+
+    async def _after_failure(
+        self, batch: Sequence[_Pending], error: Exception, transactional: Writer, single: Writer
+    ) -> None:
+        """One of them cannot be stored: halved until it is alone, only it fails."""
+        if len(batch) > 1:
+            log.warning("batch_failed", size=len(batch), cause=type(error).__name__)
+            middle = len(batch) // 2
+            await self._commit_batch(batch[:middle], transactional, single)
+            await self._commit_batch(batch[middle:], transactional, single)
+            return
+        if isinstance(error, HoldfastError):
+            batch[0].answer(error)
+            return
+        log.error("operation_failed", key=batch[0].key, exc_info=error)
+        batch[0].answer(InvalidArgument("the operation cannot be stored"))
 
     def _publish(self, row: journal.TransitionRow, committed: Committed) -> None:
         if self._hub.is_watched(row.run_id):
@@ -224,12 +278,6 @@ class GroupCommit:
             # A hint: workers would find the calls at their executors' next look as well.
             for tool in {call.tool for call in row.transition.calls}:
                 self._hub.calls_queued(row.workspace_id, tool)
-
-    async def _after_trouble(self, batch: Sequence[_Pending], error: HoldfastError) -> None:
-        """The storage is away or full. What may be committed already is answered right when it is sent again."""
-        log.warning("storage_trouble", reason=error.reason, pending=len(batch))
-        for pending in batch:
-            pending.answer(error)
 
 
 def _apply(connection: sa.Connection, db: Database, batch: Sequence[_Pending]) -> _Outcome:
@@ -275,11 +323,20 @@ def _create_runs(
         except IntegrityError:
             slow += fast
     for index, new in slow:
+        outcome.answers[index] = _create_run(connection, db, new)
+
+
+def _create_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun) -> run_pb2.Run | HoldfastError:
+    # The second time sees what another replica stored in the meantime under the same id or request id.
+    for _ in range(2):
         try:
             with connection.begin_nested():
-                outcome.answers[index] = run_of(journal.insert_run(connection, db, new))
+                return run_of(journal.insert_run(connection, db, new))
         except HoldfastError as error:
-            outcome.answers[index] = error
+            return error
+        except IntegrityError:
+            continue
+    return AlreadyExists("the run's id, or that of the session to begin, is taken")
 
 
 def _diagnose(connection: sa.Connection, missing: Sequence[_Pending]) -> dict[int, Committed | HoldfastError | None]:
@@ -307,9 +364,14 @@ def _diagnose(connection: sa.Connection, missing: Sequence[_Pending]) -> dict[in
 
 
 def _pending_of(operation: journal_pb2.Operation, answer: Callable[[Result], None]) -> _Pending:
+    if operation.WhichOneof("kind") is None:
+        raise InvalidArgument("an operation has a transition or a new run", field="operations.kind")
     if operation.WhichOneof("kind") == "transition":
         check_transition(operation.transition)
-        row = journal.transition_row(operation.transition)
+        try:
+            row = journal.transition_row(operation.transition)
+        except (ValueError, OverflowError) as error:
+            raise InvalidArgument("a time is out of range", field="transition.changes") from error
         if len(row.body) > journal.MAX_EVENT_BYTES:
             raise InvalidArgument(
                 f"an event has at most {journal.MAX_EVENT_BYTES} bytes; larger bodies are stored as blobs",
@@ -318,6 +380,11 @@ def _pending_of(operation: journal_pb2.Operation, answer: Callable[[Result], Non
         return _Pending(row.run_id, answer, row=row)
     new = operation.new_run
     check_new_run(new)
+    if len(journal.created_body(new, None)) > journal.MAX_EVENT_BYTES:
+        raise InvalidArgument(
+            f"an event has at most {journal.MAX_EVENT_BYTES} bytes; larger bodies are stored as blobs",
+            reason=Reason.MESSAGE_TOO_LARGE,
+        )
     # Two with the same request id, or in the same session, must not meet in one batch.
     key = new.session_id or (f"{new.workspace_id} {new.request_id}" if new.request_id else new.run_id)
     return _Pending(key, answer, new_run=new)

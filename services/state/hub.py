@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from holdfast.api.common.v1 import run_pb2
 from services.state.journal import Outside
@@ -26,12 +27,40 @@ class Watcher:
         changed: Set when there is something new, here or in the journal.
         news: Events and pieces of answers as they came, for a reader who is up to date.
         must_read: Whether the journal may hold what `news` does not.
+        known_seq: The newest event that was read, or is in `news`.
     """
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
         self.news: deque[run_pb2.Event | run_pb2.Delta] = deque(maxlen=MAX_PENDING)
         self.must_read = True
+        self.known_seq = 0
+
+    def add(self, news: run_pb2.Event | run_pb2.Delta) -> None:
+        """Hands over what just happened."""
+        if len(self.news) == MAX_PENDING and isinstance(self.news[0], run_pb2.Event):
+            self.must_read = True
+        self.news.append(news)
+        self.changed.set()
+
+
+class ExecutorStream(Protocol):
+    """The stream of an executor that is connected here. All of these only take note."""
+
+    def runs_ready(self) -> None:
+        """There may be something to claim."""
+
+    def nudge(self, run_id: str) -> None:
+        """A run that the executor drives got an event from outside."""
+
+    def calls_queued(self, workspace_id: str, tool: str) -> None:
+        """Workers' calls became available."""
+
+    def calls_cancelled(self, leases: list[str]) -> None:
+        """Workers should stop these calls."""
+
+    def wake(self) -> None:
+        """Look around: the server drains."""
 
 
 class Hub:
@@ -39,11 +68,8 @@ class Hub:
 
     def __init__(self) -> None:
         self._watchers: dict[str, set[Watcher]] = {}
-        self._ready = asyncio.Event()
         self._feed = asyncio.Event()
-        self._nudges: dict[str, Callable[[str], None]] = {}
-        self._calls: set[Callable[[str, str], None]] = set()
-        self._cancelled_calls: set[Callable[[list[str]], None]] = set()
+        self._streams: dict[str, ExecutorStream] = {}
 
     @contextmanager
     def watching(self, run_id: str) -> Iterator[Watcher]:
@@ -68,67 +94,58 @@ class Hub:
             watcher.must_read = True
             watcher.changed.set()
 
+    @property
+    def watched_runs(self) -> list[str]:
+        """The runs that somebody here watches."""
+        return list(self._watchers)
+
+    def journal_reaches(self, run_id: str, seq: int) -> None:
+        """The journal of a run has been seen to reach `seq`, whoever wrote it."""
+        for watcher in self._watchers.get(run_id, ()):
+            if watcher.known_seq < seq:
+                watcher.must_read = True
+                watcher.changed.set()
+
     def committed(self, event: run_pb2.Event) -> None:
         """Hands a committed event to those who watch its run, so that they need not read it."""
         for watcher in self._watchers.get(event.run_id, ()):
-            watcher.news.append(event)
-            watcher.changed.set()
+            watcher.add(event)
+            watcher.known_seq = max(watcher.known_seq, event.seq)
 
     def delta(self, delta: run_pb2.Delta) -> None:
         """Passes a piece of an answer to those who watch its run."""
         for watcher in self._watchers.get(delta.run_id, ()):
-            watcher.news.append(delta)
-            watcher.changed.set()
+            watcher.add(delta)
 
     def runs_ready(self) -> None:
         """A run became ready."""
-        self._ready.set()
+        for stream in self._streams.values():
+            stream.runs_ready()
 
-    async def wait_for_ready(self, timeout: float) -> None:
-        """Returns when a run became ready, or after the time."""
-        await _wait(self._ready, timeout)
+    @property
+    def next_commit(self) -> asyncio.Event:
+        """Is set by the next commit. A follower takes it before it reads, and waits for it afterwards."""
+        return self._feed
 
     def feed_changed(self) -> None:
         """Something was committed."""
         self._feed.set()
         self._feed = asyncio.Event()
 
-    def next_feed_change(self) -> asyncio.Event:
-        """Set by the next commit. Taken before the journal is read, so that no commit in between is missed."""
-        return self._feed
-
-    async def wait_for_feed(self, change: asyncio.Event, timeout: float) -> None:
-        """Returns when the commit has come that `change` stands for, or after the time. For many waiters."""
-        try:
-            async with asyncio.timeout(timeout):
-                await change.wait()
-        except TimeoutError:
-            return
-
     @contextmanager
-    def executor(
-        self,
-        executor_id: str,
-        nudge: Callable[[str], None],
-        calls_queued: Callable[[str, str], None],
-        calls_cancelled: Callable[[list[str]], None],
-    ) -> Iterator[None]:
-        """An executor whose stream ends here."""
-        self._nudges[executor_id] = nudge
-        self._calls.add(calls_queued)
-        self._cancelled_calls.add(calls_cancelled)
+    def executor(self, executor_id: str, stream: ExecutorStream) -> Iterator[None]:
+        """An executor whose stream ends here. A newer stream of the same executor takes its place."""
+        self._streams[executor_id] = stream
         try:
             yield
         finally:
-            if self._nudges.get(executor_id) is nudge:
-                del self._nudges[executor_id]
-            self._calls.discard(calls_queued)
-            self._cancelled_calls.discard(calls_cancelled)
+            if self._streams.get(executor_id) is stream:
+                del self._streams[executor_id]
 
     def nudge(self, executor_id: str | None, run_id: str) -> None:
         """Tells the executor that drives a run to read on."""
-        if executor_id is not None and executor_id in self._nudges:
-            self._nudges[executor_id](run_id)
+        if executor_id is not None and executor_id in self._streams:
+            self._streams[executor_id].nudge(run_id)
 
     def outside_event(self, run_id: str, outside: Outside) -> None:
         """Somebody outside wrote an event: tells whoever drives the run, or that it is ready."""
@@ -140,19 +157,28 @@ class Hub:
 
     def calls_queued(self, workspace_id: str, tool: str) -> None:
         """Workers' calls became available."""
-        for tell in self._calls:
-            tell(workspace_id, tool)
+        for stream in self._streams.values():
+            stream.calls_queued(workspace_id, tool)
 
     def calls_cancelled(self, leases: list[str]) -> None:
         """Workers should stop these calls."""
-        for tell in self._cancelled_calls:
-            tell(leases)
+        for stream in self._streams.values():
+            stream.calls_cancelled(leases)
+
+    async def wake_everybody(self) -> None:
+        """Lets everybody who waits see that the server drains."""
+        self.feed_changed()
+        for watchers in self._watchers.values():
+            for watcher in watchers:
+                watcher.changed.set()
+        for stream in self._streams.values():
+            stream.wake()
 
 
-async def _wait(event: asyncio.Event, timeout: float) -> None:
+async def wait_for(event: asyncio.Event, timeout: float) -> bool:
+    """Waits for an event, at most so many seconds; tells whether it came."""
     try:
         async with asyncio.timeout(timeout):
-            await event.wait()
+            return await event.wait()
     except TimeoutError:
-        return
-    event.clear()
+        return False

@@ -8,10 +8,11 @@ the value before.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,18 +20,22 @@ from sqlalchemy.dialects import postgresql, sqlite
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
+from holdfast.ids import is_uuid
 from services.shared.database import Database
 from services.state import tables as t
 from services.state.transitions import ENDED
 
 RUNNING = run_pb2.RUN_STATE_RUNNING
+# Of events without the messages that are put inline later.
+PAGE_BYTES = 1024 * 1024
 MAX_EVENT_BYTES = 1024 * 1024
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 CALL_QUEUED, CALL_OFFERED, CALL_STARTED, CALL_OVER = 1, 2, 3, 4
 
 
-@dataclass(frozen=True, slots=True)
-class TransitionRow:
-    """A transition in the form of the batch statement."""
+class TransitionRow(NamedTuple):
+    """A transition in the form of the batch statement: first its columns, in their order, then what is beside them."""
 
     run_id: str
     workspace_id: str
@@ -44,8 +49,6 @@ class TransitionRow:
     failure: bytes | None = None
     is_end: bool = False
     has_output: bool = False
-    # Steps that are over, or whose attempt is: their worker's call and their questions are void. `{1,2}`.
-    closed_steps: str = "{}"
     steps: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -54,32 +57,35 @@ class TransitionRow:
     reasoning_tokens: int = 0
     cost_usd_nanos: int = 0
     unpriced_calls: int = 0
+    # Steps whose worker call is over; of those that are finished, the questions are void too.
+    failed_steps: tuple[int, ...] = ()
+    finished_steps: tuple[int, ...] = ()
     # Rare things, stored beside the batch when the row was applied.
-    transition: journal_pb2.Transition | None = field(default=None, compare=False)
+    transition: journal_pb2.Transition | None = None
 
 
 def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
     """Reads from a transition what the run row takes from it."""
     values: dict[str, Any] = {}
     has_output = False
-    closed_steps: list[int] = []
     has_effects = bool(transition.blobs or transition.calls)
+    failed_steps: list[int] = []
+    finished_steps: list[int] = []
     for change in transition.changes:
         kind = change.WhichOneof("kind")
         if kind == "step_started":
-            values["steps"] = change.step_started.step
+            values["steps"] = max(values.get("steps", 0), change.step_started.step)
         elif kind == "step_finished":
             finished = change.step_finished
             has_output = finished.HasField("message") and not _is_tool_result(finished)
+            if not has_output:
+                finished_steps.append(finished.step)
             if finished.HasField("usage"):
                 _add_usage(values, finished.usage)
-            # A model's step has neither a call nor a question; one whose message is elsewhere may be a tool's.
-            if finished.message.WhichOneof("body") != "message" or not has_output:
-                closed_steps.append(finished.step)
         elif kind == "attempt_failed":
-            closed_steps.append(change.attempt_failed.step)
+            failed_steps.append(change.attempt_failed.step)
         elif kind == "step_in_doubt":
-            closed_steps.append(change.step_in_doubt.step)
+            failed_steps.append(change.step_in_doubt.step)
         elif kind in ("approval_requested", "approval_closed"):
             has_effects = True
         elif kind == "run_state_changed":
@@ -87,26 +93,26 @@ def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
             values["state"] = changed.state
             values["wait_reason"] = changed.wait_reason
             values["is_end"] = changed.state in ENDED
-            if changed.HasField("wake_time"):
+            if changed.HasField("wake_time") and not values["is_end"]:
                 values["wake_at"] = changed.wake_time.ToDatetime(tzinfo=UTC)
             if changed.HasField("failure"):
                 values["failure"] = changed.failure.SerializeToString()
     values["has_output"] = has_output and values.get("state") == run_pb2.RUN_STATE_SUCCEEDED
-    if closed_steps:
-        values["closed_steps"] = f"{{{','.join(map(str, closed_steps))}}}"
     return TransitionRow(
         run_id=transition.run_id,
         workspace_id=transition.workspace_id,
         epoch=transition.epoch,
         seq=transition.seq,
-        body=_body(transition.changes),
+        body=body_of(transition.changes),
+        failed_steps=tuple(failed_steps),
+        finished_steps=tuple(finished_steps),
         transition=transition if has_effects else None,
         **values,
     )
 
 
-def _body(changes: Iterable[run_pb2.Change]) -> bytes:
-    # Deterministic: what is sent again is recognised by its bytes.
+def body_of(changes: Iterable[run_pb2.Change]) -> bytes:
+    """Changes as a journal row keeps them: the same changes are the same bytes in every process."""
     return run_pb2.Event(changes=changes).SerializeToString(deterministic=True)
 
 
@@ -143,7 +149,6 @@ _COLUMNS = (
     ("failure", "bytea"),
     ("is_end", "boolean"),
     ("has_output", "boolean"),
-    ("closed_steps", "text"),
     ("steps", "integer"),
     ("input_tokens", "bigint"),
     ("output_tokens", "bigint"),
@@ -153,6 +158,7 @@ _COLUMNS = (
     ("cost_usd_nanos", "bigint"),
     ("unpriced_calls", "integer"),
 )
+_NAMES = tuple(name for name, _ in _COLUMNS)
 _TOTALS = (
     "input_tokens",
     "output_tokens",
@@ -192,7 +198,7 @@ WITH b AS MATERIALIZED (
   -- never be unblocked: the end is applied by a statement that sees it.
   AND (NOT b.is_end OR runs.successor_run_id IS NULL
        OR EXISTS (SELECT 1 FROM runs AS successor WHERE successor.run_id = runs.successor_run_id))
-  RETURNING runs.run_id, runs.successor_run_id, b.is_end, CAST(b.closed_steps AS integer[]) AS closed_steps
+  RETURNING runs.run_id, runs.successor_run_id, b.is_end
 ), written AS (
   INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
   SELECT b.run_id, b.seq, b.workspace_id, b.epoch, statement_timestamp(), b.body
@@ -200,17 +206,24 @@ WITH b AS MATERIALIZED (
 ), unblocked AS (
   UPDATE runs SET blocked = false, ready_at = clock_timestamp()
   FROM applied WHERE applied.is_end AND runs.run_id = applied.successor_run_id
+), closing AS (
+  SELECT run_id, CAST(NULL AS integer) AS step, true AS is_finished FROM applied WHERE is_end
+  UNION ALL
+  SELECT c.run_id, c.step, c.is_finished
+  FROM unnest(
+    CAST(:closing_run_id AS uuid[]), CAST(:closing_step AS integer[]), CAST(:closing_is_finished AS boolean[])
+  ) AS c(run_id, step, is_finished) JOIN applied ON applied.run_id = c.run_id
 ), closed AS (
   UPDATE approvals SET state = {run_pb2.APPROVAL_STATE_CANCELLED}
-  FROM applied WHERE (applied.is_end OR applied.closed_steps <> '{{}}') AND approvals.run_id = applied.run_id
-    AND (applied.is_end OR approvals.step = ANY (applied.closed_steps))
-    AND approvals.state = {run_pb2.APPROVAL_STATE_PENDING}
+  FROM closing AS c WHERE approvals.run_id = c.run_id AND approvals.state = {run_pb2.APPROVAL_STATE_PENDING}
+    AND c.is_finished AND approvals.step = COALESCE(c.step, approvals.step)
 ), over AS (
   UPDATE calls SET state = {CALL_OVER}
-  FROM applied WHERE (applied.is_end OR applied.closed_steps <> '{{}}') AND calls.run_id = applied.run_id
-    AND (applied.is_end OR calls.step = ANY (applied.closed_steps)) AND calls.state <> {CALL_OVER}
+  FROM closing AS c WHERE calls.run_id = c.run_id AND calls.state <> {CALL_OVER}
+    AND calls.step = COALESCE(c.step, calls.step)
 )
-SELECT run_id, statement_timestamp() AS at, is_end AND successor_run_id IS NOT NULL AS unblocks FROM applied
+SELECT CAST(run_id AS text), statement_timestamp(), CASE WHEN is_end THEN CAST(successor_run_id AS text) END
+FROM applied
 """
 
 POSTGRES_BATCH = sa.text(_POSTGRES_BATCH)
@@ -228,8 +241,8 @@ _SQLITE_INSERT = (
     "SELECT run_id, seq, workspace_id, epoch, :now, body FROM temp.batch "
     "WHERE run_id IN (SELECT value FROM json_each(:applied))"
 )
-_SQLITE_CLOSE_CALLS = f"UPDATE calls SET state = {CALL_OVER} WHERE run_id = ? AND step = ? AND state <> {CALL_OVER}"
-_SQLITE_CLOSE_APPROVALS = (
+_SQLITE_END_CALLS = f"UPDATE calls SET state = {CALL_OVER} WHERE run_id = ? AND step = ? AND state <> {CALL_OVER}"
+_SQLITE_CLOSE_QUESTIONS = (
     f"UPDATE approvals SET state = {run_pb2.APPROVAL_STATE_CANCELLED} "
     f"WHERE run_id = ? AND step = ? AND state = {run_pb2.APPROVAL_STATE_PENDING}"
 )
@@ -250,8 +263,7 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
         What was applied, by run. A run that is missing here was not written to at all.
     """
     if db.dialect == "postgresql":
-        arrays = {name: [getattr(row, name) for row in rows] for name, _ in _COLUMNS}
-        return {str(run): Applied(at, unblocks) for run, at, unblocks in connection.execute(POSTGRES_BATCH, arrays)}
+        return _apply_on_postgres(connection, rows)
     now = db.now(connection)
     micros = to_micros(now)
     connection.exec_driver_sql(_SQLITE_CREATE)
@@ -260,20 +272,32 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
     returned = connection.exec_driver_sql(_SQLITE_UPDATE, {"now": micros}).all()
     updated = [(run, successor, ended_at is not None) for run, successor, ended_at in returned]
     connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps([run for run, _, _ in updated])})
-    applied = {run for run, _, _ in updated}
-    closed = [
-        (row.run_id, int(step))
-        for row in rows
-        if row.closed_steps != "{}" and row.run_id in applied
-        for step in row.closed_steps[1:-1].split(",")
-    ]
-    if closed:
-        connection.exec_driver_sql(_SQLITE_CLOSE_CALLS, closed)
-        connection.exec_driver_sql(_SQLITE_CLOSE_APPROVALS, closed)
+    applied = {run: Applied(now, successor if is_end else None) for run, successor, is_end in updated}
+    for run_id, step, is_finished in _closing(row for row in rows if row.run_id in applied):
+        connection.exec_driver_sql(_SQLITE_END_CALLS, (run_id, step))
+        if is_finished:
+            connection.exec_driver_sql(_SQLITE_CLOSE_QUESTIONS, (run_id, step))
     ended = [run for run, _, is_end in updated if is_end]
     if ended:
         after_ends(connection, now, ended, [successor for _, successor, is_end in updated if is_end and successor])
-    return {run: Applied(now, successor if is_end else None) for run, successor, is_end in updated}
+    return applied
+
+
+def _apply_on_postgres(connection: sa.Connection, rows: Sequence[TransitionRow]) -> dict[str, Applied]:
+    values: dict[str, Any] = dict(zip(_NAMES, map(list, zip(*rows, strict=True)), strict=False))
+    closing = list(_closing(rows))
+    values["closing_run_id"] = [run_id for run_id, _, _ in closing]
+    values["closing_step"] = [step for _, step, _ in closing]
+    values["closing_is_finished"] = [is_finished for _, _, is_finished in closing]
+    return {run_id: Applied(at, unblocked) for run_id, at, unblocked in connection.execute(POSTGRES_BATCH, values)}
+
+
+def _closing(rows: Iterable[TransitionRow]) -> Iterator[tuple[str, int, bool]]:
+    for row in rows:
+        for step, is_finished in chain(
+            ((step, False) for step in row.failed_steps), ((step, True) for step in row.finished_steps)
+        ):
+            yield row.run_id, step, is_finished
 
 
 def after_ends(connection: sa.Connection, now: datetime, ended: list[str], successors: list[str]) -> None:
@@ -290,17 +314,13 @@ def after_ends(connection: sa.Connection, now: datetime, ended: list[str], succe
 
 def to_micros(moment: datetime) -> int:
     """As SQLite stores it."""
-    return round(moment.timestamp() * 1_000_000)
+    return (moment - _EPOCH) // _MICROSECOND
 
 
 def _sqlite_values(row: TransitionRow) -> tuple[Any, ...]:
-    values = [getattr(row, name) for name, _ in _COLUMNS]
     if row.wake_at is not None:
-        values[_WAKE_AT] = to_micros(row.wake_at)
-    return tuple(values)
-
-
-_WAKE_AT = next(index for index, (name, _) in enumerate(_COLUMNS) if name == "wake_at")
+        row = row._replace(wake_at=to_micros(row.wake_at))  # type: ignore[arg-type]
+    return row[: len(_NAMES)]
 
 
 def store_effects(connection: sa.Connection, now: datetime, transitions: Iterable[journal_pb2.Transition]) -> None:
@@ -326,7 +346,12 @@ def store_effects(connection: sa.Connection, now: datetime, transitions: Iterabl
                 closed = change.approval_closed
                 connection.execute(
                     sa.update(t.approvals)
-                    .where(t.approvals.c.run_id == transition.run_id, t.approvals.c.approval_id == closed.approval_id)
+                    .where(
+                        t.approvals.c.run_id == transition.run_id,
+                        t.approvals.c.approval_id == closed.approval_id,
+                        # Its step may be finished by the same transition, which has just voided it.
+                        t.approvals.c.state != run_pb2.APPROVAL_STATE_DECIDED,
+                    )
                     .values(state=closed.state)
                 )
         for call in transition.calls:
@@ -347,10 +372,11 @@ def put_blobs(connection: sa.Connection, workspace_id: str, blobs: Iterable[cont
 def _put_call(
     connection: sa.Connection, now: datetime, transition: journal_pb2.Transition, call: journal_pb2.NewCall
 ) -> None:
-    key = (t.calls.c.run_id == transition.run_id) & (t.calls.c.step == call.step)
-    # The row of the attempt before holds its last heartbeat's details: they go on to this one.
-    before = connection.execute(sa.select(t.calls.c.details, t.calls.c.lease).where(key)).one_or_none()
-    connection.execute(sa.delete(t.calls).where(key))
+    c = t.calls.c
+    key = (c.run_id == transition.run_id) & (c.step == call.step)
+    connection.execute(sa.update(t.calls).where(key, c.state != CALL_OVER).values(state=CALL_OVER))
+    # What the attempt before said of itself last goes on to this one.
+    before = connection.execute(sa.select(c.details).where(key).order_by(c.attempt.desc()).limit(1)).scalar()
     connection.execute(
         sa.insert(t.calls).values(
             run_id=transition.run_id,
@@ -362,8 +388,7 @@ def _put_call(
             body=call.SerializeToString(),
             not_before=call.not_before.ToDatetime(tzinfo=UTC) if call.HasField("not_before") else now,
             start_deadline=call.start_deadline.ToDatetime(tzinfo=UTC),
-            details=before.details if before is not None else "",
-            previous_lease=before.lease if before is not None else None,
+            details=before or call.last_heartbeat_details,
         )
     )
 
@@ -447,7 +472,7 @@ def created_body(new: journal_pb2.NewRun, previous: str | None) -> bytes:
         previous_run_id=previous or "",
         traceparent=new.traceparent,
     )
-    return _body([run_pb2.Change(run_created=created)])
+    return body_of([run_pb2.Change(run_created=created)])
 
 
 def _join_session(connection: sa.Connection, new: journal_pb2.NewRun, now: datetime) -> tuple[int, str | None]:
@@ -635,7 +660,7 @@ def append_outside(
             workspace_id=run.workspace_id,
             epoch=0,
             at=now,
-            body=_body(changes),
+            body=body_of(changes),
         )
     )
     connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run.run_id).values(values))
@@ -644,6 +669,8 @@ def append_outside(
 
 def select_run(connection: sa.Connection, workspace_id: str, run_id: str, *, lock: bool = False) -> sa.Row[Any] | None:
     """A run's row, if it is in the workspace."""
+    if not (is_uuid(workspace_id) and is_uuid(run_id)):
+        return None
     query = sa.select(t.runs).where(t.runs.c.run_id == run_id, t.runs.c.workspace_id == workspace_id)
     return connection.execute(query.with_for_update() if lock else query).one_or_none()
 
@@ -666,14 +693,18 @@ def find_run(connection: sa.Connection, workspace_id: str, run_id: str, *, lock:
 def read_events(
     connection: sa.Connection, workspace_id: str, run_id: str, after_seq: int, limit: int
 ) -> list[run_pb2.Event]:
-    """The next events of a run."""
+    """The next events of a run: at most `limit`, and no more than fit into a page's bytes (but one at least)."""
     j = t.journal.c
-    query = (
-        sa.select(j.run_id, j.seq, j.epoch, j.at, j.body)
+    size = sa.func.length(j.body)
+    total = sa.func.sum(size).over(order_by=j.seq)
+    page = (
+        sa.select(j.run_id, j.seq, j.epoch, j.at, j.body, (total - size).label("before"))
         .where(j.run_id == run_id, j.seq > after_seq, j.workspace_id == workspace_id)
         .order_by(j.seq)
         .limit(limit)
+        .subquery()
     )
+    query = sa.select(page).where(page.c.before < PAGE_BYTES).order_by(page.c.seq)
     return [event_of(row) for row in connection.execute(query)]
 
 
@@ -689,6 +720,8 @@ def event_of(row: Any) -> run_pb2.Event:
 
 def read_blobs(connection: sa.Connection, workspace_id: str, hashes: Iterable[bytes]) -> dict[bytes, bytes]:
     """Stored bodies by hash; absent ones are missing."""
+    if not is_uuid(workspace_id):
+        return {}
     query = sa.select(t.blobs.c.hash, t.blobs.c.data).where(
         t.blobs.c.workspace_id == workspace_id, t.blobs.c.hash.in_(list(hashes))
     )

@@ -5,21 +5,26 @@ Set-based; a heartbeat renews one row for all runs of an executor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.ids import is_uuid
 from services.shared.database import Database
 from services.state import journal
 from services.state import tables as t
+from services.state.transitions import ENDED
 
 LEASE_DURATION = timedelta(seconds=5)
 # An executor whose stream broke has this long to come back; a killed one never does.
 GRACE = timedelta(milliseconds=500)
+# How far back a heartbeat looks for events from outside; a few heartbeats, so that none is passed over.
+NUDGED_WITHIN = timedelta(seconds=3)
 SWEEP_LIMIT = 1_000
 REQUEST_IDS_KEPT = timedelta(days=7)
 CALLS_KEPT = timedelta(days=1)
@@ -27,15 +32,76 @@ CALLS_KEPT = timedelta(days=1)
 QUEUED, RUNNING, WAITING = run_pb2.RUN_STATE_QUEUED, run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_WAITING
 
 
-def renew(connection: sa.Connection, db: Database, executor_id: str, duration: timedelta) -> None:
-    """An executor is alive until `duration` from now."""
-    expires = db.now(connection) + duration
+def open_stream(
+    connection: sa.Connection, db: Database, executor_id: str, stream_id: str, held: Mapping[str, int]
+) -> tuple[set[str], int]:
+    """A stream speaks for an executor from now on, and no other does. The executor keeps the runs that it names.
+
+    What it does not name was given to a stream before this one and never arrived: that becomes ready again.
+
+    Returns:
+        The runs that it still drives, and how many became ready.
+    """
+    expires = db.now(connection) + LEASE_DURATION
     insert = sqlite.insert if db.dialect == "sqlite" else postgresql.insert
+    # Order matters: this waits for a claim that is under way on the stream before, so that the next statement sees it.
     connection.execute(
         insert(t.executors)
-        .values(executor_id=executor_id, expires_at=expires)
-        .on_conflict_do_update(index_elements=[t.executors.c.executor_id], set_={"expires_at": expires})
+        .values(executor_id=executor_id, stream_id=stream_id, expires_at=expires)
+        .on_conflict_do_update(
+            index_elements=[t.executors.c.executor_id], set_={"stream_id": stream_id, "expires_at": expires}
+        )
     )
+    r = t.runs.c
+    driven = connection.execute(sa.select(r.run_id, r.epoch).where(r.holder == executor_id, r.state == RUNNING)).all()
+    kept = {row.run_id for row in driven if held.get(row.run_id) == row.epoch}
+    lost = {row.run_id: row.epoch for row in driven if row.run_id not in kept}
+    return kept, _make_ready(connection, db, executor_id, lost) if lost else 0
+
+
+def renew(connection: sa.Connection, db: Database, executor_id: str, stream_id: str) -> list[str] | None:
+    """The executor is alive; None when this stream does not speak for it (any more).
+
+    Returns:
+        Runs of the executor that lately got an event from outside, perhaps through another replica.
+    """
+    now = db.now(connection)
+    e = t.executors.c
+    alive = connection.execute(
+        sa.update(t.executors)
+        .where(e.executor_id == executor_id, e.stream_id == stream_id)
+        .values(expires_at=now + LEASE_DURATION)
+    )
+    if alive.rowcount != 1:
+        return None
+    if db.dialect == "sqlite":
+        return []
+    r, j = t.runs.c, t.journal.c
+    nudged = (
+        sa.select(r.run_id)
+        .join(t.journal, sa.and_(j.run_id == r.run_id, j.seq == r.last_seq))
+        .where(r.holder == executor_id, j.epoch == 0, j.at > now - NUDGED_WITHIN)
+    )
+    return list(connection.execute(nudged).scalars())
+
+
+def close_stream(connection: sa.Connection, db: Database, executor_id: str, stream_id: str, *, in_order: bool) -> int:
+    """A stream is over. Unless a newer one speaks for the executor: one that ended in order gives its runs back now.
+
+    One that broke has a short grace, in which the executor may come back.
+
+    Returns:
+        How many runs became ready.
+    """
+    e = t.executors.c
+    mine = (e.executor_id == executor_id) & (e.stream_id == stream_id)
+    if in_order:
+        if connection.execute(sa.delete(t.executors).where(mine)).rowcount == 1:
+            return _make_ready(connection, db, executor_id)
+        return 0
+    expires = db.now(connection) + GRACE
+    connection.execute(sa.update(t.executors).where(mine, e.expires_at > expires).values(expires_at=expires))
+    return 0
 
 
 def extend_all(connection: sa.Connection, db: Database, duration: timedelta) -> None:
@@ -45,63 +111,133 @@ def extend_all(connection: sa.Connection, db: Database, duration: timedelta) -> 
     connection.execute(sa.update(t.executors).where(e.expires_at < expires).values(expires_at=expires))
 
 
-def still_held(connection: sa.Connection, executor_id: str, run_ids: list[str]) -> dict[str, int]:
-    """Of these runs, those that the executor still drives, with their epochs."""
-    r = t.runs.c
-    query = sa.select(r.run_id, r.epoch).where(r.run_id.in_(run_ids), r.holder == executor_id, r.state == RUNNING)
-    return {row.run_id: row.epoch for row in connection.execute(query)}
+def claim(
+    connection: sa.Connection, db: Database, executor_id: str, stream_id: str, limit: int
+) -> list[sa.Row[Any]] | None:
+    """Takes ready runs for an executor, oldest first, each under a new epoch.
 
-
-def release_unnamed(connection: sa.Connection, db: Database, executor_id: str, held: dict[str, int]) -> int:
-    """Makes those of an executor's runs ready that it does not drive: their claim, or their return, never arrived."""
-    r = t.runs.c
-    query = sa.select(r.run_id, r.epoch).where(r.holder == executor_id, r.state == RUNNING)
-    unnamed = {row.run_id: row.epoch for row in connection.execute(query) if held.get(row.run_id) != row.epoch}
-    return release(connection, db, executor_id, unnamed) if unnamed else 0
-
-
-def claim(connection: sa.Connection, db: Database, executor_id: str, limit: int) -> list[sa.Row[Any]]:
-    """Takes ready runs for an executor, oldest first, each under a new epoch."""
+    Returns:
+        The runs; None when the stream does not speak for the executor (any more).
+    """
     now = db.now(connection)
-    r = t.runs.c
-    ready = sa.select(r.run_id).where(t.IS_READY).order_by(r.ready_at).limit(limit).with_for_update(skip_locked=True)
+    r, e = t.runs.c, t.executors.c
+    # Invariant: a run's holder has a row here when the claim commits, and whoever deletes that row returns the run.
+    speaks = sa.select(e.expires_at).where(e.executor_id == executor_id, e.stream_id == stream_id, e.expires_at > now)
+    if connection.execute(speaks.with_for_update(read=True)).one_or_none() is None:
+        return None
+    ready = (
+        sa.select(r.run_id)
+        .where(t.IS_READY)
+        .order_by(r.ready_at, r.run_id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        # Looked up once, or the limit would hold for each of several look-ups.
+        .cte("ready")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
     claimed = (
         sa.update(t.runs)
-        .where(r.run_id.in_(ready))
+        .where(r.run_id.in_(sa.select(ready.c.run_id)))
         .values(state=RUNNING, wait_reason=0, wake_at=None, holder=executor_id, epoch=r.epoch + 1, updated_at=now)
         .returning(t.runs)
     )
-    return list(connection.execute(claimed).all())
+    return sorted(connection.execute(claimed).all(), key=lambda row: (row.ready_at, row.run_id))
 
 
 def short_journals(connection: sa.Connection, run_ids: list[str], max_bytes: int) -> dict[str, list[run_pb2.Event]]:
     """The journals of these runs where they are short, in one query."""
     j = t.journal.c
-    query = (
-        sa.select(j.run_id, j.seq, j.epoch, j.at, j.body)
+    short = (
+        sa.select(j.run_id)
         .where(j.run_id.in_(run_ids))
-        .order_by(j.run_id, j.seq)
-        .limit(len(run_ids) * 64)
+        .group_by(j.run_id)
+        .having(sa.func.sum(sa.func.length(j.body)) <= max_bytes)
     )
+    query = sa.select(j.run_id, j.seq, j.epoch, j.at, j.body).where(j.run_id.in_(short)).order_by(j.run_id, j.seq)
     events: dict[str, list[run_pb2.Event]] = {}
-    sizes: dict[str, int] = {}
     for row in connection.execute(query):
-        sizes[row.run_id] = sizes.get(row.run_id, 0) + len(row.body)
         events.setdefault(row.run_id, []).append(journal.event_of(row))
-    return {run_id: found for run_id, found in events.items() if sizes[run_id] <= max_bytes}
+    return events
 
 
-def release(connection: sa.Connection, db: Database, executor_id: str, runs: dict[str, int] | None = None) -> int:
-    """Makes an executor's runs ready for others: all of them, or those named with their epochs."""
+def release(connection: sa.Connection, db: Database, executor_id: str, runs: Mapping[str, int]) -> int:
+    """Makes some of an executor's runs, named with their epochs, ready for others."""
+    return _make_ready(connection, db, executor_id, runs)
+
+
+def _make_ready(
+    connection: sa.Connection, db: Database, executor_id: str, runs: Mapping[str, int] | None = None
+) -> int:
     now = db.now(connection)
     r = t.runs.c
     query = sa.update(t.runs).where(r.holder == executor_id, r.state == RUNNING)
     if runs is not None:
-        query = query.where(sa.tuple_(r.run_id, r.epoch).in_(list(runs.items())))
-    freed = connection.execute(query.values(state=QUEUED, holder=None, ready_at=now, updated_at=now)).rowcount
-    if runs is None:
-        connection.execute(sa.delete(t.executors).where(t.executors.c.executor_id == executor_id))
-    return freed
+        named = [(run_id, epoch) for run_id, epoch in runs.items() if is_uuid(run_id)]
+        query = query.where(sa.tuple_(r.run_id, r.epoch).in_(named))
+    return connection.execute(query.values(state=QUEUED, holder=None, ready_at=now, updated_at=now)).rowcount
+
+
+# --------------------------------------------------------------------------------------------------- sweeping
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What one cheap look at the database shows.
+
+    Attributes:
+        has_ready: There are runs to claim.
+        has_due: There is something for the sweep.
+        newest: The newest transaction in the journal that is visible. 0 on SQLite, where all of them are made here.
+        horizon: All transactions before this one are over.
+    """
+
+    has_ready: bool
+    has_due: bool
+    newest: int
+    horizon: int
+
+
+def _glance_sql(now: str, feed: str) -> sa.TextClause:
+    return sa.text(
+        f"""
+SELECT
+  EXISTS (SELECT 1 FROM runs WHERE state = {QUEUED} AND NOT blocked),
+  EXISTS (SELECT 1 FROM executors WHERE expires_at < {now})
+    OR EXISTS (SELECT 1 FROM runs WHERE state = {WAITING} AND wake_at IS NOT NULL AND wake_at <= {now})
+    OR EXISTS (SELECT 1 FROM calls WHERE state = {journal.CALL_QUEUED} AND start_deadline <= {now})
+    OR EXISTS (SELECT 1 FROM calls WHERE state = {journal.CALL_OFFERED} AND offer_expires_at <= {now})
+    OR EXISTS (SELECT 1 FROM calls WHERE state = {journal.CALL_STARTED} AND beat_due_at <= {now}),
+  {feed}
+"""
+    )
+
+
+_GLANCE = {
+    "sqlite": _glance_sql(":now", "0, 0"),
+    "postgresql": _glance_sql(
+        "statement_timestamp()",
+        "COALESCE((SELECT CAST(CAST(txid AS text) AS bigint) FROM journal ORDER BY txid DESC LIMIT 1), 0), "
+        "CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)",
+    ),
+}
+
+
+def glance(connection: sa.Connection, db: Database) -> Glance:
+    """Looks whether there is anything to do; nothing is written or locked."""
+    values = {"now": journal.to_micros(db.now(connection))} if db.dialect == "sqlite" else {}
+    has_ready, has_due, newest, horizon = connection.execute(_GLANCE[db.dialect], values).one()
+    return Glance(bool(has_ready), bool(has_due), newest, horizon)
+
+
+_REACHED = sa.text(
+    "SELECT CAST(run_id AS text), max(seq) FROM journal WHERE txid >= CAST(CAST(:since AS text) AS xid8) "
+    "AND run_id = ANY(CAST(:run_ids AS uuid[])) GROUP BY run_id"
+)
+
+
+def reached_since(connection: sa.Connection, run_ids: list[str], since: int) -> list[tuple[str, int]]:
+    """Of these runs, those that transactions since `since` wrote to, with their newest event. PostgreSQL only."""
+    return [(run_id, seq) for run_id, seq in connection.execute(_REACHED, {"run_ids": run_ids, "since": since})]
 
 
 @dataclass(slots=True)
@@ -109,37 +245,33 @@ class Sweep:
     """What a sweep found."""
 
     ready_runs: int = 0
-    # Runs that got an event: (run, holder).
-    events: list[tuple[str, str | None]] = field(default_factory=list)
     calls_queued: set[tuple[str, str]] = field(default_factory=set)
 
 
 def sweep(connection: sa.Connection, db: Database) -> Sweep:
-    """Returns the runs of lost executors, wakes what is due, takes offers back that nobody started."""
+    """Returns the runs of lost executors, wakes what is due, and queues calls again that were offered in vain."""
     now = db.now(connection)
     found = Sweep()
     r, e, c = t.runs.c, t.executors.c, t.calls.c
-    # Only the second case is rare: a process that died between a claim and the renewal of its executor's row.
-    holders = sa.select(r.holder).where(r.holder.is_not(None)).distinct().except_(sa.select(e.executor_id))
-    for executor_id in connection.execute(holders).scalars().all():
-        found.ready_runs += release(connection, db, executor_id)
-    lost = connection.execute(sa.select(e.executor_id).where(e.expires_at < now)).scalars().all()
-    for executor_id in lost:
-        found.ready_runs += release(connection, db, executor_id)
+    lost = sa.delete(t.executors).where(e.expires_at < now).returning(e.executor_id)
+    for executor_id in connection.execute(lost).scalars().all():
+        found.ready_runs += _make_ready(connection, db, executor_id)
     due = (
         sa.select(r.run_id)
         .where(t.IS_WAITING_FOR_TIME, r.wake_at <= now)
         .order_by(r.wake_at)
         .limit(SWEEP_LIMIT)
         .with_for_update(skip_locked=True)
+        .cte("due")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
     )
-    woken = sa.update(t.runs).where(r.run_id.in_(due))
-    found.ready_runs += connection.execute(
-        woken.values(state=QUEUED, wait_reason=0, wake_at=None, ready_at=now, updated_at=now)
-    ).rowcount
+    woken = sa.update(t.runs).where(r.run_id.in_(sa.select(due.c.run_id)))
+    # Returned, as SQLite counts no rows of a statement that begins with WITH.
+    woken = woken.values(state=QUEUED, wait_reason=0, wake_at=None, ready_at=now, updated_at=now)
+    found.ready_runs += len(connection.execute(woken.returning(r.run_id)).all())
     unused = (
         sa.update(t.calls)
-        .where(t.IS_OPEN_CALL, c.state == journal.CALL_OFFERED, c.offer_expires_at <= now)
+        .where(t.IS_OFFERED_CALL, c.offer_expires_at <= now)
         .values(state=journal.CALL_QUEUED, lease=None, worker_id=None)
         .returning(c.workspace_id, c.tool)
     )
@@ -147,53 +279,53 @@ def sweep(connection: sa.Connection, db: Database) -> Sweep:
     return found
 
 
-def overdue_calls(connection: sa.Connection, db: Database) -> list[sa.Row[Any]]:
-    """Calls that no worker took in time, and those whose worker is silent or takes too long."""
-    now = db.now(connection)
+@dataclass(frozen=True, slots=True)
+class LostCall:
+    """An attempt whose time is over."""
+
+    workspace_id: str
+    run_id: str
+    step: int
+    attempt: int
+
+
+def lost_calls(connection: sa.Connection, db: Database) -> list[LostCall]:
+    """The calls that no worker began in time, or whose worker is silent or takes too long."""
     c = t.calls.c
-    # Apart, so that each finds its rows by the index: few are started, many may be queued.
-    started = sa.and_(
-        t.IS_OPEN_CALL, c.state == journal.CALL_STARTED, sa.or_(c.beat_due_at <= now, c.times_out_at <= now)
-    )
-    queued = sa.and_(t.IS_OPEN_CALL, c.state == journal.CALL_QUEUED, c.start_deadline <= now)
+    # Apart, so that each is found by an index of its own.
     return [
-        row
-        for over in (started, queued)
-        for row in connection.execute(sa.select(t.calls).where(over).limit(SWEEP_LIMIT)).all()
+        LostCall(*row)
+        for condition in _lost_conditions(db.now(connection))
+        for row in connection.execute(
+            sa.select(c.workspace_id, c.run_id, c.step, c.attempt).where(condition).limit(SWEEP_LIMIT)
+        )
     ]
 
 
-def lose_call(connection: sa.Connection, db: Database, call: sa.Row[Any]) -> journal.Outside | None:
-    """Writes the end of an overdue call's attempt; None when somebody else was faster."""
+def lose_call(connection: sa.Connection, db: Database, lost: LostCall) -> journal.Outside | None:
+    """Takes one of them from its worker and tells its run; None when it is not lost any more.
+
+    One call is one transaction: the feed's order within a run rests on a transaction beginning to write with the run's
+    row.
+    """
     # The run first, then the call: the order in which every transaction locks them.
-    run = journal.select_run(connection, call.workspace_id, call.run_id, lock=True)
+    run = journal.select_run(connection, lost.workspace_id, lost.run_id, lock=True)
     now = db.now(connection)
-    taken = connection.execute(
-        sa.update(t.calls)
-        .where(
-            t.calls.c.run_id == call.run_id,
-            t.calls.c.step == call.step,
-            t.calls.c.state == call.state,
-            t.calls.c.attempt == call.attempt,
-            sa.or_(
-                sa.and_(
-                    t.calls.c.state == journal.CALL_STARTED,
-                    sa.or_(t.calls.c.beat_due_at <= now, t.calls.c.times_out_at <= now),
-                ),
-                sa.and_(t.calls.c.state == journal.CALL_QUEUED, t.calls.c.start_deadline <= now),
-            ),
-        )
-        .values(state=journal.CALL_OVER)
-    )
-    if taken.rowcount != 1 or run is None:
+    c = t.calls.c
+    key = (c.run_id == lost.run_id) & (c.step == lost.step) & (c.attempt == lost.attempt)
+    call = connection.execute(
+        sa.select(t.calls).where(key, sa.or_(*_lost_conditions(now))).with_for_update()
+    ).one_or_none()
+    if run is None or call is None:
         return None
+    connection.execute(sa.update(t.calls).where(key).values(state=journal.CALL_OVER))
     if call.state == journal.CALL_QUEUED:
         failure = content_pb2.Failure(
             reason="WORKER_START_TIMEOUT",
             message=f"No worker took the call of {call.tool} in time.",
             failure_class=content_pb2.FAILURE_CLASS_RETRYABLE,
         )
-    elif call.times_out_at is not None and call.times_out_at <= now:
+    elif call.times_out_at <= now:
         failure = content_pb2.Failure(
             reason="CALL_TIMEOUT",
             message=f"The call of {call.tool} did not end in time.",
@@ -209,20 +341,43 @@ def lose_call(connection: sa.Connection, db: Database, call: sa.Row[Any]) -> jou
     return journal.append_outside(connection, db, run, [run_pb2.Change(attempt_failed=failed)])
 
 
-def forget_old_calls(connection: sa.Connection, db: Database) -> int:
-    """Deletes the calls of runs that ended long enough ago that no late report is to be expected, a few at a time."""
-    before = db.now(connection) - CALLS_KEPT
+def _lost_conditions(now: datetime) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     c = t.calls.c
+    return sa.and_(t.IS_STARTED_CALL, c.beat_due_at <= now), sa.and_(t.IS_QUEUED_CALL, c.start_deadline <= now)
+
+
+def repair(connection: sa.Connection, db: Database) -> int:
+    """Makes ready what a process left behind that died between two statements; finds nothing otherwise.
+
+    Returns:
+        How many runs were stranded.
+    """
+    now = db.now(connection)
+    r, e = t.runs.c, t.executors.c
+    before = t.runs.alias("before")
+    behind_nobody = sa.exists().where(before.c.run_id == r.previous_run_id, before.c.state.in_(ENDED))
+    held_by_nobody = sa.not_(sa.exists().where(e.executor_id == r.holder))
+    unblocked = sa.update(t.runs).where(t.IS_BLOCKED, behind_nobody).values(blocked=False, ready_at=now)
+    returned = (
+        sa.update(t.runs)
+        .where(r.state == RUNNING, r.holder.is_not(None), held_by_nobody)
+        .values(state=QUEUED, holder=None, ready_at=now, updated_at=now)
+    )
+    return connection.execute(unblocked).rowcount + connection.execute(returned).rowcount
+
+
+def forget_old_calls(connection: sa.Connection, db: Database) -> int:
+    """Deletes the calls of runs that ended so long ago that no late report is to be expected, a few at a time."""
+    c, r = t.calls.c, t.runs.c
+    key = (c.run_id, c.step, c.attempt)
     old = connection.execute(
-        sa.select(c.run_id, c.step)
-        .join(t.runs, t.runs.c.run_id == c.run_id)
-        .where(c.state == journal.CALL_OVER, t.runs.c.ended_at < before)
+        sa.select(*key)
+        .join(t.runs, r.run_id == c.run_id)
+        .where(c.state == journal.CALL_OVER, r.ended_at < db.now(connection) - CALLS_KEPT)
         .limit(SWEEP_LIMIT)
     ).all()
     if old:
-        connection.execute(
-            sa.delete(t.calls).where(sa.tuple_(c.run_id, c.step).in_([(row.run_id, row.step) for row in old]))
-        )
+        connection.execute(sa.delete(t.calls).where(sa.tuple_(*key).in_([tuple(row) for row in old])))
     return len(old)
 
 

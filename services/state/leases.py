@@ -1,17 +1,16 @@
-"""An executor's stream: slots in, claims out; and the sweeper that returns what nobody holds any more."""
+"""An executor's stream: slots in, claims out. A stream that ends says what becomes of its executor's runs."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
-from holdfast.errors import HoldfastError, InvalidArgument
-from holdfast.ids import is_uuid
+from holdfast.errors import HoldfastError, InvalidArgument, LeaseLost
+from holdfast.ids import is_uuid, new_uuid7
 from services.shared.database import Database
 from services.shared.telemetry import get_logger
 from services.state import lease_store
@@ -19,12 +18,11 @@ from services.state.hub import Hub
 from services.state.rows import run_of
 
 HEARTBEAT_SECONDS = 1.0
-SWEEP_SECONDS = 0.5
-# How long an executor with free slots waits for the hint before it looks by itself: what another replica made ready.
-CLAIM_POLL_SECONDS = 0.2
+BREAK_SHOWS_SECONDS = 0.1
 MAX_CLAIMS_AT_ONCE = 100
 SHORT_JOURNAL_BYTES = 64 * 1024
-HOUSEKEEPING_SWEEPS = 1_200
+# Longer journals are not even looked at: the executor reads them itself.
+SHORT_JOURNAL_EVENTS = 64
 
 log = get_logger(__name__)
 
@@ -37,77 +35,41 @@ class Leases:
         self._hub = hub
         # Claims go one after the other: two at once would only lock each other's rows.
         self._claiming = asyncio.Lock()
-        self._streams: dict[str, _Stream] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self.draining = asyncio.Event()
 
     async def work(self, requests: AsyncIterator[lease_pb2.WorkRequest]) -> AsyncIterator[lease_pb2.WorkResponse]:
-        """Serves one executor's stream."""
+        """Serves one executor's stream.
+
+        Raises:
+            InvalidArgument: The first message does not name the executor.
+            LeaseLost: Another stream speaks for the executor now, or its leases ran out: it may come back.
+            Unavailable: The storage is away, so that the leases cannot be renewed.
+        """
         first = await anext(requests, None)
         if first is None:
             return
         if not is_uuid(first.executor_id):
             raise InvalidArgument("executor_id must be a UUID", field="executor_id")
         stream = _Stream(self._db, self._hub, first.executor_id, self._claiming, self.draining)
-        before = self._streams.get(first.executor_id)
-        if before is not None:
-            # Its connection broke, and its end is noticed later than this beginning.
-            before.is_superseded = True
-        self._streams[first.executor_id] = stream
-        try:
-            with self._hub.executor(first.executor_id, stream.nudge, stream.calls_queued, stream.calls_cancelled):
-                async for response in stream.serve(first, requests):
+        with self._hub.executor(first.executor_id, stream):
+            await stream.open(first)
+            try:
+                async for response in stream.serve(requests):
                     yield response
-        finally:
-            if self._streams.get(first.executor_id) is stream:
-                del self._streams[first.executor_id]
+            finally:
+                # A task of its own: the stream may be cancelled once more while its runs are given back.
+                await asyncio.shield(self._spawn(stream.leave()))
 
-    async def sweep_for_ever(self) -> None:
-        """Returns what lost executors and workers held, and wakes what is due; until it is cancelled."""
-        sweeps = 0
-        is_first = True
-        while True:
-            try:
-                if is_first:
-                    # Nobody could renew while state was away: executors that are alive come back and find their runs.
-                    await self._db.write(lease_store.extend_all, self._db, lease_store.LEASE_DURATION)
-                    is_first = False
-            except HoldfastError as error:
-                log.warning("sweep_failed", reason=error.reason)
-            await asyncio.sleep(SWEEP_SECONDS)
-            if is_first:
-                continue
-            sweeps += 1
-            try:
-                found = await sweep_once(self._db)
-                if sweeps % HOUSEKEEPING_SWEEPS == 0:
-                    await self._db.write(lease_store.forget_old_requests, self._db)
-                    await self._db.write(lease_store.forget_old_calls, self._db)
-            except HoldfastError as error:
-                log.warning("sweep_failed", reason=error.reason)
-                continue
-            if found.ready_runs:
-                log.info("runs_returned_or_woken", runs=found.ready_runs)
-                self._hub.runs_ready()
-            for run_id, holder in found.events:
-                self._hub.run_changed(run_id)
-                self._hub.nudge(holder, run_id)
-            for workspace_id, tool in found.calls_queued:
-                self._hub.calls_queued(workspace_id, tool)
-            if found.events:
-                self._hub.feed_changed()
+    async def close(self) -> None:
+        """Returns when all streams that have ended have given their runs back."""
+        await asyncio.gather(*self._leaving, return_exceptions=True)
 
-
-async def sweep_once(db: Database) -> lease_store.Sweep:
-    """Does what time makes due."""
-    found = await db.write(lease_store.sweep, db)
-    for call in await db.read(lease_store.overdue_calls, db):
-        # Order matters: a transaction that writes an event locks the run before anything else, so that its id is newer
-        # than that of the event before, and the change feed has them in their order. So each is one of its own.
-        lost = await db.write(lease_store.lose_call, db, call)
-        if lost is not None:
-            found.ready_runs += lost.became_ready
-            found.events.append((call.run_id, lost.holder))
-    return found
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        return task
 
 
 class _Stream:
@@ -117,129 +79,171 @@ class _Stream:
         self._db = db
         self._hub = hub
         self._executor_id = executor_id
+        self._stream_id = new_uuid7()
         self._claiming = claiming
         self._draining = draining
         self._free_slots = 0
-        self._is_draining = False
         self._has_ended = False
+        self._ended_in_order = False
+        self._may_claim = asyncio.Event()
         self._news = asyncio.Event()
+        # What the next response tells.
         self._out = lease_pb2.WorkResponse()
+        self._nudged: set[str] = set()
+        self._queued: set[tuple[str, str]] = set()
         self._must_answer = False
         self._renewed_at = 0.0
-        # Invariant: a stream after which another of the same executor has begun claims and returns nothing any more.
-        self.is_superseded = False
 
-    # What others tell: gathered, and sent with the next response.
+    # --- what others tell: gathered, and sent with the next response -------------------------------------------
+
+    def runs_ready(self) -> None:
+        self._may_claim.set()
 
     def nudge(self, run_id: str) -> None:
-        self._out.nudged_run_ids.append(run_id)
+        self._nudged.add(run_id)
         self._news.set()
 
     def calls_queued(self, workspace_id: str, tool: str) -> None:
-        self._out.calls_queued.add(workspace_id=workspace_id, tool=tool)
+        self._queued.add((workspace_id, tool))
         self._news.set()
 
     def calls_cancelled(self, leases: list[str]) -> None:
         self._out.cancelled_call_leases.extend(leases)
         self._news.set()
 
-    async def serve(
-        self, first: lease_pb2.WorkRequest, requests: AsyncIterator[lease_pb2.WorkRequest]
-    ) -> AsyncIterator[lease_pb2.WorkResponse]:
-        await self._renew()
+    def wake(self) -> None:
+        self._news.set()
+
+    # --- the stream's life ---------------------------------------------------------------------------------------
+
+    async def open(self, first: lease_pb2.WorkRequest) -> None:
+        """Takes over for the executor and tells it which of the runs that it named are lost."""
+        held = {run.run_id: run.epoch for run in first.held}
+        kept, freed = await self._db.write(lease_store.open_stream, self._db, self._executor_id, self._stream_id, held)
+        self._renewed_at = asyncio.get_running_loop().time()
+        if freed:
+            log.info("undelivered_runs_returned", executor_id=self._executor_id, runs=freed)
+            self._hub.runs_ready()
         self._out.heartbeat_interval.CopyFrom(_duration(HEARTBEAT_SECONDS))
         self._out.lease_duration.CopyFrom(_duration(lease_store.LEASE_DURATION.total_seconds()))
-        async with self._claiming:
-            await self._check_held(first)
+        self._out.lost.extend(run for run in first.held if run.run_id not in kept)
         await self._take(first)
-        reader = asyncio.create_task(self._read(requests))  # ended below, on every path
-        claimer = asyncio.create_task(self._claim_for_ever())
-        graceful = False
+
+    async def serve(self, requests: AsyncIterator[lease_pb2.WorkRequest]) -> AsyncIterator[lease_pb2.WorkResponse]:
+        """Answers until the executor half-closes, the server drains, or something fails."""
+        parts = [asyncio.create_task(self._read(requests)), asyncio.create_task(self._claim_for_ever())]
+        for part in parts:
+            part.add_done_callback(lambda _: self._news.set())
         try:
             while True:
                 await self._news.wait()
                 self._news.clear()
-                if self._out.ByteSize() or self._must_answer:
-                    response, self._out = self._out, lease_pb2.WorkResponse()
-                    self._must_answer = False
+                response = self._take_response()
+                if response is not None:
                     yield response
-                if self._has_ended or self._draining.is_set():
-                    graceful = self._has_ended
-                    break
-                for task in (reader, claimer):
-                    # Without the one nothing renews the leases, without the other nothing is claimed: the executor
-                    # has to begin again.
-                    if task.done():
-                        task.result()
+                for part in parts:
+                    if part.done():
+                        part.result()
+                if self._has_ended:
+                    # A connection that breaks looks like an end in order at first; the cancellation comes right after.
+                    await asyncio.sleep(BREAK_SHOWS_SECONDS)
+                    self._ended_in_order = True
+                    return
+                if self._draining.is_set():
+                    return
         finally:
-            reader.cancel()
-            claimer.cancel()
-            await asyncio.gather(reader, claimer, return_exceptions=True)
-            await asyncio.shield(self._leave(graceful))
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+
+    async def leave(self) -> None:
+        """The stream is over: in order, or broken. A server that drains leaves the leases as they are.
+
+        What was claimed and never sent is returned in either case: now, when the executor comes back and does not name
+        it, or when the grace is over.
+        """
+        if self._draining.is_set() and not self._ended_in_order:
+            return
+        try:
+            freed = await self._db.write(
+                lease_store.close_stream, self._db, self._executor_id, self._stream_id, in_order=self._ended_in_order
+            )
+        except HoldfastError as error:
+            # The lease runs out by itself.
+            log.warning("runs_not_returned", executor_id=self._executor_id, reason=error.reason)
+            return
+        if freed:
+            self._hub.runs_ready()
+
+    def _take_response(self) -> lease_pb2.WorkResponse | None:
+        response, self._out = self._out, lease_pb2.WorkResponse()
+        response.nudged_run_ids.extend(self._nudged)
+        for workspace_id, tool in self._queued:
+            response.calls_queued.add(workspace_id=workspace_id, tool=tool)
+        self._nudged.clear()
+        self._queued.clear()
+        if not (self._must_answer or response.ByteSize()):
+            return None
+        self._must_answer = False
+        return response
 
     async def _read(self, requests: AsyncIterator[lease_pb2.WorkRequest]) -> None:
-        try:
-            async for request in requests:
-                await self._renew()
-                await self._take(request)
-                # Every message is answered, so that the executor knows that its leases hold.
-                self._must_answer = True
-                self._news.set()
-            self._has_ended = True
-        finally:
-            self._news.set()
+        async for request in requests:
+            await self._renew()
+            await self._take(request)
+        self._free_slots = 0
+        self._has_ended = True
 
     async def _take(self, request: lease_pb2.WorkRequest) -> None:
-        self._is_draining = request.draining
         self._free_slots = 0 if request.draining else request.free_slots
         if request.released:
             named = {held.run_id: held.epoch for held in request.released}
             if await self._db.write(lease_store.release, self._db, self._executor_id, named):
                 self._hub.runs_ready()
+        if self._free_slots > 0:
+            self._may_claim.set()
+        # Every message is answered, so that the executor knows that its leases hold.
         self._must_answer = True
         self._news.set()
-        if self._free_slots:
-            self._hub.runs_ready()
-
-    async def _check_held(self, first: lease_pb2.WorkRequest) -> None:
-        held = await self._db.read(lease_store.still_held, self._executor_id, [run.run_id for run in first.held])
-        self._out.lost.extend(run for run in first.held if held.get(run.run_id) != run.epoch)
-        named = {run.run_id: run.epoch for run in first.held}
-        if await self._db.write(lease_store.release_unnamed, self._db, self._executor_id, named):
-            self._hub.runs_ready()
 
     async def _renew(self) -> None:
         now = asyncio.get_running_loop().time()
         # One row for all runs of the executor, at most once in half an interval.
-        if now - self._renewed_at > HEARTBEAT_SECONDS / 2:
-            await self._db.write(lease_store.renew, self._db, self._executor_id, lease_store.LEASE_DURATION)
-            self._renewed_at = now
+        if now - self._renewed_at <= HEARTBEAT_SECONDS / 2:
+            return
+        nudged = await self._db.write(lease_store.renew, self._db, self._executor_id, self._stream_id)
+        if nudged is None:
+            raise LeaseLost("this stream does not speak for the executor any more; open another and name what is held")
+        self._renewed_at = now
+        self._nudged.update(nudged)
+
+    # --- claims --------------------------------------------------------------------------------------------------
 
     async def _claim_for_ever(self) -> None:
         while True:
-            if self._free_slots > 0:
+            await self._may_claim.wait()
+            # Order matters: what becomes ready while this looks sets it again.
+            self._may_claim.clear()
+            while self._free_slots > 0 and not self._draining.is_set():
                 async with self._claiming:
-                    claimed = await self._claim()
-                if claimed:
-                    continue
-            await self._hub.wait_for_ready(CLAIM_POLL_SECONDS if self._db.dialect == "postgresql" else 1.0)
+                    if not await self._claim():
+                        break
 
     async def _claim(self) -> int:
+        """Claims what is ready. If that fails nobody knows what was claimed: the stream ends, so that the executor
+        comes back and names what it has."""
         limit = min(self._free_slots, MAX_CLAIMS_AT_ONCE)
-        if limit <= 0 or self.is_superseded:
-            return 0
-        try:
-            rows = await self._db.write(lease_store.claim, self._db, self._executor_id, limit)
-        except HoldfastError as error:
-            log.warning("claim_failed", reason=error.reason)
-            await asyncio.sleep(CLAIM_POLL_SECONDS)
-            return 0
+        rows = await self._db.write(lease_store.claim, self._db, self._executor_id, self._stream_id, limit)
+        if rows is None:
+            raise LeaseLost("this stream does not speak for the executor any more; open another and name what is held")
         if not rows:
             return 0
-        events: dict[str, list[run_pb2.Event]] = {}
-        # Claimed is claimed: without the journals the executor reads them, but it has to know of its runs.
-        with contextlib.suppress(HoldfastError):
-            events = await self._db.read(lease_store.short_journals, [row.run_id for row in rows], SHORT_JOURNAL_BYTES)
+        short = [row.run_id for row in rows if row.last_seq <= SHORT_JOURNAL_EVENTS]
+        try:
+            events = await self._db.read(lease_store.short_journals, short, SHORT_JOURNAL_BYTES)
+        except HoldfastError as error:
+            log.warning("claims_without_journals", reason=error.reason)
+            events = {}
         self._free_slots -= len(rows)
         for row in rows:
             journal_so_far = events.get(row.run_id, [])
@@ -250,17 +254,6 @@ class _Stream:
             )
         self._news.set()
         return len(rows)
-
-    async def _leave(self, graceful: bool) -> None:
-        """The stream is over: in order, so its runs are given back now; or broken, with a grace to come back."""
-        if self.is_superseded:
-            return
-        with contextlib.suppress(HoldfastError):
-            if graceful:
-                if await self._db.write(lease_store.release, self._db, self._executor_id):
-                    self._hub.runs_ready()
-            elif not self._draining.is_set():
-                await self._db.write(lease_store.renew, self._db, self._executor_id, lease_store.GRACE)
 
 
 def _duration(seconds: float) -> Duration:

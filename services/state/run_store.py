@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import run_store_service_pb2 as run_store_pb2
 from holdfast.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
+from holdfast.ids import is_uuid
 from services.shared.database import Database
 from services.state import journal
 from services.state import tables as t
@@ -19,6 +21,8 @@ from services.state.rows import approval_of, run_of, session_of
 from services.state.transitions import ENDED
 
 INLINE_BLOB_LIMIT = 1024 * 1024
+FRAME_BYTES = 4 * 1024 * 1024
+_POSITION = re.compile(r"([0-9]{1,9})\.([0-9]{1,18})")
 
 
 def get_run(connection: sa.Connection, workspace_id: str, run_id: str) -> run_pb2.Run:
@@ -40,6 +44,17 @@ def get_run(connection: sa.Connection, workspace_id: str, run_id: str) -> run_pb
     return run
 
 
+def check_ids(**ids: str) -> None:
+    """Refuses what is not a UUID: a database would fail on it.
+
+    Raises:
+        InvalidArgument: Names the field.
+    """
+    for field, value in ids.items():
+        if not is_uuid(value):
+            raise InvalidArgument("must be a UUID", field=field)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFilter:
     """Which runs to list. Empty means any."""
@@ -55,6 +70,9 @@ def list_runs(
     connection: sa.Connection, workspace_id: str, limit: int, before_run_id: str, only: RunFilter
 ) -> list[run_pb2.Run]:
     """Runs, newest first: their ids are time-ordered."""
+    check_ids(workspace_id=workspace_id, before_run_id=before_run_id or workspace_id)
+    if only.session_id and not is_uuid(only.session_id):
+        return []
     r = t.runs.c
     query = sa.select(t.runs).where(r.workspace_id == workspace_id)
     if before_run_id:
@@ -90,7 +108,7 @@ def request_cancel(
         NotFound: RUN_NOT_FOUND.
         FailedPrecondition: RUN_ENDED.
     """
-    row = journal.find_run(connection, workspace_id, run_id, lock=True)
+    row = _lock_for_cancel(connection, workspace_id, run_id)
     if row.state == run_pb2.RUN_STATE_CANCELLED or (row.cancel_requested and row.state not in ENDED):
         return run_of(row), Written(None, run_id)
     if row.state in ENDED:
@@ -103,11 +121,30 @@ def request_cancel(
         connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run_id).values(cancel_requested=True))
     leases = connection.execute(
         sa.select(t.calls.c.lease).where(
-            t.calls.c.run_id == run_id, t.calls.c.state == journal.CALL_STARTED, t.calls.c.lease.is_not(None)
+            t.calls.c.run_id == run_id, t.calls.c.state.in_((journal.CALL_OFFERED, journal.CALL_STARTED))
         )
     ).scalars()
     stored = journal.find_run(connection, workspace_id, run_id)
     return run_of(stored), Written(outside, run_id, tuple(leases))
+
+
+def _lock_for_cancel(connection: sa.Connection, workspace_id: str, run_id: str) -> sa.Row[Any]:
+    """Locks a run, and before it what a change of its session's chain touches.
+
+    The order is that of every transaction: the session, then its runs from the first to the last.
+    """
+    row = journal.find_run(connection, workspace_id, run_id)
+    if row.blocked:
+        s = t.sessions.c
+        connection.execute(
+            sa.select(s.session_id)
+            .where(s.workspace_id == workspace_id, s.session_id == row.session_id)
+            .with_for_update()
+        )
+        # Nobody takes its predecessor out of the chain from here on; read again, as that may just have happened.
+        row = journal.find_run(connection, workspace_id, run_id)
+        connection.execute(sa.select(t.runs.c.run_id).where(t.runs.c.run_id == row.previous_run_id).with_for_update())
+    return journal.find_run(connection, workspace_id, run_id, lock=True)
 
 
 def _cancel_blocked(
@@ -164,6 +201,7 @@ def create_session(
     fingerprint: bytes,
 ) -> run_store_pb2.StoredSession:
     """Begins a session, or finds the one that the same request made."""
+    check_ids(workspace_id=workspace_id, session_id=session_id)
     earlier = journal.find_request(connection, workspace_id, request_id, "CreateSession", fingerprint)
     if earlier is None:
         now = db.now(connection)
@@ -183,9 +221,11 @@ def get_session(connection: sa.Connection, workspace_id: str, session_id: str) -
         NotFound: SESSION_NOT_FOUND.
     """
     s = t.sessions.c
-    row = connection.execute(
-        sa.select(t.sessions).where(s.workspace_id == workspace_id, s.session_id == session_id)
-    ).one_or_none()
+    row = None
+    if is_uuid(workspace_id) and is_uuid(session_id):
+        row = connection.execute(
+            sa.select(t.sessions).where(s.workspace_id == workspace_id, s.session_id == session_id)
+        ).one_or_none()
     if row is None:
         raise NotFound("no such session", reason=Reason.SESSION_NOT_FOUND, metadata={"session_id": session_id})
     return session_of(row)
@@ -195,6 +235,7 @@ def list_sessions(
     connection: sa.Connection, workspace_id: str, limit: int, before_session_id: str, user_id: str
 ) -> list[run_store_pb2.StoredSession]:
     """Sessions, newest first."""
+    check_ids(workspace_id=workspace_id, before_session_id=before_session_id or workspace_id)
     s = t.sessions.c
     query = sa.select(t.sessions).where(s.workspace_id == workspace_id)
     if before_session_id:
@@ -223,24 +264,24 @@ def list_session_messages(
         .limit(limit)
     )
     if before_run_id:
-        before = sa.select(r.ordinal).where(r.run_id == before_run_id).scalar_subquery()
-        query = query.where(r.ordinal < before)
+        before = journal.find_run(connection, workspace_id, before_run_id)
+        query = query.where(r.ordinal < before.ordinal)
     rows = connection.execute(query).all()
-    events = [journal.event_of(row) for row in rows]
-    put_messages_inline(connection, workspace_id, events, limit=None)
+    events = put_messages_inline(connection, workspace_id, [journal.event_of(row) for row in rows], limit=None)
     messages = [message for event in events for message in _messages_of(event)]
     # A page counts events, not messages: it may hold none and still not be the last.
-    next_position = f"{rows[-1].ordinal}.{rows[-1].seq}" if len(rows) == limit else ""
-    return messages, next_position
+    is_last = len(rows) < limit and len(events) == len(rows)
+    last = rows[len(events) - 1] if events else None
+    return messages, "" if is_last or last is None else f"{last.ordinal}.{last.seq}"
 
 
 def _position(position: str) -> tuple[int, int]:
     if not position:
         return 0, 0
-    ordinal, _, seq = position.partition(".")
-    if not (ordinal.isdigit() and seq.isdigit()):
+    found = _POSITION.fullmatch(position)
+    if found is None:
         raise InvalidArgument("not a position of this list", reason=Reason.INVALID_PAGE_TOKEN, field="position")
-    return int(ordinal), int(seq)
+    return int(found[1]), int(found[2])
 
 
 def _messages_of(event: run_pb2.Event) -> list[run_store_pb2.StoredSessionMessage]:
@@ -270,23 +311,39 @@ def stored_message_of(change: run_pb2.Change) -> content_pb2.StoredMessage | Non
 
 def put_messages_inline(
     connection: sa.Connection, workspace_id: str, events: Sequence[run_pb2.Event], *, limit: int | None
-) -> None:
-    """Replaces the blob references of messages by the messages, up to `limit` bytes each."""
-    wanted = [
-        stored
-        for event in events
-        for change in event.changes
-        if (stored := stored_message_of(change)) is not None
-        and stored.WhichOneof("body") == "blob"
-        and (limit is None or stored.blob.size <= limit)
-    ]
-    if not wanted:
-        return
-    bodies = journal.read_blobs(connection, workspace_id, {stored.blob.hash for stored in wanted})
-    for stored in wanted:
-        body = bodies.get(stored.blob.hash)
-        if body is not None:
-            stored.message.ParseFromString(body)
+) -> list[run_pb2.Event]:
+    """Replaces the blob references of messages by the messages, up to `limit` bytes each.
+
+    Returns:
+        As many of the events as fit into a frame with their messages, one at least. Of an event that is larger by
+        itself, messages that do not fit stay references, unless there is no limit.
+    """
+    kept: list[run_pb2.Event] = []
+    wanted: list[content_pb2.StoredMessage] = []
+    room = FRAME_BYTES
+    for event in events:
+        refs = [
+            stored
+            for change in event.changes
+            if (stored := stored_message_of(change)) is not None
+            and stored.WhichOneof("body") == "blob"
+            and (limit is None or stored.blob.size <= limit)
+        ]
+        size = event.ByteSize() + sum(stored.blob.size for stored in refs)
+        if kept and size > room:
+            break
+        kept.append(event)
+        room -= size
+        while limit is not None and room < 0 and refs:
+            room += refs.pop().blob.size
+        wanted.extend(refs)
+    if wanted:
+        bodies = journal.read_blobs(connection, workspace_id, {stored.blob.hash for stored in wanted})
+        for stored in wanted:
+            body = bodies.get(stored.blob.hash)
+            if body is not None:
+                stored.message.ParseFromString(body)
+    return kept
 
 
 # --------------------------------------------------------------------------------------------------- questions
@@ -305,6 +362,9 @@ def list_approvals(
     connection: sa.Connection, workspace_id: str, limit: int, before: str, run_id: str, state: int
 ) -> list[run_pb2.Approval]:
     """Questions, newest first."""
+    check_ids(workspace_id=workspace_id, before_approval_id=before or workspace_id)
+    if run_id and not is_uuid(run_id):
+        return []
     a = t.approvals.c
     query = sa.select(t.approvals).where(a.workspace_id == workspace_id)
     if before:
@@ -334,11 +394,14 @@ def decide_approval(
         earlier = run_pb2.ApprovalDecided.FromString(asked.decision)
         if (earlier.answer_json, earlier.resolution) == (decision.answer_json, decision.resolution):
             return approval_of(asked), Written(None, asked.run_id)
-    if asked.state != run_pb2.APPROVAL_STATE_PENDING:
+    now = db.now(connection)
+    # Also when nobody has closed it yet: what was not decided in time is not decided.
+    expires = run_pb2.Approval.FromString(asked.body).expire_time
+    has_expired = expires.ToMicroseconds() != 0 and expires.ToDatetime(tzinfo=UTC) <= now
+    if asked.state != run_pb2.APPROVAL_STATE_PENDING or has_expired:
         raise FailedPrecondition(
             "the question is decided, has expired, or its run was cancelled", reason=Reason.APPROVAL_ALREADY_DECIDED
         )
-    now = db.now(connection)
     connection.execute(
         sa.update(t.approvals)
         .where(t.approvals.c.run_id == asked.run_id, t.approvals.c.approval_id == decision.approval_id)
@@ -350,9 +413,11 @@ def decide_approval(
 
 def _approval_row(connection: sa.Connection, workspace_id: str, approval_id: str) -> sa.Row[Any]:
     a = t.approvals.c
-    row = connection.execute(
-        sa.select(t.approvals).where(a.workspace_id == workspace_id, a.approval_id == approval_id)
-    ).one_or_none()
+    row = None
+    if is_uuid(workspace_id) and is_uuid(approval_id):
+        row = connection.execute(
+            sa.select(t.approvals).where(a.workspace_id == workspace_id, a.approval_id == approval_id)
+        ).one_or_none()
     if row is None:
         raise NotFound("no such question", reason=Reason.APPROVAL_NOT_FOUND, metadata={"approval_id": approval_id})
     return row

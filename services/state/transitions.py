@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Final
 
-from holdfast.api.common.v1 import run_pb2
+from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import InvalidArgument
 from holdfast.ids import is_uuid
@@ -46,6 +48,8 @@ DRIVER_CHANGES: Final = frozenset(
 )
 """Changes that a driver writes; the others are written by state."""
 
+_CLOSED: Final = frozenset({run_pb2.APPROVAL_STATE_EXPIRED, run_pb2.APPROVAL_STATE_CANCELLED})
+
 MAX_CHANGES: Final = 2_000
 
 
@@ -68,11 +72,23 @@ def check_transition(transition: journal_pb2.Transition) -> None:
         kind = change.WhichOneof("kind")
         if kind not in DRIVER_CHANGES:
             raise _wrong(f"changes[{index}]", f"a driver does not write {kind or 'an empty change'}")
+        if kind == "approval_requested" and not is_uuid(change.approval_requested.approval.approval_id):
+            raise _wrong(f"changes[{index}].approval_requested.approval.approval_id", "must be a UUID")
+        if kind == "approval_closed":
+            if not is_uuid(change.approval_closed.approval_id):
+                raise _wrong(f"changes[{index}].approval_closed.approval_id", "must be a UUID")
+            if change.approval_closed.state not in _CLOSED:
+                raise _wrong(f"changes[{index}].approval_closed.state", "a closed question has expired or is cancelled")
         if kind == "run_state_changed":
             if index != last:
                 raise _wrong(f"changes[{index}]", "run_state_changed is the last change")
             if change.run_state_changed.state not in BY_DRIVER:
                 raise _wrong(f"changes[{index}].run_state_changed.state", "a driver makes a run wait or end")
+            if transition.calls and change.run_state_changed.state in ENDED:
+                raise _wrong("calls", "a run that ends has no calls to make")
+    for index, call in enumerate(transition.calls):
+        _check_call(f"calls[{index}]", call)
+    check_blobs("transition.blobs", transition.blobs)
 
 
 def check_new_run(new_run: journal_pb2.NewRun) -> None:
@@ -86,6 +102,30 @@ def check_new_run(new_run: journal_pb2.NewRun) -> None:
         raise InvalidArgument("workspace_id, run_id and the session's id must be UUIDs", field="new_run.run_id")
     if not new_run.agent or not new_run.revision or not new_run.HasField("input"):
         raise InvalidArgument("a run has an agent, a revision and an input", field="new_run.agent")
+
+    check_blobs("new_run.blobs", new_run.blobs)
+
+
+def check_blobs(field: str, blobs: Iterable[content_pb2.Blob]) -> None:
+    """Refuses a body under a hash that is not its own: everybody who refers to the hash later would be given it.
+
+    Raises:
+        InvalidArgument: Which of them is wrong.
+    """
+    for index, blob in enumerate(blobs):
+        if hashlib.sha256(blob.data).digest() != blob.hash:
+            raise InvalidArgument("the hash is not the SHA-256 of the data", field=f"{field}[{index}].hash")
+
+
+def _check_call(field: str, call: journal_pb2.NewCall) -> None:
+    if call.step < 1 or call.attempt < 1 or not call.tool:
+        raise _wrong(field, "a call has a step, an attempt and a tool")
+    if not call.HasField("start_deadline"):
+        raise _wrong(f"{field}.start_deadline", "is required")
+    for name in ("timeout", "heartbeat_timeout"):
+        duration = getattr(call, name)
+        if (duration.seconds, duration.nanos) <= (0, 0):
+            raise _wrong(f"{field}.{name}", "must be longer than nothing")
 
 
 def _wrong(field: str, message: str) -> InvalidArgument:

@@ -11,13 +11,13 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from services.shared.database import Database
 from services.state import journal
-from services.state.hub import Hub, Watcher
+from services.state.hub import Hub, wait_for
 from services.state.run_store import INLINE_BLOB_LIMIT, put_messages_inline, stored_message_of
 from services.state.transitions import ENDED
 
 BEAT_SECONDS = 15.0
-# How often a reader looks by itself: what another replica committed.
-POLL_SECONDS = 0.5
+# The hub and the pulse tell of events; this is for a hint that was lost.
+LOOK_SECONDS = 5.0
 PAGE = 200
 
 
@@ -43,15 +43,19 @@ class Watching:
         # Order matters: first the watcher, then the reading, so that nothing is committed unseen between the two.
         with self._hub.watching(run_id) as watcher:
             run = await self._db.read(journal.find_run, workspace_id, run_id)
-            has_ended = run.state in ENDED and run.last_seq <= seen
+            watcher.known_seq = seen
+            has_ended = False
             while not (has_ended or self.draining.is_set()):
                 if watcher.must_read:
                     watcher.must_read = False
+                    # The reader may have the event of the end already, and now asks only for what is after it.
+                    has_ended = run.state in ENDED
                     while events := await self._db.read(self._page, workspace_id, run_id, seen):
                         for event in events:
                             yield journal_pb2.WatchJournalResponse(event=event)
                             seen = event.seq
                             has_ended |= _ends(event)
+                        watcher.known_seq = max(watcher.known_seq, seen)
                         last_sent = loop.time()
                 while watcher.news and not watcher.must_read:
                     news = watcher.news.popleft()
@@ -70,22 +74,15 @@ class Watching:
                 if loop.time() - last_sent >= BEAT_SECONDS:
                     yield journal_pb2.WatchJournalResponse(beat_last_seq=seen)
                     last_sent = loop.time()
-                await self._wait(watcher)
-
-    async def _wait(self, watcher: Watcher) -> None:
-        try:
-            async with asyncio.timeout(POLL_SECONDS if self._db.dialect == "postgresql" else BEAT_SECONDS / 3):
-                await watcher.changed.wait()
-            watcher.changed.clear()
-        except TimeoutError:
-            # Another replica may have committed something.
-            watcher.must_read = True
+                if await wait_for(watcher.changed, LOOK_SECONDS):
+                    watcher.changed.clear()
+                else:
+                    watcher.must_read = True
 
     @staticmethod
     def _page(connection: sa.Connection, workspace_id: str, run_id: str, after_seq: int) -> list[run_pb2.Event]:
         events = journal.read_events(connection, workspace_id, run_id, after_seq, PAGE)
-        put_messages_inline(connection, workspace_id, events, limit=INLINE_BLOB_LIMIT)
-        return events
+        return put_messages_inline(connection, workspace_id, events, limit=INLINE_BLOB_LIMIT)
 
 
 def _ends(event: run_pb2.Event) -> bool:

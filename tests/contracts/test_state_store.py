@@ -105,9 +105,7 @@ async def test_request_id_of_another_call_is_refused(store: Store) -> None:
         await store.create(request_id="r1", request_fingerprint=b"g")
     assert caught.value.reason == Reason.REQUEST_ID_REUSED
     with pytest.raises(InvalidArgument) as caught:
-        await store.db.write(
-            run_store.create_session, store.db, store.workspace, new_uuid7(), "ada", "r1", b"f"
-        )
+        await store.db.write(run_store.create_session, store.db, store.workspace, new_uuid7(), "ada", "r1", b"f")
     assert caught.value.reason == Reason.REQUEST_ID_REUSED
 
 
@@ -122,9 +120,7 @@ async def test_same_request_from_two_replicas_makes_one_run(database_url: str, s
     async with opened(database_url) as other:
         for number in range(10):
             calls = [
-                replica.commits.create_run(
-                    new_run(store.workspace, request_id=f"r{number}", request_fingerprint=b"f")
-                )
+                replica.commits.create_run(new_run(store.workspace, request_id=f"r{number}", request_fingerprint=b"f"))
                 for replica in (store, other)
             ]
             first, second = await asyncio.gather(*calls)
@@ -136,16 +132,11 @@ async def test_same_session_request_at_once_makes_one_session(store: Store) -> N
 
     arguments = (store.db, store.workspace)
     made = await asyncio.gather(
-        *(
-            write_once(store.db, run_store.create_session, *arguments, new_uuid7(), "ada", "r1", b"f")
-            for _ in range(5)
-        )
+        *(write_once(store.db, run_store.create_session, *arguments, new_uuid7(), "ada", "r1", b"f") for _ in range(5))
     )
     assert len({session.session_id for session in made}) == 1
     with pytest.raises(AlreadyExists):
-        await write_once(
-            store.db, run_store.create_session, *arguments, made[0].session_id, "ada", "r2", b"f"
-        )
+        await write_once(store.db, run_store.create_session, *arguments, made[0].session_id, "ada", "r2", b"f")
 
 
 async def test_run_of_an_unknown_session_is_refused(store: Store) -> None:
@@ -710,9 +701,10 @@ async def test_call_is_offered_started_and_completed_once(store: Store) -> None:
         "run_created", "step_started", "run_state_changed", "call_started", "step_finished",
     ]  # fmt: skip
     assert (await store.row(run)).state == QUEUED
-    assert await store.db.write(
-        call_store.renew_calls, store.db, store.workspace, "worker-1", {call.lease: ""}
-    ) == ([call.lease], [])
+    assert await store.db.write(call_store.renew_calls, store.db, store.workspace, "worker-1", {call.lease: ""}) == (
+        [call.lease],
+        [],
+    )
 
 
 async def test_same_report_is_answered_the_same_after_the_run_went_on(store: Store) -> None:
@@ -990,9 +982,7 @@ async def test_messages_of_a_session_come_in_order_and_in_pages(store: Store) ->
     assert await read(2, second.run_id) == ["one", "long"]
     for position in ("1", "a.b", "1.²", "9" * 30 + ".1"):
         with pytest.raises(InvalidArgument) as caught:
-            await store.db.read(
-                run_store.list_session_messages, store.workspace, first.session_id, 10, position, ""
-            )
+            await store.db.read(run_store.list_session_messages, store.workspace, first.session_id, 10, position, "")
         assert caught.value.reason == Reason.INVALID_PAGE_TOKEN
 
 
@@ -1101,7 +1091,9 @@ async def test_nothing_of_a_foreign_workspace_is_found(store: Store) -> None:
 # --------------------------------------------------------------------------------------------------------- change feed
 
 
-async def follow(store: Store, cursor: bytes = b"", limit: int = DEFAULT_ENTRIES) -> tuple[list[tuple[str, int]], bytes]:
+async def follow(
+    store: Store, cursor: bytes = b"", limit: int = DEFAULT_ENTRIES
+) -> tuple[list[tuple[str, int]], bytes]:
     """The feed from a cursor to its end for now, and the cursor there."""
     found: list[tuple[str, int]] = []
     while True:
@@ -1289,9 +1281,7 @@ async def test_run_stored_while_its_predecessor_ends_is_not_left_blocked(postgre
         ending = asyncio.create_task(store.advance(first, becomes(SUCCEEDED)))
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as watching, asyncio.timeout(10):
             while True:
-                found = await watching.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-                )
+                found = await watching.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
                 if (await found.fetchone() or (0,))[0] == 1:
                     break
         adding.commit()

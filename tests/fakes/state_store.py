@@ -539,5 +539,9 @@ class ModelStateStore:
             seq = self._write_outside(call.run, change)
             call.reported = (report, seq)
             return seq
-        self._write_outside(call.run, run_pb2.Change(late_result=late), wake=False)
+        kept = run_pb2.LateResult()
+        kept.CopyFrom(late)
+        kept.step, kept.worker_id = call.new.step, worker_id
+        kept.attempt = call.new.attempt - (call.lease != lease)
+        self._write_outside(call.run, run_pb2.Change(late_result=kept), wake=False)
         raise LeaseLost("lost", reason=Reason.CALL_LEASE_LOST)

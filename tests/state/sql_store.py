@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -15,13 +15,14 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import call_queue_service_pb2 as calls_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import HoldfastError
+from holdfast.ids import new_uuid7
+from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
 from services.state import call_store, change_feed, journal, lease_store, run_store, tables
 from services.state.app import MIGRATIONS
 from services.state.group_commit import Committed, GroupCommit
 from services.state.hub import Hub
-from services.state.leases import sweep_once
 from tests.fakes.state_store import Answer, Operation
 from tests.state.builders import WORKSPACE
 
@@ -32,6 +33,7 @@ class SqlStateStore:
     def __init__(self, db: Database, commits: GroupCommit) -> None:
         self.db = db
         self.commits = commits
+        self._streams: dict[str, str] = {}
 
     async def commit(self, *operations: Operation) -> list[Answer]:
         # All are handed over before the writer gets its turn, so that they meet in one batch.
@@ -54,30 +56,48 @@ class SqlStateStore:
         return await self.db.read(journal.read_events, WORKSPACE, run_id, after_seq, 1_000)
 
     async def feed(self, cursor: bytes = b"", limit: int = 500) -> tuple[list[tuple[str, int]], bytes]:
-        entries, cursor = await self.db.read(change_feed.read_feed, self.db, cursor, limit)
+        entries, cursor, _ = await self.db.read(change_feed.read_feed, self.db, cursor, limit)
         return [(entry.event.run_id, entry.event.seq) for entry in entries], cursor
 
     async def blob(self, blob_hash: bytes, workspace_id: str = WORKSPACE) -> bytes | None:
         return (await self.db.read(journal.read_blobs, workspace_id, [blob_hash])).get(blob_hash)
 
     async def renew(self, executor_id: str) -> None:
-        await self.db.write(lease_store.renew, self.db, executor_id, lease_store.LEASE_DURATION)
+        if executor_id in self._streams:
+            stream = self._streams[executor_id]
+            if await self.db.write(lease_store.begin, self.db, executor_id, stream) is not None:
+                return
+        stream = self._streams[executor_id] = new_uuid7()
+        await self.db.write(lease_store.open_stream, self.db, executor_id, stream, {})
 
     async def lose(self, executor_id: str) -> None:
-        await self.db.write(lease_store.renew, self.db, executor_id, -lease_store.LEASE_DURATION)
+        e = tables.executors.c
+        long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+
+        def silence(connection: sa.Connection) -> None:
+            connection.execute(
+                sa.update(tables.executors).where(e.executor_id == executor_id).values(expires_at=long_ago)
+            )
+
+        await self.db.write(silence)
 
     async def leave(self, executor_id: str) -> None:
-        await self.db.write(lease_store.release, self.db, executor_id)
+        stream = self._streams.pop(executor_id, new_uuid7())
+        await self.db.write(lease_store.close_stream, self.db, executor_id, stream, in_order=True)
 
     async def give_back(self, executor_id: str, runs: Mapping[str, int]) -> None:
         await self.db.write(lease_store.release, self.db, executor_id, dict(runs))
 
     async def claim(self, executor_id: str, limit: int = 100) -> dict[str, int]:
-        rows = await self.db.write(lease_store.claim, self.db, executor_id, limit)
-        return {row.run_id: row.epoch for row in rows}
+        if executor_id not in self._streams:
+            await self.renew(executor_id)
+        rows = await self.db.write(lease_store.claim, self.db, executor_id, self._streams[executor_id], limit)
+        return {row.run_id: row.epoch for row in rows or ()}
 
     async def sweep(self) -> None:
-        await sweep_once(self.db)
+        await self.db.write(lease_store.sweep, self.db)
+        for lost in await self.db.read(lease_store.lost_calls, self.db):
+            await self.db.write(lease_store.lose_call, self.db, lost)
 
     async def cancel(self, run_id: str, workspace_id: str = WORKSPACE) -> run_pb2.Run:
         run, _ = await self.db.write(run_store.request_cancel, self.db, workspace_id, run_id, "key-1", "enough")
@@ -131,9 +151,9 @@ async def migrated(url: str) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def opened(db: Database) -> AsyncIterator[SqlStateStore]:
+async def opened(db: Database, clock: Clock | None = None) -> AsyncIterator[SqlStateStore]:
     """The store on a database, with its group commit."""
-    commits = GroupCommit(db, Hub())
+    commits = GroupCommit(db, Hub(), clock=clock)
     async with asyncio.TaskGroup() as tasks:
         writer = tasks.create_task(commits.run())
         try:

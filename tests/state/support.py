@@ -41,9 +41,7 @@ FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
 
 def text(words: str, role: content_pb2.Role = content_pb2.ROLE_USER) -> content_pb2.StoredMessage:
-    return content_pb2.StoredMessage(
-        message=content_pb2.Message(role=role, parts=[content_pb2.Part(text=words)])
-    )
+    return content_pb2.StoredMessage(message=content_pb2.Message(role=role, parts=[content_pb2.Part(text=words)]))
 
 
 def blob(data: bytes) -> content_pb2.Blob:

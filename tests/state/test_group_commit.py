@@ -14,8 +14,10 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import HoldfastError, Reason, ResourceExhausted, Unavailable
 from holdfast.ids import new_uuid7
+from services.shared.clock import Clock
 from services.shared.database import Database
 from services.state import group_commit
+from tests.fakes.clock import FakeClock
 from tests.state.builders import asks, in_blob, model_says, new_run, starts, transition
 from tests.state.sql_store import SqlStateStore, migrated, opened, sqlite
 
@@ -33,6 +35,7 @@ class FailingDatabase(Database):
         self.fail_reads = 0
         self.fail_writes: list[HoldfastError] = []
         self.lose_answers = 0
+        self.is_away = False
 
     async def read(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         if self.fail_reads:
@@ -41,6 +44,8 @@ class FailingDatabase(Database):
         return await super().read(fn, *args, **kwargs)
 
     async def write(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.is_away:
+            raise Unavailable("the storage is unavailable", reason=Reason.STORAGE_UNAVAILABLE)
         if self.fail_writes:
             raise self.fail_writes.pop(0)
         result = await super().write(fn, *args, **kwargs)
@@ -51,10 +56,10 @@ class FailingDatabase(Database):
 
 
 @asynccontextmanager
-async def failing(folder: Path) -> AsyncIterator[tuple[SqlStateStore, FailingDatabase]]:
+async def failing(folder: Path, clock: Clock | None = None) -> AsyncIterator[tuple[SqlStateStore, FailingDatabase]]:
     async with migrated(sqlite(folder)):
         pass
-    async with FailingDatabase(sqlite(folder), schema="state", synchronous="NORMAL") as db, opened(db) as store:
+    async with FailingDatabase(sqlite(folder), schema="state", synchronous="NORMAL") as db, opened(db, clock) as store:
         yield store, db
 
 
@@ -70,13 +75,12 @@ def reason_of(answer: object) -> str:
 
 
 @pytest.mark.promise("P1")
-async def test_commit_whose_answer_was_lost_is_answered_right_when_it_is_sent_again(tmp_path: Path) -> None:
+async def test_commit_whose_answer_was_lost_is_found_and_answered(tmp_path: Path) -> None:
     async with failing(tmp_path) as (store, db):
         [(run_id, epoch)] = await claimed(store, 1)
         sent = transition(run_id, epoch, 2, starts(1))
         db.lose_answers = 1
-        [lost] = await store.commit(sent)
-        assert reason_of(lost) == Reason.STORAGE_UNAVAILABLE
+        assert await store.commit(sent) == [2]
         assert await store.commit(sent) == [2]
         assert [event.seq for event in await store.events(run_id)] == [1, 2]
 
@@ -85,11 +89,42 @@ async def test_new_run_whose_answer_was_lost_is_one_run(tmp_path: Path) -> None:
     async with failing(tmp_path) as (store, db):
         new = new_run(request_id="r-1", fingerprint=b"f")
         db.lose_answers = 1
-        [lost] = await store.commit(new)
-        assert reason_of(lost) == Reason.STORAGE_UNAVAILABLE
-        [again] = await store.commit(new)
-        assert isinstance(again, run_pb2.Run) and again.run_id == new.run_id
+        [made] = await store.commit(new)
+        assert isinstance(made, run_pb2.Run) and made.run_id == new.run_id
         assert (await store.feed())[0] == [(new.run_id, 1)]
+
+
+async def test_operations_wait_for_a_storage_that_is_away_and_keep_their_order(tmp_path: Path) -> None:
+    async with failing(tmp_path) as (store, db):
+        runs = await claimed(store, 3)
+        away = Unavailable("the storage is unavailable", reason=Reason.STORAGE_UNAVAILABLE)
+        db.fail_writes += [away, away, away]
+        operations = [transition(run_id, epoch, seq) for seq in (2, 3, 4) for run_id, epoch in runs]
+        assert await store.commit(*operations) == [operation.seq for operation in operations]
+
+
+async def test_operations_that_have_waited_for_too_long_are_told_so(tmp_path: Path) -> None:
+    clock = FakeClock()
+    async with failing(tmp_path, clock) as (store, db):
+        (first, e1), (second, e2) = await claimed(store, 2)
+        db.is_away = True
+        early = asyncio.create_task(store.commit(transition(first, e1, 2)))
+        await clock.wait_for_sleepers()
+        while clock.monotonic() - 1_000_000.0 < group_commit.PATIENCE_SECONDS - 5:
+            await clock.advance(group_commit.LONGEST_PAUSE_SECONDS)
+            await clock.wait_for_sleepers()
+        late = asyncio.create_task(store.commit(transition(second, e2, 2)))
+        while not early.done():
+            await clock.advance(group_commit.LONGEST_PAUSE_SECONDS)
+            async with asyncio.timeout(5):
+                while not (early.done() or clock.sleeping):
+                    await asyncio.sleep(0)
+        assert reason_of((await early)[0]) == Reason.STORAGE_UNAVAILABLE
+        await clock.wait_for_sleepers()
+        assert not late.done(), "it came later and is still tried"
+        db.is_away = False
+        await clock.advance(group_commit.LONGEST_PAUSE_SECONDS)
+        assert await late == [2]
 
 
 async def test_full_disk_refuses_with_its_reason_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
@@ -101,14 +136,13 @@ async def test_full_disk_refuses_with_its_reason_and_goes_on_when_there_is_room(
         assert await store.commit(transition(run_id, epoch, 2)) == [2]
 
 
-async def test_database_that_fails_between_commit_and_diagnosis_costs_only_the_undecided(tmp_path: Path) -> None:
+async def test_database_that_fails_between_commit_and_diagnosis_is_asked_again(tmp_path: Path) -> None:
     async with failing(tmp_path) as (store, db):
         (good, good_epoch), (bad, bad_epoch) = await claimed(store, 2)
         db.fail_reads = 1
-        committed, undecided = await store.commit(transition(good, good_epoch, 2), transition(bad, bad_epoch + 1, 2))
+        committed, refused = await store.commit(transition(good, good_epoch, 2), transition(bad, bad_epoch + 1, 2))
         assert committed == 2
-        assert reason_of(undecided) == Reason.STORAGE_UNAVAILABLE
-        # The writer lives.
+        assert reason_of(refused) == Reason.LEASE_LOST
         assert await store.commit(transition(bad, bad_epoch, 2)) == [2]
 
 

@@ -86,7 +86,7 @@ async def until_blocked(db: Database, count: int = 1) -> None:
 
     async with asyncio.timeout(10):
         # The lock is another process's: there is no event to wait for.
-        while await db.read(waiting) < count:  # noqa: ASYNC110
+        while await db.read(waiting) < count:
             await asyncio.sleep(0.01)
 
 

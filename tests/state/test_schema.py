@@ -69,7 +69,7 @@ def _plans(connection: sa.Connection) -> Iterator[list[str]]:
 
     def explain(_: sa.Connection, cursor: Any, statement: str, parameters: Any, *__: Any) -> None:
         nonlocal is_explaining
-        if is_explaining or not statement.startswith(("SELECT", "UPDATE", "DELETE")):
+        if is_explaining or not statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
             return
         is_explaining = True
         rows = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + statement, parameters)
@@ -87,10 +87,13 @@ def _plans(connection: sa.Connection) -> Iterator[list[str]]:
 async def test_frequent_queries_scan_no_table_that_grows(tmp_path: Any, table: str) -> None:
     def run_each(connection: sa.Connection, db: Database) -> list[str]:
         with _plans(connection) as plans:
-            lease_store.claim(connection, db, WORKSPACE, 10)
+            lease_store.open_stream(connection, db, WORKSPACE, WORKSPACE, {})
+            lease_store.claim(connection, db, WORKSPACE, WORKSPACE, 10)
+            lease_store.glance(connection, db)
             lease_store.sweep(connection, db)
-            lease_store.overdue_calls(connection, db)
-            lease_store.release(connection, db, WORKSPACE)
+            lease_store.lost_calls(connection, db)
+            lease_store.repair(connection, db)
+            lease_store.close_stream(connection, db, WORKSPACE, WORKSPACE, in_order=True)
             call_store.lease_calls(connection, db, WORKSPACE, "worker", ["refund"], 1, call_store.DEFAULT_OFFER)
             call_store.find_call(connection, WORKSPACE, "lease")
         return plans

@@ -355,6 +355,7 @@ async def test_watch_of_an_ended_run_ends_whatever_its_reader_knows(state: State
     start = calls_pb2.StartCallRequest(workspace_id=WORKSPACE, worker_id="w", lease=leased.lease)
     await caller.calls.StartCall(start, metadata=caller.identity, timeout=10)
     work.claims.clear()
+    await work.send(free_slots=1)
     await caller.cancel(run_id)
     newer = await work.claimed(run_id)
     await caller.append(transition(run_id, newer, 5, ends(CANCELLED)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.errors import InvalidArgument, Reason
 from holdfast.ids import new_uuid7
 from services.state.transitions import ALLOWED, BY_DRIVER, DRIVER_CHANGES, ENDED, check_transition
+from tests.repository.tree import ROOT
 from tests.state.builders import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, WAITING, ends, starts, transition, waits
 
 STATES = [QUEUED, RUNNING, WAITING, SUCCEEDED, FAILED, CANCELLED]
@@ -19,8 +21,14 @@ RUN = new_uuid7()
 
 
 def test_table_is_the_one_of_the_architecture() -> None:
-    allowed = {(before, after) for before, afters in ALLOWED.items() for after in afters}
-    assert allowed == {
+    written = set()
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for before, afters in re.findall(r"^\| ([A-Z–]+) \| ([A-Z, ]+) \|", page, flags=re.MULTILINE):
+        if before != "–":
+            state = run_pb2.RunState.Value(f"RUN_STATE_{before}")
+            written |= {(state, run_pb2.RunState.Value(f"RUN_STATE_{after}")) for after in afters.split(", ")}
+    assert written == {(before, after) for before, afters in ALLOWED.items() for after in afters}
+    assert written == {
         (QUEUED, RUNNING),
         (QUEUED, CANCELLED),
         (RUNNING, QUEUED),
@@ -62,6 +70,11 @@ def test_driver_writes_only_its_own_changes(kind: str) -> None:
     getattr(change, kind).SetInParent()
     if kind == "run_state_changed":
         change.run_state_changed.state = WAITING
+    elif kind == "approval_requested":
+        change.approval_requested.approval.approval_id = new_uuid7()
+    elif kind == "approval_closed":
+        change.approval_closed.approval_id = new_uuid7()
+        change.approval_closed.state = run_pb2.APPROVAL_STATE_EXPIRED
     if kind in DRIVER_CHANGES:
         check_transition(transition(RUN, 1, 2, change))
         return

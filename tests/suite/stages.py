@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,16 +52,20 @@ class Stage:
             finally:
                 serving.cancel()
 
+    def environment(self) -> dict[str, str]:
+        """The variables of a process that talks to the suite."""
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+        return {**plain, **self.suite.environment()}
+
     async def command(self, *arguments: str) -> Any:
         """Runs `holdfast … --json` against the suite and returns what it printed."""
-        environment = {**_plain_environment(), **self.suite.environment()}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "holdfast.cli",
             *arguments,
             "--json",
-            env=environment,
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -87,12 +92,6 @@ async def open_stage(
         yield Stage(suite, client, http)
 
 
-def _plain_environment() -> dict[str, str]:
-    import os
-
-    return {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
-
-
 async def until_change(handle: RunHandle, is_it: Callable[[run_pb2.Change], bool]) -> run_pb2.Change:
     """Follows a run until a change happens, and returns it."""
     async for event in handle.events(deltas=False):
@@ -112,8 +111,3 @@ async def question_of(handle: RunHandle) -> run_pb2.Approval:
     """Follows a run until it asks, and returns the question."""
     change = await until_change(handle, lambda change: change.HasField("approval_requested"))
     return change.approval_requested.approval
-
-
-def texts(results: Sequence[Any]) -> list[str]:
-    """What the model was told."""
-    return [result.content for result in results]

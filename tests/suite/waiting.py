@@ -10,5 +10,5 @@ _POLL_SECONDS = 0.05
 
 async def until(is_so: Callable[[], bool]) -> None:
     """Returns when something is so; the caller sets the time limit."""
-    while not is_so():  # noqa: ASYNC110 - there is nothing that could set an event
+    while not is_so():
         await asyncio.sleep(_POLL_SECONDS)

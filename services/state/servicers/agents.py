@@ -10,6 +10,9 @@ from holdfast.api.state.v1 import agent_store_service_pb2 as pb
 from holdfast.api.state.v1.agent_store_service_pb2_grpc import AgentStoreServiceServicer
 from services.shared.database import Database
 from services.state import agent_store
+from services.state.idempotence import write_once
+
+MAX_PAGE = 200
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -23,7 +26,8 @@ class AgentStoreServicer(AgentStoreServiceServicer):
     async def PutAgentRevision(
         self, request: pb.PutAgentRevisionRequest, context: Context
     ) -> pb.PutAgentRevisionResponse:
-        revision, created = await self._db.write(
+        revision, created = await write_once(
+            self._db,
             agent_store.put_revision,
             self._db,
             request.workspace_id,
@@ -40,9 +44,9 @@ class AgentStoreServicer(AgentStoreServiceServicer):
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Context) -> pb.ListAgentsResponse:
         agents = await self._db.read(
-            agent_store.list_agents, request.workspace_id, request.page_size + 1, request.after_name
+            agent_store.list_agents, request.workspace_id, _size(request) + 1, request.after_name
         )
-        return pb.ListAgentsResponse(agents=agents[: request.page_size], has_more=len(agents) > request.page_size)
+        return pb.ListAgentsResponse(agents=agents[: _size(request)], has_more=len(agents) > _size(request))
 
     async def GetAgentRevision(
         self, request: pb.GetAgentRevisionRequest, context: Context
@@ -54,12 +58,13 @@ class AgentStoreServicer(AgentStoreServiceServicer):
         self, request: pb.ListAgentRevisionsRequest, context: Context
     ) -> pb.ListAgentRevisionsResponse:
         revisions, position = await self._db.read(
-            agent_store.list_revisions, request.workspace_id, request.agent, request.page_size, request.position
+            agent_store.list_revisions, request.workspace_id, request.agent, _size(request), request.position
         )
         return pb.ListAgentRevisionsResponse(revisions=revisions, next_position=position)
 
     async def PutAgentLabel(self, request: pb.PutAgentLabelRequest, context: Context) -> pb.PutAgentLabelResponse:
-        agent = await self._db.write(
+        agent = await write_once(
+            self._db,
             agent_store.put_label,
             self._db,
             request.workspace_id,
@@ -70,3 +75,7 @@ class AgentStoreServicer(AgentStoreServiceServicer):
             request.request_fingerprint,
         )
         return pb.PutAgentLabelResponse(agent=agent)
+
+
+def _size(request: Any) -> int:
+    return max(1, min(int(request.page_size), MAX_PAGE))

@@ -8,9 +8,12 @@ import grpc.aio
 
 from holdfast.api.state.v1 import call_queue_service_pb2 as pb
 from holdfast.api.state.v1.call_queue_service_pb2_grpc import CallQueueServiceServicer
+from holdfast.errors import InvalidArgument
 from services.shared.database import Database
 from services.state import call_store
 from services.state.hub import Hub
+
+MAX_OFFER_SECONDS = 3_600
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -23,7 +26,11 @@ class CallQueueServicer(CallQueueServiceServicer):
         self._hub = hub
 
     async def LeaseCalls(self, request: pb.LeaseCallsRequest, context: Context) -> pb.LeaseCallsResponse:
-        offer = request.offer_duration.ToTimedelta() if request.HasField("offer_duration") else call_store.DEFAULT_OFFER
+        offer = call_store.DEFAULT_OFFER
+        if request.HasField("offer_duration"):
+            if not 0 < request.offer_duration.seconds <= MAX_OFFER_SECONDS:
+                raise InvalidArgument(f"expected 1 s to {MAX_OFFER_SECONDS} s", field="offer_duration")
+            offer = request.offer_duration.ToTimedelta()
         calls = await self._db.write(
             call_store.lease_calls,
             self._db,

@@ -10,13 +10,15 @@ import grpc.aio
 
 from holdfast.api.state.v1 import change_feed_service_pb2 as pb
 from holdfast.api.state.v1.change_feed_service_pb2_grpc import ChangeFeedServiceServicer
+from holdfast.errors import InvalidArgument
 from services.shared.database import Database
-from services.state.change_feed import MAX_ENTRIES, read_feed
-from services.state.hub import Hub
+from services.state.change_feed import MAX_ENTRIES, check_cursor, read_feed
+from services.state.hub import Hub, wait_for
 
 DEFAULT_ENTRIES = 500
 BEAT_SECONDS = 15.0
-POLL_SECONDS = 0.25
+# The hub and the pulse tell of commits; this is for a hint that was lost.
+LOOK_SECONDS = 5.0
 GATHER_SECONDS = 0.03
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -31,22 +33,26 @@ class ChangeFeedServicer(ChangeFeedServiceServicer):
         self.draining = asyncio.Event()
 
     async def Follow(self, request: pb.FollowRequest, context: Context) -> AsyncIterator[pb.FollowResponse]:
+        if request.max_entries < 0:
+            raise InvalidArgument("max_entries must not be negative", field="max_entries")
         limit = min(request.max_entries or DEFAULT_ENTRIES, MAX_ENTRIES)
         cursor = request.cursor
+        if cursor:
+            await self._db.read(check_cursor, self._db, cursor)
         loop = asyncio.get_running_loop()
         last_sent = loop.time()
-        says_caught_up = True
+        # The first frame says where the follower stands, also when there is nothing to send.
+        must_send = True
         while not self.draining.is_set():
-            change = self._hub.next_feed_change()
-            entries, cursor = await self._db.read(read_feed, self._db, cursor, limit)
-            is_caught_up = len(entries) < limit
-            # The first frame says where the follower stands, also when there is nothing to send.
-            if entries or says_caught_up or loop.time() - last_sent >= BEAT_SECONDS:
+            # Order matters: taken before the reading, so that nothing is committed unseen between the two.
+            next_commit = self._hub.next_commit
+            entries, cursor, is_caught_up = await self._db.read(read_feed, self._db, cursor, limit)
+            if entries or must_send or loop.time() - last_sent >= BEAT_SECONDS:
                 yield pb.FollowResponse(entries=entries, cursor=cursor, is_caught_up=is_caught_up)
                 last_sent = loop.time()
-                says_caught_up = False
+                must_send = False
             if is_caught_up:
                 # What commits within a moment goes into one frame: followers are behind by that much, and state reads
                 # its journal so many times a second, however many transactions there are.
                 await asyncio.sleep(GATHER_SECONDS)
-                await self._hub.wait_for_feed(change, POLL_SECONDS if self._db.dialect == "postgresql" else 1.0)
+                await wait_for(next_commit, LOOK_SECONDS)

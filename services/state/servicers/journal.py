@@ -68,7 +68,7 @@ class JournalServicer(JournalServiceServicer):
     def _read(connection: Any, request: pb.ReadJournalRequest, after_seq: int) -> list[Any]:
         events = journal.read_events(connection, request.workspace_id, request.run_id, after_seq, PAGE)
         if request.inline_messages:
-            put_messages_inline(connection, request.workspace_id, events, limit=INLINE_BLOB_LIMIT)
+            return put_messages_inline(connection, request.workspace_id, events, limit=INLINE_BLOB_LIMIT)
         return events
 
     async def WatchJournal(
@@ -82,12 +82,12 @@ class JournalServicer(JournalServiceServicer):
             yield response
 
     async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[pb.ReadBlobResponse]:
+        if request.offset < 0:
+            raise InvalidArgument("offset must not be negative", field="offset")
         found = await self._db.read(journal.read_blobs, request.workspace_id, [request.hash])
         data = found.get(request.hash)
         if data is None:
             raise NotFound("no such blob", reason=Reason.BLOB_NOT_FOUND)
-        if request.offset < 0:
-            raise InvalidArgument("offset must not be negative", field="offset")
         offset = request.offset
         while True:
             yield pb.ReadBlobResponse(data=data[offset : offset + PIECE_BYTES], size=len(data))

@@ -9,9 +9,14 @@ import grpc.aio
 
 from holdfast.api.state.v1 import run_store_service_pb2 as pb
 from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceServicer
+from holdfast.errors import InvalidArgument
 from services.shared.database import Database
 from services.state import run_store
 from services.state.hub import Hub
+from services.state.idempotence import write_once
+
+MAX_PAGE = 200
+MAX_MESSAGES = 1_000
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -27,7 +32,10 @@ class RunStoreServicer(RunStoreServiceServicer):
         return pb.GetRunResponse(run=await self._db.read(run_store.get_run, request.workspace_id, request.run_id))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        created_after = request.created_after.ToDatetime(tzinfo=UTC) if request.HasField("created_after") else None
+        try:
+            created_after = request.created_after.ToDatetime(tzinfo=UTC) if request.HasField("created_after") else None
+        except (ValueError, OverflowError) as error:
+            raise InvalidArgument("is out of range", field="created_after") from error
         only = run_store.RunFilter(
             agent=request.agent,
             session_id=request.session_id,
@@ -36,9 +44,9 @@ class RunStoreServicer(RunStoreServiceServicer):
             created_after=created_after,
         )
         runs = await self._db.read(
-            run_store.list_runs, request.workspace_id, request.page_size + 1, request.before_run_id, only
+            run_store.list_runs, request.workspace_id, _size(request) + 1, request.before_run_id, only
         )
-        return pb.ListRunsResponse(runs=runs[: request.page_size], has_more=len(runs) > request.page_size)
+        return pb.ListRunsResponse(runs=runs[: _size(request)], has_more=len(runs) > _size(request))
 
     async def RequestCancel(self, request: pb.RequestCancelRequest, context: Context) -> pb.RequestCancelResponse:
         run, written = await self._db.write(
@@ -53,7 +61,8 @@ class RunStoreServicer(RunStoreServiceServicer):
         return pb.RequestCancelResponse(run=run)
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.CreateSessionResponse:
-        session = await self._db.write(
+        session = await write_once(
+            self._db,
             run_store.create_session,
             self._db,
             request.workspace_id,
@@ -72,13 +81,11 @@ class RunStoreServicer(RunStoreServiceServicer):
         sessions = await self._db.read(
             run_store.list_sessions,
             request.workspace_id,
-            request.page_size + 1,
+            _size(request) + 1,
             request.before_session_id,
             request.user_id,
         )
-        return pb.ListSessionsResponse(
-            sessions=sessions[: request.page_size], has_more=len(sessions) > request.page_size
-        )
+        return pb.ListSessionsResponse(sessions=sessions[: _size(request)], has_more=len(sessions) > _size(request))
 
     async def ListSessionMessages(
         self, request: pb.ListSessionMessagesRequest, context: Context
@@ -87,7 +94,7 @@ class RunStoreServicer(RunStoreServiceServicer):
             run_store.list_session_messages,
             request.workspace_id,
             request.session_id,
-            request.page_size,
+            _size(request, MAX_MESSAGES),
             request.position,
             request.before_run_id,
         )
@@ -101,14 +108,12 @@ class RunStoreServicer(RunStoreServiceServicer):
         approvals = await self._db.read(
             run_store.list_approvals,
             request.workspace_id,
-            request.page_size + 1,
+            _size(request) + 1,
             request.before_approval_id,
             request.run_id,
             request.state,
         )
-        return pb.ListApprovalsResponse(
-            approvals=approvals[: request.page_size], has_more=len(approvals) > request.page_size
-        )
+        return pb.ListApprovalsResponse(approvals=approvals[: _size(request)], has_more=len(approvals) > _size(request))
 
     async def DecideApproval(self, request: pb.DecideApprovalRequest, context: Context) -> pb.DecideApprovalResponse:
         approval, written = await self._db.write(
@@ -122,3 +127,7 @@ class RunStoreServicer(RunStoreServiceServicer):
             self._hub.outside_event(written.run_id, written.outside)
         if written.leases:
             self._hub.calls_cancelled(list(written.leases))
+
+
+def _size(request: Any, maximum: int = MAX_PAGE) -> int:
+    return max(1, min(int(request.page_size), maximum))

@@ -65,6 +65,7 @@ runs = sa.Table(
     sa.Index(
         "ix_runs_ready",
         "ready_at",
+        "run_id",
         postgresql_where=sa.text("state = 1 AND NOT blocked"),
         sqlite_where=sa.text("state = 1 AND NOT blocked"),
     ),
@@ -79,6 +80,12 @@ runs = sa.Table(
         "holder",
         postgresql_where=sa.text("holder IS NOT NULL"),
         sqlite_where=sa.text("holder IS NOT NULL"),
+    ),
+    sa.Index(
+        "ix_runs_blocked",
+        "previous_run_id",
+        postgresql_where=sa.text("state = 1 AND blocked"),
+        sqlite_where=sa.text("state = 1 AND blocked"),
     ),
     # Each step updates its run's row; room in the page keeps the update there.
     postgresql_with={"fillfactor": "70"},
@@ -136,30 +143,32 @@ approvals = sa.Table(
     sa.Index("ix_approvals_workspace_id_approval_id", "workspace_id", "approval_id"),
 )
 
+# One row for each attempt. A row outlives its call: a late report is recognised by it, and the next attempt is given
+# the details of its last heartbeat.
 calls = sa.Table(
     "calls",
     metadata,
     sa.Column("run_id", _id(), primary_key=True),
     sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("workspace_id", _id(), nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("tool", sa.Text, nullable=False),
-    # 1 queued, 2 offered, 3 started, 4 over: kept until the run ends, for a late report and the next attempt's details.
+    # 1 queued, 2 offered, 3 started, 4 over.
     sa.Column("state", sa.SmallInteger, nullable=False),
     # The serialized NewCall.
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("not_before", Timestamp(), nullable=False),
     sa.Column("start_deadline", Timestamp(), nullable=False),
     sa.Column("lease", sa.Text),
-    # The lease of the attempt before, so that its late report is recognised and kept.
-    sa.Column("previous_lease", sa.Text),
     sa.Column("worker_id", sa.Text),
     sa.Column("offer_expires_at", Timestamp()),
+    # When it is taken from a silent worker; never after `times_out_at`.
     sa.Column("beat_due_at", Timestamp()),
     sa.Column("times_out_at", Timestamp()),
     sa.Column("details", sa.Text, nullable=False),
-    # A digest of the report that ended it, so that the same report twice is answered the same.
+    # A digest of the first report and the event that it became: the same report again is answered the same.
     sa.Column("report_digest", sa.LargeBinary),
+    sa.Column("report_seq", sa.BigInteger),
     sa.Index(
         "ix_calls_workspace_id_tool",
         "workspace_id",
@@ -168,15 +177,25 @@ calls = sa.Table(
         postgresql_where=sa.text("state = 1"),
         sqlite_where=sa.text("state = 1"),
     ),
-    sa.Index(
-        "ix_calls_open",
-        "state",
-        "start_deadline",
-        postgresql_where=sa.text("state < 4"),
-        sqlite_where=sa.text("state < 4"),
-    ),
     sa.Index("ix_calls_workspace_id_lease", "workspace_id", "lease"),
-    sa.Index("ix_calls_workspace_id_previous_lease", "workspace_id", "previous_lease"),
+    sa.Index(
+        "ix_calls_start_deadline",
+        "start_deadline",
+        postgresql_where=sa.text("state = 1"),
+        sqlite_where=sa.text("state = 1"),
+    ),
+    sa.Index(
+        "ix_calls_offer_expires_at",
+        "offer_expires_at",
+        postgresql_where=sa.text("state = 2"),
+        sqlite_where=sa.text("state = 2"),
+    ),
+    sa.Index(
+        "ix_calls_beat_due_at",
+        "beat_due_at",
+        postgresql_where=sa.text("state = 3"),
+        sqlite_where=sa.text("state = 3"),
+    ),
 )
 
 agents = sa.Table(
@@ -225,6 +244,8 @@ executors = sa.Table(
     "executors",
     metadata,
     sa.Column("executor_id", _id(), primary_key=True),
+    # The stream that speaks for it. Invariant: only this one renews, claims for it, or gives its runs back.
+    sa.Column("stream_id", _id(), nullable=False),
     sa.Column("expires_at", Timestamp(), nullable=False),
 )
 
