@@ -424,3 +424,27 @@ def test_an_executor_that_stops_stores_results_and_begins_nothing() -> None:
     drive.store(plan)
     second = journal.claim()
     assert kinds(second.plan()) == ["run_claimed", "step_started"]
+
+
+@pytest.mark.promise("P5")
+def test_an_answer_about_a_lost_call_is_used_once_whoever_drives_afterwards() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.model_says(("pay", {})))
+    second = journal.claim()
+    doubt = second.plan()
+    second.store(second.planner.park(NOW))
+    decided = run_pb2.ApprovalDecided(
+        approval_id=doubt.changes[-1].approval_requested.approval.approval_id,
+        step=2,
+        resolution=run_pb2.IN_DOUBT_RESOLUTION_NOT_DONE,
+    )
+    journal.write(0, [run_pb2.Change(approval_decided=decided)])
+    third = journal.claim()
+    assert kinds(third.plan()) == ["run_claimed", "attempt_started"]
+    # The third driver dies during the attempt that was allowed: the next one asks again and makes no other.
+    fourth = journal.claim()
+    plan = fourth.plan()
+    assert kinds(plan) == ["run_claimed", "attempt_failed", "step_in_doubt", "approval_requested"]
+    assert not plan.local_calls

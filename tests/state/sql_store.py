@@ -65,7 +65,7 @@ class SqlStateStore:
     async def renew(self, executor_id: str) -> None:
         if executor_id in self._streams:
             stream = self._streams[executor_id]
-            if await self.db.write(lease_store.begin, self.db, executor_id, stream) is not None:
+            if await self.db.write(lease_store.renew, self.db, executor_id, stream) is not None:
                 return
         stream = self._streams[executor_id] = new_uuid7()
         await self.db.write(lease_store.open_stream, self.db, executor_id, stream, {})
