@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from holdfast.errors import HoldfastError, Unauthenticated, Unavailable, from_rpc_error
+from holdfast.errors import (
+    HoldfastError,
+    InvalidArgument,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    from_rpc_error,
+)
 from holdfast.settings import ClientSettings, split_addresses
 
 if TYPE_CHECKING:
@@ -134,13 +141,16 @@ class Transport:
         """Returns what every call carries.
 
         Raises:
-            Unauthenticated: There is no API key.
+            Unauthenticated: There is no API key, or one that cannot be sent.
         """
         if not self.settings.api_key:
             raise Unauthenticated(
                 "there is no API key: set HOLDFAST_API_KEY, or run `holdfast up`, which makes one",
                 reason="API_KEY_MISSING",
             )
+        if not self.settings.api_key.isascii() or not self.settings.api_key.isprintable():
+            # The transport would refuse it in words that nobody understands.
+            raise Unauthenticated("the API key contains characters that no key has", reason="API_KEY_INVALID")
         return (("authorization", f"Bearer {self.settings.api_key}"),)
 
     async def call(
@@ -184,6 +194,13 @@ class Transport:
                 retry_delay_seconds=result.retry_delay_seconds,
             )
             result.origin = "foreign"
+        if isinstance(result, ResourceExhausted) and result.origin == "foreign" and "larger than max" in result.message:
+            # The transport's own word for it sounds as if waiting would help.
+            return InvalidArgument(
+                f"the message is larger than {MAX_MESSAGE_BYTES} bytes",
+                reason="MESSAGE_TOO_LARGE",
+                metadata={"limit_bytes": str(MAX_MESSAGE_BYTES)},
+            )
         return result
 
     async def close(self) -> None:

@@ -157,6 +157,15 @@ class Planner:
         self._add(run_state_changed=changed)
         return self._plan
 
+    def give_up(self, failure: content_pb2.Failure) -> Plan:
+        """The transition that ends a run which cannot go on: every open step and every call gets its end (P7)."""
+        self._plan = Plan()
+        if self._view.claimed_epoch != self._epoch:
+            self._add(run_claimed=run_pb2.RunClaimed(executor_id=self._executor_id, epoch=self._epoch))
+        self._refuse_calls_without_steps()
+        self._fail(failure)
+        return self._plan
+
     def next_due(self, but: Collection[int] = ()) -> datetime | None:
         """When the first of the open steps goes on by itself.
 
@@ -412,12 +421,14 @@ class Planner:
 
     def _cancel(self) -> None:
         """Every open call gets its one result, every open step its end."""
-        turn = self._view.turn
-        if turn is not None:
-            for call in turn.calls:
-                if not self._view.has_step_for(call.call_id):
-                    self._refuse_call(call, _cancelled_failure(None), run_pb2.STEP_STATE_CANCELLED)
+        self._refuse_calls_without_steps()
         self._end(run_pb2.RUN_STATE_CANCELLED)
+
+    def _refuse_calls_without_steps(self) -> None:
+        turn = self._view.turn
+        for call in turn.calls if turn is not None else ():
+            if not self._view.has_step_for(call.call_id):
+                self._refuse_call(call, _cancelled_failure(None), run_pb2.STEP_STATE_CANCELLED)
 
     def _fail(self, failure: content_pb2.Failure) -> None:
         self._end(run_pb2.RUN_STATE_FAILED, failure)

@@ -18,7 +18,7 @@ from typing import TypeVar
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
-from holdfast.errors import Conflict, DeadlineExceeded, LeaseLost, ResourceExhausted, Unavailable
+from holdfast.errors import Conflict, DeadlineExceeded, InvalidArgument, LeaseLost, ResourceExhausted, Unavailable
 from services.executor import retries
 from services.executor.decide import LocalCall, Outcome, Plan, Planner
 from services.executor.journal_view import RunView
@@ -33,7 +33,7 @@ from services.shared.telemetry import get_logger
 LONGEST_WAIT_IN_MEMORY = timedelta(seconds=5)
 # What one transition takes of results that are there already: far below the limits of an event and of a message.
 MAX_OUTCOME_BYTES = 256 * 1024
-MAX_OUTCOME_BLOB_BYTES = 16 * 1024 * 1024
+MAX_OUTCOME_BLOB_BYTES = 4 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -180,7 +180,25 @@ class Driver:
 
     async def _commit(self, plan: Plan) -> bool:
         """Stores a plan as the next event; False when another event came first (the view is read anew then)."""
-        transition = journal_pb2.Transition(
+        transition = self._transition(plan)
+        crash_point("executor.before_commit")
+        try:
+            # What was executed must not be lost because the storage is away or full for a moment.
+            committed = await self._patiently(lambda: self._parts.journal.commit(transition))
+        except Conflict:
+            await self._load_again()
+            return False
+        except InvalidArgument as error:
+            # It would be refused each time: a run that cannot be stored any further ends, and is not tried for ever.
+            log.error("transition_refused", run_id=self.run_id, seq=transition.seq, exc_info=error)
+            await self._give_up(error)
+            return False
+        crash_point("executor.after_commit")
+        self._view.last_seq = committed.seq
+        return True
+
+    def _transition(self, plan: Plan) -> journal_pb2.Transition:
+        return journal_pb2.Transition(
             workspace_id=self._workspace_id,
             run_id=self.run_id,
             epoch=self.epoch,
@@ -189,16 +207,26 @@ class Driver:
             blobs=plan.blobs,
             calls=plan.calls,
         )
-        crash_point("executor.before_commit")
-        try:
-            # What was executed must not be lost because the storage is away or full for a moment.
-            committed = await self._patiently(lambda: self._parts.journal.commit(transition))
-        except Conflict:
+
+    async def _give_up(self, error: InvalidArgument) -> None:
+        await self._stop_local_calls()
+        failure = content_pb2.Failure(
+            reason="INTERNAL",
+            message=f"The run could not be stored any further: {error.message}",
+            failure_class=content_pb2.FAILURE_CLASS_PERMANENT,
+        )
+        while True:
             await self._load_again()
-            return False
-        crash_point("executor.after_commit")
-        self._view.last_seq = committed.seq
-        return True
+            assert self._planner is not None
+            if self._view.has_ended():
+                return
+            plan = self._planner.give_up(failure)
+            transition = self._transition(plan)
+            try:
+                await self._patiently(lambda: self._parts.journal.commit(transition))  # noqa: B023 - awaited at once
+            except Conflict:
+                continue
+            return
 
     def _launch(self, plan: Plan, tasks: asyncio.TaskGroup) -> None:
         now = self._now()

@@ -215,6 +215,7 @@ class Scheduler:
         for lost in response.lost:
             drive = self._drives.get(lost.run_id)
             if drive is not None and drive.driver.epoch == lost.epoch:
+                log.info("lease_lost", run_id=lost.run_id, epoch=lost.epoch)
                 drive.task.cancel()
         for queued in response.calls_queued:
             self._hub.calls_queued(queued.workspace_id, queued.tool)

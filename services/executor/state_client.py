@@ -13,7 +13,7 @@ from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.api.state.v1 import run_store_service_pb2 as run_store_pb2
 from holdfast.api.state.v1.journal_service_pb2_grpc import JournalServiceStub
-from holdfast.errors import HoldfastError, error_from_code
+from holdfast.errors import HoldfastError, InvalidArgument, Reason, error_from_code
 from services.executor import retries
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
@@ -21,6 +21,8 @@ from services.shared.telemetry import get_logger
 
 MAX_FRAME_OPERATIONS = 256
 MAX_FRAME_BYTES = 2 * 1024 * 1024
+DEFAULT_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+FRAME_OVERHEAD_BYTES = 1024
 # Deltas are worth little when they are late: what does not fit is dropped, never waited for.
 MAX_PENDING_DELTAS = 4_096
 
@@ -42,8 +44,9 @@ class JournalClient:
     is answered sooner or later, and a caller that gives up cancels its wait.
     """
 
-    def __init__(self, stub: JournalServiceStub) -> None:
+    def __init__(self, stub: JournalServiceStub, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
         self._stub = stub
+        self._max_operation_bytes = max_message_bytes - FRAME_OVERHEAD_BYTES
         self._next_id = 0
         # Invariant: insertion order is the order of submission; that is the order of sending again.
         self._pending: dict[int, _Pending] = {}
@@ -93,6 +96,13 @@ class JournalClient:
                     await self._serve_stream()
 
     async def _submit(self, operation: journal_pb2.Operation) -> journal_pb2.OperationResult:
+        size = operation.ByteSize()
+        if size > self._max_operation_bytes:
+            # Sent, it would break the stream that all runs share, again and again.
+            raise InvalidArgument(
+                f"the operation has {size} bytes; the limit is {self._max_operation_bytes}",
+                reason=Reason.MESSAGE_TOO_LARGE,
+            )
         self._next_id += 1
         operation.id = self._next_id
         answer: asyncio.Future[journal_pb2.OperationResult] = asyncio.get_running_loop().create_future()
@@ -138,8 +148,12 @@ class JournalClient:
             while self._unsent or self._deltas:
                 frame = journal_pb2.CheckpointRequest()
                 size = 0
-                while self._unsent and len(frame.operations) < MAX_FRAME_OPERATIONS and size < MAX_FRAME_BYTES:
-                    operation = self._unsent.popleft()
+                while self._unsent and len(frame.operations) < MAX_FRAME_OPERATIONS:
+                    operation = self._unsent[0]
+                    # One that is larger than a frame goes alone.
+                    if frame.operations and size + operation.ByteSize() > MAX_FRAME_BYTES:
+                        break
+                    self._unsent.popleft()
                     if operation.id in self._pending:
                         frame.operations.append(operation)
                         size += operation.ByteSize()

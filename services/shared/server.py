@@ -426,10 +426,13 @@ def service_main(
 
     async def main() -> None:
         with _signals(process.stop):
-            if given and migrate is not None:
-                await migrate(settings)
-            else:
-                await run(settings, process)
+            try:
+                if given and migrate is not None:
+                    await migrate(settings)
+                else:
+                    await run(settings, process)
+            except BaseExceptionGroup as group:
+                raise _told_to_people(group) from None
 
     exit_code = EXIT_OK
     try:
@@ -449,6 +452,15 @@ def service_main(
     finally:
         telemetry.close()
     sys.exit(exit_code)
+
+
+def _told_to_people(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a group was raised for, where that has a sentence of its own; task groups wrap whatever ends a service."""
+    known = group.subgroup((StartupError, SettingsError, Unavailable))
+    error: BaseException = group if known is None else known
+    while isinstance(error, BaseExceptionGroup) and error is not group:
+        error = error.exceptions[0]
+    return error
 
 
 class _signals:

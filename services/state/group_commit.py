@@ -43,6 +43,7 @@ from services.state.transitions import check_new_run, check_transition
 MAX_BATCH = 512
 MAX_PENDING = 10_000
 MAX_ATTEMPTS = 10
+ID_TAKEN = "the run's id, or that of the session to begin, is taken"
 # How long operations wait for a storage that is away before they are told so.
 PATIENCE_SECONDS = 30.0
 FIRST_PAUSE_SECONDS = 0.05
@@ -265,6 +266,14 @@ class GroupCommit:
         if isinstance(error, HoldfastError):
             batch[0].answer(error)
             return
+        if isinstance(error, IntegrityError) and batch[0].new_run is not None:
+            # Another replica has stored it, or its request, in the same moment: now it is found.
+            batch[0].attempts += 1
+            if batch[0].attempts <= 2:
+                await self._commit_batch(batch, transactional, single)
+            else:
+                batch[0].answer(AlreadyExists(ID_TAKEN))
+            return
         log.error("operation_failed", key=batch[0].key, exc_info=error)
         batch[0].answer(InvalidArgument("the operation cannot be stored"))
 
@@ -311,17 +320,12 @@ def _create_runs(
     fast = [(index, new) for index, new in new_runs if not new.session_id]
     slow = [(index, new) for index, new in new_runs if new.session_id]
     if fast:
-        known = journal.known_among(connection, [new for _, new in fast])
-        slow += [(index, new) for index, new in fast if new.run_id in known]
-        fast = [(index, new) for index, new in fast if new.run_id not in known]
-    if fast:
-        try:
-            with connection.begin_nested():
-                rows = journal.insert_new_sessions(connection, db, [new for _, new in fast])
-            for index, new in fast:
+        rows = journal.insert_new_sessions(connection, db, [new for _, new in fast])
+        for index, new in fast:
+            if new.run_id in rows:
                 outcome.answers[index] = run_of(rows[new.run_id])
-        except IntegrityError:
-            slow += fast
+            else:
+                slow.append((index, new))
     for index, new in slow:
         outcome.answers[index] = _create_run(connection, db, new)
 
@@ -336,7 +340,7 @@ def _create_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun
             return error
         except IntegrityError:
             continue
-    return AlreadyExists("the run's id, or that of the session to begin, is taken")
+    return AlreadyExists(ID_TAKEN)
 
 
 def _diagnose(connection: sa.Connection, missing: Sequence[_Pending]) -> dict[int, Committed | HoldfastError | None]:

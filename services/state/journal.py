@@ -8,10 +8,11 @@ the value before.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import chain
+from itertools import accumulate, chain
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -188,10 +189,17 @@ WHERE runs.run_id = b.run_id AND runs.workspace_id = b.workspace_id
   AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state = {RUNNING}
 """
 
+# The bodies go as one value: an array of them would be written as text and read again, byte by byte, on both sides.
+_SENT = (
+    *((name, kind) for name, kind in _COLUMNS if name != "body"),
+    ("body_at", "integer"),
+    ("body_size", "integer"),
+)
+
 _POSTGRES_BATCH = f"""
 WITH b AS MATERIALIZED (
-  SELECT * FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _COLUMNS)})
-    AS b({", ".join(name for name, _ in _COLUMNS)})
+  SELECT * FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _SENT)})
+    AS b({", ".join(name for name, _ in _SENT)})
 ), applied AS (
   {_UPDATE_RUNS.format(max="GREATEST", now="clock_timestamp()", batch="b")}
   -- A successor that another replica stored while this statement waited for the row is not in its snapshot, and would
@@ -201,7 +209,8 @@ WITH b AS MATERIALIZED (
   RETURNING runs.run_id, runs.successor_run_id, b.is_end
 ), written AS (
   INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
-  SELECT b.run_id, b.seq, b.workspace_id, b.epoch, statement_timestamp(), b.body
+  SELECT b.run_id, b.seq, b.workspace_id, b.epoch, statement_timestamp(),
+    substring(CAST(:bodies AS bytea) FROM b.body_at FOR b.body_size)
   FROM b JOIN applied ON applied.run_id = b.run_id
 ), unblocked AS (
   UPDATE runs SET blocked = false, ready_at = clock_timestamp()
@@ -284,12 +293,41 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
 
 
 def _apply_on_postgres(connection: sa.Connection, rows: Sequence[TransitionRow]) -> dict[str, Applied]:
-    values: dict[str, Any] = dict(zip(_NAMES, map(list, zip(*rows, strict=True)), strict=False))
+    columns = dict(zip(_NAMES, zip(*rows, strict=True), strict=False))
+    bodies = columns.pop("body")
+    sizes = [len(body) for body in bodies]
     closing = list(_closing(rows))
-    values["closing_run_id"] = [run_id for run_id, _, _ in closing]
-    values["closing_step"] = [step for _, step, _ in closing]
-    values["closing_is_finished"] = [is_finished for _, _, is_finished in closing]
+    values: dict[str, Any] = {
+        **{name: _array(column) for name, column in columns.items()},
+        "bodies": b"".join(bodies),
+        # SQL counts from 1.
+        "body_at": _array(accumulate(sizes[:-1], initial=1)),
+        "body_size": _array(sizes),
+        "closing_run_id": _array(run_id for run_id, _, _ in closing),
+        "closing_step": _array(step for _, step, _ in closing),
+        "closing_is_finished": _array(is_finished for _, _, is_finished in closing),
+    }
     return {run_id: Applied(at, unblocked) for run_id, at, unblocked in connection.execute(POSTGRES_BATCH, values)}
+
+
+def _array(values: Iterable[str | int | bool | bytes | datetime | None]) -> str:
+    """A PostgreSQL array as text: made here, as the driver takes several times as long for each element."""
+    return f"{{{','.join([_ELEMENTS[type(value)](value) for value in values])}}}"
+
+
+def _array_of_text(values: Iterable[str]) -> str:
+    return "{" + ",".join(['"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values]) + "}"
+
+
+# No element needs quotes but those that get them here: ids are UUIDs, and were checked to be.
+_ELEMENTS: dict[type[Any], Callable[[Any], str]] = {
+    str: str,
+    int: str,
+    bool: lambda value: "t" if value else "f",
+    bytes: lambda value: f'"\\\\x{value.hex()}"',
+    datetime: lambda value: f'"{value.isoformat()}"',
+    type(None): lambda value: "NULL",
+}
 
 
 def _closing(rows: Iterable[TransitionRow]) -> Iterator[tuple[str, int, bool]]:
@@ -497,15 +535,107 @@ def _join_session(connection: sa.Connection, new: journal_pb2.NewRun, now: datet
     return session.run_count + 1, session.last_run_id
 
 
+# Of a new run's row, what is the same for every run that begins a session. {now} is the time of the write.
+_NEW_RUN_CONSTANTS = {
+    "ordinal": "1",
+    "state": str(int(run_pb2.RUN_STATE_QUEUED)),
+    "wait_reason": "0",
+    "blocked": "false",
+    "cancel_requested": "false",
+    "epoch": "0",
+    "last_seq": "1",
+    "step_count": "0",
+    **dict.fromkeys(("ready_at", "created_at", "updated_at"), "statement_timestamp()"),
+    **dict.fromkeys(_TOTALS, "0"),
+    "output_seq": "0",
+}
+_NEW_RUN_COLUMNS = ("run_id", "workspace_id", "session_id", "agent", "revision", "user_id")
+_NEW_RUN_SENT = (
+    *((name, "uuid") for name in ("run_id", "workspace_id", "session_id")),
+    *((name, "text") for name in ("agent", "revision", "user_id", "request_id")),
+    ("fingerprint", "bytea"),
+    ("body_at", "integer"),
+    ("body_size", "integer"),
+)
+
+# Leaves out those whose run or request is stored: they are looked at one by one. One that another replica stores at the
+# same moment breaks the statement, and is found when it is tried again.
+POSTGRES_NEW_SESSIONS = sa.text(f"""
+WITH n AS MATERIALIZED (
+  SELECT n.* FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _NEW_RUN_SENT)})
+    AS n({", ".join(name for name, _ in _NEW_RUN_SENT)})
+  WHERE NOT EXISTS (SELECT 1 FROM runs WHERE runs.run_id = n.run_id) AND (n.request_id = '' OR NOT EXISTS (
+    SELECT 1 FROM requests AS q WHERE q.workspace_id = n.workspace_id AND q.request_id = n.request_id))
+), s AS (
+  INSERT INTO sessions (workspace_id, session_id, user_id, last_run_id, run_count, created_at)
+  SELECT workspace_id, session_id, user_id, run_id, 1, statement_timestamp() FROM n
+), r AS (
+  INSERT INTO runs ({", ".join((*_NEW_RUN_COLUMNS, *_NEW_RUN_CONSTANTS))})
+  SELECT {", ".join((*_NEW_RUN_COLUMNS, *_NEW_RUN_CONSTANTS.values()))} FROM n
+), j AS (
+  INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
+  SELECT run_id, 1, workspace_id, 0, statement_timestamp(),
+    substring(CAST(:bodies AS bytea) FROM body_at FOR body_size) FROM n
+), q AS (
+  INSERT INTO requests (workspace_id, request_id, method, fingerprint, result, created_at)
+  SELECT workspace_id, request_id, 'StartRun', fingerprint, CAST(run_id AS text), statement_timestamp()
+  FROM n WHERE request_id <> ''
+)
+SELECT CAST(run_id AS text), statement_timestamp() FROM n
+""")
+
+
 def insert_new_sessions(
     connection: sa.Connection, db: Database, batch: Sequence[journal_pb2.NewRun]
-) -> dict[str, sa.Row[Any]]:
-    """Stores many runs that begin sessions of their own, set by set. Their ids and request ids must be new.
+) -> dict[str, SimpleNamespace]:
+    """Stores many runs that begin sessions of their own, set by set.
+
+    Returns:
+        The rows of those that were stored, by run; the others, or their requests, are known already.
 
     Raises:
-        IntegrityError: One of them is not new; nothing may be kept of the transaction.
+        IntegrityError: One of them became known meanwhile; nothing may be kept of the transaction.
     """
-    now = db.now(connection)
+    if db.dialect == "postgresql":
+        stored = _insert_new_sessions_on_postgres(connection, batch)
+    else:
+        known = known_among(connection, batch)
+        now = db.now(connection)
+        _insert_new_sessions(connection, now, fresh := [new for new in batch if new.run_id not in known])
+        stored = {new.run_id: now for new in fresh}
+    rows: dict[str, SimpleNamespace] = {}
+    for new in batch:
+        if new.run_id in stored:
+            now = stored[new.run_id]
+            if new.blobs:
+                put_blobs(connection, new.workspace_id, new.blobs, now)
+            values = run_values(new, now, 1, None, False)
+            rows[new.run_id] = SimpleNamespace(**values, failure=None, ended_at=None, wake_at=None)
+    return rows
+
+
+def _insert_new_sessions_on_postgres(
+    connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]
+) -> dict[str, datetime]:
+    bodies = [created_body(new, None) for new in batch]
+    sizes = [len(body) for body in bodies]
+    values = {
+        "run_id": _array(new.run_id for new in batch),
+        "workspace_id": _array(new.workspace_id for new in batch),
+        "session_id": _array(new.new_session_id for new in batch),
+        **{name: _array_of_text(getattr(new, name) for new in batch) for name in ("agent", "revision", "user_id")},
+        "request_id": _array_of_text(new.request_id for new in batch),
+        "fingerprint": _array(new.request_fingerprint for new in batch),
+        "bodies": b"".join(bodies),
+        "body_at": _array(accumulate(sizes[:-1], initial=1)),
+        "body_size": _array(sizes),
+    }
+    return {row[0]: row[1] for row in connection.execute(POSTGRES_NEW_SESSIONS, values)}
+
+
+def _insert_new_sessions(connection: sa.Connection, now: datetime, batch: Sequence[journal_pb2.NewRun]) -> None:
+    if not batch:
+        return
     connection.execute(
         sa.insert(t.sessions),
         [
@@ -535,8 +665,6 @@ def insert_new_sessions(
             for new in batch
         ],
     )
-    for new in batch:
-        put_blobs(connection, new.workspace_id, new.blobs, now)
     asked = [new for new in batch if new.request_id]
     if asked:
         connection.execute(
@@ -546,8 +674,6 @@ def insert_new_sessions(
                 for new in asked
             ],
         )
-    rows = connection.execute(sa.select(t.runs).where(t.runs.c.run_id.in_([new.run_id for new in batch])))
-    return {row.run_id: row for row in rows}
 
 
 def known_among(connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]) -> set[str]:

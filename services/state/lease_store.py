@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.ids import is_uuid
-from services.shared.database import Database
+from services.shared.database import Database, now_sql
 from services.state import journal
 from services.state import tables as t
 from services.state.transitions import ENDED
@@ -119,7 +119,7 @@ def claim(
     Returns:
         The runs; None when the stream does not speak for the executor (any more).
     """
-    now = db.now(connection)
+    now = now_sql(db)
     r, e = t.runs.c, t.executors.c
     # Invariant: a run's holder has a row here when the claim commits, and whoever deletes that row returns the run.
     speaks = sa.select(e.expires_at).where(e.executor_id == executor_id, e.stream_id == stream_id, e.expires_at > now)

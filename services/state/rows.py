@@ -19,7 +19,7 @@ def stamp(moment: datetime) -> Timestamp:
     return result
 
 
-def run_of(row: sa.Row[Any]) -> run_pb2.Run:
+def run_of(row: Any) -> run_pb2.Run:
     """A run's row as a Run without its output."""
     run = run_pb2.Run(
         run_id=row.run_id,

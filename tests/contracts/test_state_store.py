@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
-from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as pb
 from holdfast.errors import (
     AlreadyExists,
@@ -28,6 +28,7 @@ from holdfast.errors import (
 from holdfast.ids import new_uuid7
 from services.state import agent_store, call_store, change_feed, journal, lease_store, run_store
 from services.state import tables as t
+from services.state.idempotence import write_once
 from services.state.servicers.change_feed import DEFAULT_ENTRIES
 from tests.state.support import (
     CANCELLED,
@@ -44,31 +45,25 @@ from tests.state.support import (
     attempt_failed,
     becomes,
     blob,
+    emptied,
     finished,
     message_blob,
     new_call,
     new_run,
     opened,
-    sqlite_url,
     started,
     text,
     tool_finished,
 )
 
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database."""
-    if request.param == "sqlite":
-        return sqlite_url(tmp_path)
-    url: str = request.getfixturevalue("postgres_database")
-    return url
+# Its fixtures: an empty database of each kind.
+pytest_plugins = ["tests.state.sql_fixtures"]
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[Store]:
+async def store(either_url: str) -> AsyncIterator[Store]:
     """The store on either database."""
-    async with opened(database_url) as store:
+    async with emptied(either_url) as store:
         yield store
 
 
@@ -116,8 +111,8 @@ async def test_same_request_twice_in_one_frame_makes_one_run(store: Store) -> No
     assert len(await store.claim()) == 2
 
 
-async def test_same_request_from_two_replicas_makes_one_run(database_url: str, store: Store) -> None:
-    async with opened(database_url) as other:
+async def test_same_request_from_two_replicas_makes_one_run(either_url: str, store: Store) -> None:
+    async with opened(either_url) as other:
         for number in range(10):
             calls = [
                 replica.commits.create_run(new_run(store.workspace, request_id=f"r{number}", request_fingerprint=b"f"))
@@ -128,8 +123,6 @@ async def test_same_request_from_two_replicas_makes_one_run(database_url: str, s
 
 
 async def test_same_session_request_at_once_makes_one_session(store: Store) -> None:
-    from services.state.idempotence import write_once
-
     arguments = (store.db, store.workspace)
     made = await asyncio.gather(
         *(write_once(store.db, run_store.create_session, *arguments, new_uuid7(), "ada", "r1", b"f") for _ in range(5))
@@ -682,12 +675,9 @@ async def queued_call(store: Store, *, waiting: bool = True, **fields: object) -
 
 async def test_call_is_offered_started_and_completed_once(store: Store) -> None:
     run = await queued_call(store)
-    (call,) = await store.db.write(
-        call_store.lease_calls, store.db, store.workspace, "worker-1", ["refund", "other"], 5, timedelta(seconds=60)
-    )
+    (call,) = await store.offers()
     assert (call.run_id, call.step, call.attempt, call.tool, call.idempotency_key) == (run.run_id, 1, 1, "refund", "k")
-    nothing_left = call_store.lease_calls, store.db, store.workspace, "worker-2", ["refund"], 5, timedelta(seconds=60)
-    assert await store.db.write(*nothing_left) == []
+    assert await store.offers("worker-2") == []
     event = await store.start(call.lease)
     assert event is not None
     assert not event.outside.became_ready, "nothing can be decided from a start"
@@ -736,13 +726,11 @@ async def test_offer_that_is_not_started_is_void_after_its_time(store: Store) ->
 async def test_offer_that_is_given_back_goes_to_another_worker(store: Store) -> None:
     run = await queued_call(store)
     lease = await store.offer()
-    other = call_store.return_calls, store.workspace, "worker-2", [lease]
-    assert await store.db.write(*other) == set(), "only its worker gives an offer back"
-    mine = call_store.return_calls, store.workspace, "worker-1", [lease]
-    assert await store.db.write(*mine) == {(store.workspace, "refund")}
+    assert await store.give_back("worker-2", lease) == set(), "only its worker gives an offer back"
+    assert await store.give_back("worker-1", lease) == {(store.workspace, "refund")}
     again = await store.offer("worker-2")
     await store.start(again, "worker-2")
-    assert await store.db.write(call_store.return_calls, store.workspace, "worker-2", [again]) == set()
+    assert await store.give_back("worker-2", again) == set()
     assert [row.state for row in await store.call_rows(run)] == [journal.CALL_STARTED]
 
 
@@ -800,13 +788,11 @@ async def test_heartbeat_keeps_a_call_and_its_details_reach_the_next_attempt(sto
     run = await queued_call(store, waiting=False, heartbeat_timeout=timedelta(microseconds=1))
     lease = await store.offer()
     await store.start(lease)
-    beat = call_store.renew_calls, store.db, store.workspace, "worker-1"
-    assert await store.db.write(*beat, {lease: "page 7", "unknown": ""}) == (["unknown"], [])
-    assert await store.db.write(*beat, {lease: ""}) == ([], []), "a beat without details keeps the last"
-    stranger = call_store.renew_calls, store.db, store.workspace, "worker-2", {lease: "stolen"}
-    assert await store.db.write(*stranger) == ([lease], [])
+    assert await store.beat("worker-1", **{lease: "page 7", "unknown": ""}) == (["unknown"], [])
+    assert await store.beat("worker-1", **{lease: ""}) == ([], []), "a beat without details keeps the last"
+    assert await store.beat("worker-2", **{lease: "stolen"}) == ([lease], [])
     await store.cancel(run)
-    assert await store.db.write(*beat, {lease: ""}) == ([], [lease])
+    assert await store.beat("worker-1", **{lease: ""}) == ([], [lease])
     await store.sweep()
     run.last_seq = (await store.row(run)).last_seq
     again = run_pb2.Change(attempt_started=run_pb2.AttemptStarted(step=1, attempt=2))
@@ -935,10 +921,10 @@ async def test_cancelled_run_leaves_its_place_in_the_chain(store: Store, place: 
     assert caught.value.reason == Reason.RUN_ENDED
 
 
-async def test_chain_holds_when_runs_are_added_cancelled_and_ended_at_once(database_url: str, store: Store) -> None:
+async def test_chain_holds_when_runs_are_added_cancelled_and_ended_at_once(either_url: str, store: Store) -> None:
     first = await store.claimed()
     behind = [await store.create(session_id=first.session_id) for _ in range(8)]
-    async with opened(database_url) as other:
+    async with opened(either_url) as other:
         other.workspace = store.workspace
         async with asyncio.TaskGroup() as tasks:
             for run in behind[1::2]:
@@ -1017,8 +1003,6 @@ async def test_lists_page_newest_first(store: Store) -> None:
 
 
 async def test_agents_are_stored_once_by_revision_and_found_by_label(store: Store) -> None:
-    from holdfast.api.common.v1 import agent_pb2
-
     async def put(revision: str, request: str = "", fingerprint: bytes = b"") -> bool:
         spec = agent_pb2.AgentSpec(name="support", description=revision)
         _, created = await store.db.write(
@@ -1069,7 +1053,7 @@ async def test_nothing_of_a_foreign_workspace_is_found(store: Store) -> None:
         (run_store.get_run, "nonsense", run.run_id),
     ):
         with pytest.raises(NotFound):
-            await store.db.read(*reading)  # type: ignore[arg-type]
+            await store.db.read(*reading)
     assert await store.db.read(run_store.list_runs, foreign, 10, "", run_store.RunFilter()) == []
     assert await store.db.read(run_store.list_approvals, foreign, 10, "", run.run_id, 0) == []
     for writing in (
@@ -1077,7 +1061,7 @@ async def test_nothing_of_a_foreign_workspace_is_found(store: Store) -> None:
         (run_store.decide_approval, store.db, foreign, run_pb2.ApprovalDecided(approval_id=question)),
     ):
         with pytest.raises(NotFound):
-            await store.db.write(*writing)  # type: ignore[arg-type]
+            await store.db.write(*writing)
     stolen = Held(**{**vars(run), "workspace": foreign})
     assert (await store.refusal(stolen, started(1))).reason == Reason.RUN_NOT_FOUND
     assert (await store.db.write(
@@ -1125,7 +1109,7 @@ async def test_feed_has_every_event_once_from_any_cursor(store: Store) -> None:
     assert (await follow(store, end))[0] == [(runs[1].run_id, 6)]
 
 
-async def test_feed_frames_are_bounded_in_size(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_feed_frames_are_bounded_in_size(store: Store) -> None:
     run = await store.claimed()
     for step in range(1, 6):
         await store.advance(run, finished(step, "x" * 900_000))
@@ -1154,9 +1138,9 @@ async def test_foreign_cursor_is_refused(store: Store) -> None:
 
 
 @pytest.fixture
-async def postgres_store(postgres_database: str) -> AsyncIterator[Store]:
+async def postgres_store(postgres_state: str) -> AsyncIterator[Store]:
     """The store on PostgreSQL."""
-    async with opened(postgres_database) as store:
+    async with emptied(postgres_state) as store:
         yield store
 
 
@@ -1165,22 +1149,18 @@ async def test_feed_passes_no_transaction_that_is_still_open(postgres_store: Sto
     store = postgres_store
     early, late = await store.create(), await store.create()
     _, start = await follow(store)
-    async with store.db.writer() as writer:
-        has_begun, may_commit = asyncio.Event(), asyncio.Event()
-        open_transaction = asyncio.create_task(commit_when_told(store, early, has_begun, may_commit))
-        await has_begun.wait()
-        await store.cancel(late)
-        # The later transaction has committed, the earlier one has not: a reader that went on would never see it.
-        assert (await follow(store, start))[0] == []
-        may_commit.set()
-        await open_transaction
-        assert (await follow(store, start))[0] == [(early.run_id, 2), (late.run_id, 2)]
-        del writer
+    has_begun, may_commit = asyncio.Event(), asyncio.Event()
+    open_transaction = asyncio.create_task(commit_when_told(store, early, has_begun, may_commit))
+    await has_begun.wait()
+    await store.cancel(late)
+    # The later transaction has committed, the earlier one has not: a reader that went on would never see it.
+    assert (await follow(store, start))[0] == []
+    may_commit.set()
+    await open_transaction
+    assert (await follow(store, start))[0] == [(early.run_id, 2), (late.run_id, 2)]
 
 
 async def commit_when_told(store: Store, run: Held, has_begun: asyncio.Event, may_commit: asyncio.Event) -> None:
-    import psycopg
-
     url = store.db.url.set(drivername="postgresql").render_as_string(hide_password=False)
     async with await psycopg.AsyncConnection.connect(url, options="-c search_path=state") as connection:
         await connection.execute("UPDATE runs SET last_seq = 2 WHERE run_id = %s", (run.run_id,))
@@ -1235,8 +1215,6 @@ async def test_feed_keeps_a_runs_order_when_its_writers_waited_for_each_other(po
     run = await store.claimed()
     await store.advance(run, *(asks(n, new_uuid7()) for n in range(1, 3)))
     approvals = await store.db.read(run_store.list_approvals, store.workspace, 10, "", run.run_id, 0)
-    import psycopg
-
     url = store.db.url.set(drivername="postgresql").render_as_string(hide_password=False)
     async with await psycopg.AsyncConnection.connect(url, options="-c search_path=state") as connection:
         await connection.execute("SELECT 1 FROM runs WHERE run_id = %s FOR UPDATE", (run.run_id,))
@@ -1271,8 +1249,6 @@ async def test_run_stored_while_its_predecessor_ends_is_not_left_blocked(postgre
     """The end waits for the row that a new run of the session has just changed, and must see the run all the same."""
     store = postgres_store
     first = await store.claimed()
-    import psycopg
-
     url = store.db.url.set(drivername="postgresql").render_as_string(hide_password=False)
     engine = sa.create_engine(store.db.url, connect_args={"options": "-c search_path=state"})
     new = new_run(store.workspace, session_id=first.session_id)

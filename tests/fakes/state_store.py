@@ -201,7 +201,7 @@ class ModelStateStore:
         return self._copy(stored)
 
     def _apply(self, transition: journal_pb2.Transition) -> int:
-        if transition.seq < 2 or not transition.changes:
+        if transition.seq < 2 or transition.epoch < 1 or not transition.changes:
             raise InvalidArgument("malformed", reason=Reason.INVALID_FIELD)
         stored = self._find(transition.run_id, transition.workspace_id)
         if transition.seq <= len(stored.events):
@@ -418,7 +418,7 @@ class ModelStateStore:
         if stored.has_ended:
             raise FailedPrecondition("ended", reason=Reason.RUN_ENDED)
         stored.run.cancel_requested = True
-        asked = run_pb2.Change(cancel_requested=run_pb2.CancelRequested())
+        asked = run_pb2.Change(cancel_requested=run_pb2.CancelRequested(requested_by="key-1", reason="enough"))
         if not stored.behind:
             self._write_outside(stored, asked)
             return self._copy(stored)

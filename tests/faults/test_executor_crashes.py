@@ -180,20 +180,30 @@ VISITS: dict[str, dict[str, Iterable[int]]] = {
     },
     "postgresql": {"before_commit": (2, 5), "after_commit": (1, 8), "after_intent": (3, 7), "after_call": (2, 6)},
 }
-CASES = [
-    (database, f"executor.{point}:{visit}")
-    for database, points in VISITS.items()
-    for point, visits in points.items()
-    for visit in visits
-]
+
+
+def cases(database: str) -> list[str]:
+    return [f"executor.{point}:{visit}" for point, visits in VISITS[database].items() for visit in visits]
+
+
+def on(database: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("database_url", [database], indirect=True, scope="module")
 
 
 @pytest.mark.promise("P2")
 @pytest.mark.promise("P4")
 @pytest.mark.promise("P5")
 @pytest.mark.promise("P7")
-@pytest.mark.parametrize(("database_url", "crash_point"), CASES, indirect=["database_url"], scope="module")
+@on("sqlite")
+@pytest.mark.parametrize("crash_point", cases("sqlite"))
 async def test_a_run_survives_the_death_of_its_executor_at(stage: Stage, crash_point: str) -> None:
+    await crash_and_take_over(stage, crash_point)
+
+
+@pytest.mark.promise("P2")
+@on("postgresql")
+@pytest.mark.parametrize("crash_point", cases("postgresql"))
+async def test_on_postgresql_a_run_survives_the_death_of_its_executor_at(stage: Stage, crash_point: str) -> None:
     await crash_and_take_over(stage, crash_point)
 
 
@@ -221,11 +231,8 @@ async def question_of(stage: Stage, handle: RunHandle) -> run_pb2.Approval:
     raise AssertionError("the run ended without a question")
 
 
-sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True, scope="module")
-
-
 @pytest.mark.promise("P5")
-@sqlite_only
+@on("sqlite")
 @pytest.mark.parametrize(
     ("resolution", "calls", "state", "says"),
     [
@@ -264,7 +271,7 @@ async def test_a_payment_in_flight_is_in_doubt_and_a_person_decides(
 
 
 @pytest.mark.promise("P2")
-@sqlite_only
+@on("sqlite")
 async def test_a_question_to_the_endpoint_in_flight_is_asked_again_with_the_same_key(stage: Stage) -> None:
     answers = asyncio.Event()
 
@@ -290,7 +297,7 @@ async def test_a_question_to_the_endpoint_in_flight_is_asked_again_with_the_same
 
 
 @pytest.mark.promise("P2")
-@sqlite_only
+@on("sqlite")
 async def test_a_call_that_a_worker_runs_is_reported_to_the_next_executor(stage: Stage) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
     executed: list[str] = []

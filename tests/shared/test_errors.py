@@ -31,7 +31,9 @@ from holdfast.ids import is_uuid, new_uuid7
 
 
 def subclasses(cls: type[HoldfastError]) -> list[type[HoldfastError]]:
-    return [cls, *(leaf for child in cls.__subclasses__() for leaf in subclasses(child))]
+    # The tree itself: what other modules derive from it depends on what has been imported.
+    children = [child for child in cls.__subclasses__() if child.__module__ == HoldfastError.__module__]
+    return [cls, *(leaf for child in children for leaf in subclasses(child))]
 
 
 def over_the_wire(error: HoldfastError) -> grpc.aio.AioRpcError:

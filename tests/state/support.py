@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.state.v1 import call_queue_service_pb2 as calls_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as pb
 from holdfast.errors import HoldfastError
 from holdfast.ids import new_uuid7
@@ -203,10 +204,12 @@ class Store:
                 done.set()
 
         for number, operation in enumerate(operations):
-            key = "transition" if isinstance(operation, pb.Transition) else "new_run"
+            if isinstance(operation, pb.Transition):
+                sent = pb.Operation(id=number, transition=operation)
+            else:
+                sent = pb.Operation(id=number, new_run=operation)
             # What a frame brings was parsed from its bytes.
-            sent = pb.Operation(id=number, **{key: operation}).SerializeToString()
-            self.commits.submit(pb.Operation.FromString(sent), answer)
+            self.commits.submit(pb.Operation.FromString(sent.SerializeToString()), answer)
         if operations:
             async with asyncio.timeout(30):
                 await done.wait()
@@ -244,6 +247,17 @@ class Store:
 
         return await self.db.read(read)
 
+    async def offers(self, worker: str = "worker-1", limit: int = 10) -> list[calls_pb2.LeasedCall]:
+        """All calls that are queued, as offers to a worker."""
+        offer = timedelta(seconds=60)
+        return await self.db.write(call_store.lease_calls, self.db, self.workspace, worker, ["refund"], limit, offer)
+
+    async def give_back(self, worker: str, *leases: str) -> set[tuple[str, str]]:
+        return await self.db.write(call_store.return_calls, self.workspace, worker, leases)
+
+    async def beat(self, worker: str, **running: str) -> tuple[list[str], list[str]]:
+        return await self.db.write(call_store.renew_calls, self.db, self.workspace, worker, running)
+
     async def offer(self, worker: str = "worker-1", *, seconds: float = 60, tools: Sequence[str] = ("refund",)) -> str:
         """The lease of the only call that is queued."""
         (call,) = await self.db.write(
@@ -277,7 +291,8 @@ def sqlite_url(folder: Path) -> str:
 @asynccontextmanager
 async def migrated(url: str, clock: Clock | None = None) -> AsyncIterator[Database]:
     """The service's database, with its tables."""
-    async with Database(url, schema=SERVICE, clock=clock) as db:
+    # NORMAL: what a power cut would lose is no subject here, and each commit is faster.
+    async with Database(url, schema=SERVICE, synchronous="NORMAL", clock=clock) as db:
         await upgrade(db, MIGRATIONS)
         yield db
 
@@ -293,6 +308,20 @@ async def committing(db: Database, **options: Any) -> AsyncIterator[Store]:
             yield Store(db, hub, commits)
         finally:
             running.cancel()
+
+
+@asynccontextmanager
+async def emptied(url: str) -> AsyncIterator[Store]:
+    """A store on a database that other tests have used."""
+
+    def empty(connection: sa.Connection) -> None:
+        for table in t.metadata.sorted_tables:
+            connection.execute(sa.delete(table))
+
+    async with migrated(url) as db:
+        await db.write(empty)
+        async with committing(db) as store:
+            yield store
 
 
 @asynccontextmanager
