@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
@@ -58,6 +58,12 @@ class FakeJournal(JournalServiceServicer):
         return pb.OperationResult(id=operation.id, committed=pb.Committed(seq=transition.seq))
 
 
+def fake_journal() -> FakeJournal:
+    # Only the stream is served here; the other methods answer UNIMPLEMENTED, as the generated class has it.
+    made: FakeJournal = cast(Any, FakeJournal)()
+    return made
+
+
 @asynccontextmanager
 async def serving(journal: FakeJournal) -> AsyncIterator[JournalClient]:
     server = grpc.aio.server()
@@ -81,7 +87,7 @@ def transition(run: str, seq: int = 2) -> pb.Transition:
 
 
 async def test_operations_of_many_runs_share_frames_and_each_gets_its_own_answer() -> None:
-    journal = FakeJournal()
+    journal = fake_journal()
     journal.gate.clear()
     async with serving(journal) as client:
         async with asyncio.TaskGroup() as tasks:
@@ -94,7 +100,7 @@ async def test_operations_of_many_runs_share_frames_and_each_gets_its_own_answer
 
 @pytest.mark.promise("P1")
 async def test_an_operation_whose_answer_was_lost_is_sent_again_and_applied_once() -> None:
-    journal = FakeJournal()
+    journal = fake_journal()
     journal.breaks_left = 3
     async with serving(journal) as client:
         answers = await asyncio.gather(*(client.commit(transition("r", seq)) for seq in (2, 3, 4)))
@@ -113,7 +119,7 @@ async def test_an_operation_whose_answer_was_lost_is_sent_again_and_applied_once
 async def test_a_refusal_is_raised_as_the_error_it_stands_for(
     reason: str, code: grpc.StatusCode, expected: type[Exception]
 ) -> None:
-    journal = FakeJournal()
+    journal = fake_journal()
     journal.refusals["r"] = pb.Refused(reason=reason, code=code.value[0], message="no")
     async with serving(journal) as client:
         with pytest.raises(expected) as caught:
@@ -122,7 +128,7 @@ async def test_a_refusal_is_raised_as_the_error_it_stands_for(
 
 
 async def test_a_caller_that_gives_up_does_not_disturb_the_others() -> None:
-    journal = FakeJournal()
+    journal = fake_journal()
     journal.gate.clear()
     async with serving(journal) as client:
         given_up = asyncio.create_task(client.commit(transition("a")))
@@ -134,7 +140,7 @@ async def test_a_caller_that_gives_up_does_not_disturb_the_others() -> None:
 
 
 async def test_pieces_of_answers_travel_with_the_operations() -> None:
-    journal = FakeJournal()
+    journal = fake_journal()
     async with serving(journal) as client:
         client.send_delta(run_pb2.Delta(run_id="r", text="hel"))
         client.send_delta(run_pb2.Delta(run_id="r", text="lo"))

@@ -464,7 +464,7 @@ class ModelStateStore:
         self, worker_id: str, tools: Sequence[str], limit: int = 10, offer: timedelta = timedelta(seconds=60)
     ) -> list[calls_pb2.LeasedCall]:
         now = datetime.now(UTC)
-        leased = []
+        leased: list[calls_pb2.LeasedCall] = []
         for call in self._calls.values():
             if len(leased) < limit and call.state == "QUEUED" and call.new.tool in tools:
                 if call.new.start_deadline.ToDatetime(tzinfo=UTC) <= now:

@@ -122,8 +122,8 @@ class Work:
 
     async def read(self) -> lease_pb2.WorkResponse:
         """The next response, which this object remembers."""
-        response: lease_pb2.WorkResponse = await self.stream.read()
-        assert response is not grpc.aio.EOF, "the stream has ended"
+        response: Any = await self.stream.read()
+        assert isinstance(response, lease_pb2.WorkResponse), "the stream has ended"
         self.claims.update({claim.run.run_id: claim for claim in response.claims})
         self.lost += [held.run_id for held in response.lost]
         self.nudged += response.nudged_run_ids
@@ -225,7 +225,7 @@ class Checkpoints:
     async def read_until(self, count: int) -> None:
         async with asyncio.timeout(30):
             while len(self.answers) < count:
-                response = await self.stream.read()
+                response: Any = await self.stream.read()
                 assert response is not grpc.aio.EOF
                 for result in response.results:
                     assert result.id not in self.answers, "answered twice"
@@ -509,7 +509,7 @@ async def test_long_journal_is_read_in_frames_that_fit(embedded: State) -> None:
     fed: list[int] = []
     async with asyncio.timeout(30):
         while len(fed) < count + 2:
-            frame = await follow.read()
+            frame: Any = await follow.read()
             fed += [entry.event.seq for entry in frame.entries]
     assert fed == list(range(1, count + 3))
     follow.cancel()
