@@ -257,7 +257,8 @@ def complete_call(
 ) -> Completion:
     """Stores the end of an attempt. A report that comes too late is stored as late, and the caller refuses it.
 
-    The first report of an attempt counts as its report: the same again changes nothing and is answered the same.
+    The report that counts is the attempt's, and before there is one the first that came too late: the same again
+    changes nothing and is answered the same.
 
     Raises:
         LeaseLost: CALL_LEASE_LOST: nobody knows the lease.
@@ -269,17 +270,18 @@ def complete_call(
     _check_end(change, row)
     check_blobs("blobs", blobs)
     digest = hashlib.sha256(change.SerializeToString(deterministic=True)).digest()
-    if row.report_digest is not None and bytes(row.report_digest) == digest:
+    counts = row.state == CALL_STARTED and row.worker_id == worker_id and run.state not in ENDED
+    # Only of what would not count: the report of an offer that became void says nothing of the lease after it.
+    if not counts and row.report_digest is not None and bytes(row.report_digest) == digest:
         return Completion(None, row.report_seq, is_late=_is_late(connection, row))
     journal.put_blobs(connection, workspace_id, blobs, db.now(connection))
-    counts = row.state == CALL_STARTED and row.worker_id == worker_id and run.state not in ENDED
     if counts:
         outside = journal.append_outside(connection, db, run, [change])
     else:
         late.step, late.attempt, late.worker_id = row.step, row.attempt, worker_id
         outside = journal.append_outside(connection, db, run, [run_pb2.Change(late_result=late)], wake=False)
     values: dict[str, Any] = {"state": CALL_OVER} if counts else {}
-    if row.report_digest is None:
+    if counts or row.report_digest is None:
         values.update(report_digest=digest, report_seq=outside.seq)
     if values:
         connection.execute(sa.update(t.calls).where(_key(row)).values(values))

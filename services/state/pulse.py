@@ -19,6 +19,8 @@ from services.state.hub import Hub
 POSTGRES_SECONDS: Final = 0.25
 # Nobody else writes to the file: only time brings something.
 SQLITE_SECONDS: Final = 0.5
+# Longer than any beat takes; executors cannot have renewed for about as long.
+AWAY_SECONDS: Final = 2.5
 REPAIR_SECONDS: Final = 10.0
 HOUSEKEEPING_SECONDS: Final = 600.0
 
@@ -40,15 +42,17 @@ class Pulse:
     async def run(self) -> None:
         """Looks until it is cancelled."""
         interval = POSTGRES_SECONDS if self._db.dialect == "postgresql" else SQLITE_SECONDS
-        is_first = True
+        # None: state itself was away until now.
+        answered_at: float | None = None
         is_failing = False
         while True:
             try:
-                if is_first:
-                    # Nobody could renew while state was away: executors that are alive come back and find their runs.
+                if answered_at is None or self._clock.monotonic() - answered_at > AWAY_SECONDS:
+                    # Nobody could renew while state or its storage was away: executors that are alive come back and
+                    # find their runs.
                     await self._db.write(lease_store.extend_all, self._db, lease_store.LEASE_DURATION)
-                    is_first = False
                 await self.beat()
+                answered_at = self._clock.monotonic()
                 is_failing = False
             except HoldfastError as error:
                 level = log.debug if is_failing else log.warning

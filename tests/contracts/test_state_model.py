@@ -783,3 +783,31 @@ async def test_feed_goes_on_after_a_cursor_without_gap_or_repetition(store: Stat
     entries, cursor = await store.feed(cursor, limit=3)
     assert entries == [(run_id, 12)]
     assert await store.feed(cursor) == ([], cursor)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same content", "other content"])
+async def test_early_report_of_a_void_offer_does_not_spoil_the_next_workers(store: StateStore, same: bool) -> None:
+    run_id, _ = await with_call(store)
+    [void] = await store.lease_calls(WORKER, ["refund"])
+    # It reports what it never started, and gives the offer back.
+    with pytest.raises(LeaseLost):
+        await store.complete_call(WORKER, void.lease, tool_result(1, "refunded"), late())
+    await store.return_calls(WORKER, [void.lease])
+    [leased] = await store.lease_calls(OTHER_WORKER, ["refund"])
+    await store.start_call(OTHER_WORKER, leased.lease)
+    report = tool_result(1, "refunded" if same else "refunded twice")
+    seq = await store.complete_call(OTHER_WORKER, leased.lease, report, late())
+    assert (await store.events(run_id))[-1].changes[0] == report
+    assert await store.complete_call(OTHER_WORKER, leased.lease, report, late()) == seq
+    assert (await kinds(store, run_id)).count("step_finished") == 1
+
+
+async def test_late_report_sent_twice_is_kept_once(store: StateStore) -> None:
+    run_id, _ = await with_call(store, call(start_deadline=FUTURE, timeout=INSTANT))
+    [leased] = await store.lease_calls(WORKER, ["refund"])
+    await store.start_call(WORKER, leased.lease)
+    await store.sweep()
+    for _ in range(2):
+        with pytest.raises(LeaseLost):
+            await store.complete_call(WORKER, leased.lease, tool_result(1), late())
+    assert (await kinds(store, run_id)).count("late_result") == 1

@@ -117,7 +117,8 @@ class _Call:
     silent_at: datetime | None = None
     ends_at: datetime | None = None
     details: str = ""
-    reported: tuple[str, int] | None = None
+    # The report that counts, or the first that did not: what, its event, and whether it came too late.
+    reported: tuple[str, int, bool] | None = None
 
 
 @dataclass
@@ -532,16 +533,20 @@ class ModelStateStore:
         if call is None:
             raise LeaseLost("lost", reason=Reason.CALL_LEASE_LOST)
         report = change.SerializeToString(deterministic=True).hex()
-        if call.reported is not None and call.reported[0] == report:
+        counts = call.lease == lease and call.state == "STARTED" and call.worker_id == worker_id
+        if not counts and call.reported is not None and call.reported[0] == report:
+            if call.reported[2]:
+                raise LeaseLost("lost", reason=Reason.CALL_LEASE_LOST)
             return call.reported[1]
-        if call.lease == lease and call.state == "STARTED" and call.worker_id == worker_id:
+        if counts:
             call.state = "OVER"
             seq = self._write_outside(call.run, change)
-            call.reported = (report, seq)
+            call.reported = (report, seq, False)
             return seq
         kept = run_pb2.LateResult()
         kept.CopyFrom(late)
         kept.step, kept.worker_id = call.new.step, worker_id
         kept.attempt = call.new.attempt - (call.lease != lease)
-        self._write_outside(call.run, run_pb2.Change(late_result=kept), wake=False)
+        seq = self._write_outside(call.run, run_pb2.Change(late_result=kept), wake=False)
+        call.reported = call.reported or (report, seq, True)
         raise LeaseLost("lost", reason=Reason.CALL_LEASE_LOST)
