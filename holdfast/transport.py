@@ -73,8 +73,8 @@ def channel_options() -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # A restarted service is found again within a second.
-        # Otherwise a new client inherits the pause that another one of this process has come to after a refused connection.
+        # A restarted service is found again within a second, and a new client does not inherit the pause that another
+        # one of this process has come to after refused connections.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
