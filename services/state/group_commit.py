@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 
 import sqlalchemy as sa
+from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy.exc import IntegrityError
 
 from holdfast.api.common.v1 import run_pb2
@@ -41,6 +43,8 @@ from services.state.rows import run_of, stamp
 from services.state.transitions import check_new_run, check_transition
 
 MAX_BATCH = 512
+# With what they carry; one that is larger goes alone or last.
+MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_PENDING = 10_000
 MAX_ATTEMPTS = 10
 ID_TAKEN = "the run's id, or that of the session to begin, is taken"
@@ -61,7 +65,13 @@ class Committed:
 
     def message(self) -> journal_pb2.Committed:
         """As the contract says it."""
-        return journal_pb2.Committed(seq=self.seq, time=stamp(self.at))
+        return journal_pb2.Committed(seq=self.seq, time=_stamp(self.at))
+
+
+@lru_cache(maxsize=8)
+def _stamp(at: datetime) -> Timestamp:
+    # One time for a whole batch. Never changed: messages take a copy.
+    return stamp(at)
 
 
 Result = Committed | run_pb2.Run | HoldfastError
@@ -74,7 +84,7 @@ class _Pending:
     answer: Callable[[Result], None]
     row: journal.TransitionRow | None = None
     new_run: journal_pb2.NewRun | None = None
-    was_repeated: bool = False
+    size: int = 0
     arrived: float = 0.0
     attempts: int = 0
 
@@ -175,13 +185,15 @@ class GroupCommit:
         batch: list[_Pending] = []
         taken: set[str] = set()
         later: list[_Pending] = []
-        while self._pending and len(batch) < MAX_BATCH:
+        size = 0
+        while self._pending and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
             pending = self._pending.popleft()
             if pending.key in taken:
                 later.append(pending)
             else:
                 taken.add(pending.key)
                 batch.append(pending)
+                size += pending.size
         self._pending.extendleft(reversed(later))
         return batch
 
@@ -381,7 +393,8 @@ def _pending_of(operation: journal_pb2.Operation, answer: Callable[[Result], Non
                 f"an event has at most {journal.MAX_EVENT_BYTES} bytes; larger bodies are stored as blobs",
                 reason=Reason.MESSAGE_TOO_LARGE,
             )
-        return _Pending(row.run_id, answer, row=row)
+        size = len(row.body) if row.transition is None else operation.transition.ByteSize()
+        return _Pending(row.run_id, answer, row=row, size=size)
     new = operation.new_run
     check_new_run(new)
     if len(journal.created_body(new, None)) > journal.MAX_EVENT_BYTES:
@@ -391,7 +404,7 @@ def _pending_of(operation: journal_pb2.Operation, answer: Callable[[Result], Non
         )
     # Two with the same request id, or in the same session, must not meet in one batch.
     key = new.session_id or (f"{new.workspace_id} {new.request_id}" if new.request_id else new.run_id)
-    return _Pending(key, answer, new_run=new)
+    return _Pending(key, answer, new_run=new, size=new.ByteSize())
 
 
 def _refused(operation_id: int, error: HoldfastError) -> journal_pb2.OperationResult:

@@ -11,7 +11,7 @@ from typing import Final
 
 from holdfast.errors import HoldfastError
 from services.shared.clock import Clock
-from services.shared.database import Database
+from services.shared.database import Database, Writer
 from services.shared.telemetry import get_logger
 from services.state import lease_store
 from services.state.hub import Hub
@@ -41,6 +41,11 @@ class Pulse:
 
     async def run(self) -> None:
         """Looks until it is cancelled."""
+        # A connection of its own, and one statement without a transaction around it: this is what an idle process does.
+        async with self._db.writer(autocommit=True) as look:
+            await self._run(look)
+
+    async def _run(self, look: Writer) -> None:
         interval = POSTGRES_SECONDS if self._db.dialect == "postgresql" else SQLITE_SECONDS
         # None: state itself was away until now.
         answered_at: float | None = None
@@ -51,7 +56,7 @@ class Pulse:
                     # Nobody could renew while state or its storage was away: executors that are alive come back and
                     # find their runs.
                     await self._db.write(lease_store.extend_all, self._db, lease_store.LEASE_DURATION)
-                await self.beat()
+                await self._beat(look)
                 answered_at = self._clock.monotonic()
                 is_failing = False
             except HoldfastError as error:
@@ -60,9 +65,12 @@ class Pulse:
                 is_failing = True
             await asyncio.sleep(interval)
 
-    async def beat(self) -> None:
-        """Looks once."""
-        seen = await self._db.read(lease_store.glance, self._db)
+    async def _beat(self, look: Writer) -> None:
+        if self._db.dialect == "postgresql":
+            seen = await look.run(lease_store.glance, self._db)
+        else:
+            # There, a writer would lock the file.
+            seen = await self._db.read(lease_store.glance, self._db)
         if seen.has_due:
             await self._sweep()
         if seen.has_ready:

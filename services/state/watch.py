@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import sqlalchemy as sa
 
@@ -22,16 +22,23 @@ PAGE = 200
 
 
 class Watching:
-    """Reads journals for those who watch."""
+    """Reads journals for those who watch.
 
-    def __init__(self, db: Database, hub: Hub) -> None:
+    Args:
+        db: Where the journals are.
+        hub: Tells of what is committed.
+        beat_seconds: A watcher that is told nothing for so long gets a sign of life.
+    """
+
+    def __init__(self, db: Database, hub: Hub, *, beat_seconds: float = BEAT_SECONDS) -> None:
         self._db = db
         self._hub = hub
+        self._beat_seconds = beat_seconds
         self.draining = asyncio.Event()
 
     async def watch(
         self, workspace_id: str, run_id: str, after_seq: int, *, events_only: bool
-    ) -> AsyncIterator[journal_pb2.WatchJournalResponse]:
+    ) -> AsyncGenerator[journal_pb2.WatchJournalResponse, None]:
         """The events after `after_seq` and then those that follow; ends after the run's end.
 
         Raises:
@@ -71,10 +78,10 @@ class Watching:
                     last_sent = loop.time()
                 if has_ended or watcher.must_read:
                     continue
-                if loop.time() - last_sent >= BEAT_SECONDS:
+                if loop.time() - last_sent >= self._beat_seconds:
                     yield journal_pb2.WatchJournalResponse(beat_last_seq=seen)
                     last_sent = loop.time()
-                if await wait_for(watcher.changed, LOOK_SECONDS):
+                if await wait_for(watcher.changed, min(LOOK_SECONDS, self._beat_seconds)):
                     watcher.changed.clear()
                 else:
                     watcher.must_read = True

@@ -25,11 +25,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ChangeFeedServicer(ChangeFeedServiceServicer):
-    """Serves followers of all events."""
+    """Serves followers of all events.
 
-    def __init__(self, db: Database, hub: Hub) -> None:
+    Args:
+        db: Where the events are.
+        hub: Tells of what is committed.
+        beat_seconds: A follower that is told nothing for so long gets a frame without entries.
+    """
+
+    def __init__(self, db: Database, hub: Hub, *, beat_seconds: float = BEAT_SECONDS) -> None:
         self._db = db
         self._hub = hub
+        self._beat_seconds = beat_seconds
         self.draining = asyncio.Event()
 
     async def Follow(self, request: pb.FollowRequest, context: Context) -> AsyncIterator[pb.FollowResponse]:
@@ -47,7 +54,7 @@ class ChangeFeedServicer(ChangeFeedServiceServicer):
             # Order matters: taken before the reading, so that nothing is committed unseen between the two.
             next_commit = self._hub.next_commit
             entries, cursor, is_caught_up = await self._db.read(read_feed, self._db, cursor, limit)
-            if entries or must_send or loop.time() - last_sent >= BEAT_SECONDS:
+            if entries or must_send or loop.time() - last_sent >= self._beat_seconds:
                 yield pb.FollowResponse(entries=entries, cursor=cursor, is_caught_up=is_caught_up)
                 last_sent = loop.time()
                 must_send = False
@@ -55,4 +62,4 @@ class ChangeFeedServicer(ChangeFeedServiceServicer):
                 # What commits within a moment goes into one frame: followers are behind by that much, and state reads
                 # its journal so many times a second, however many transactions there are.
                 await asyncio.sleep(GATHER_SECONDS)
-                await wait_for(next_commit, LOOK_SECONDS)
+                await wait_for(next_commit, min(LOOK_SECONDS, self._beat_seconds))
