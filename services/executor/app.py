@@ -100,8 +100,6 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         )
         key = page_key(settings.service_token)
         watcher = RunWatcher(stubs, server.draining, clock=clock)
-        key = page_key(settings.service_token)
-        watcher = RunWatcher(stubs, server.draining, clock=clock)
         server.add(add_AgentServiceServicer_to_server, AgentServicer(stubs, revisions, page_key=key))
         server.add(add_SessionServiceServicer_to_server, SessionServicer(stubs, page_key=key))
         server.add(add_RunServiceServicer_to_server, RunServicer(stubs, revisions, journal, watcher, page_key=key))

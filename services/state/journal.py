@@ -483,6 +483,8 @@ def run_values(
         "agent": new.agent,
         "revision": new.revision,
         "user_id": new.user_id,
+        "lane": lane_of(new),
+        "agent_limit": new.agent_limit,
         "state": run_pb2.RUN_STATE_QUEUED,
         "wait_reason": 0,
         "blocked": blocked,
@@ -497,6 +499,11 @@ def run_values(
         "created_at": now,
         "updated_at": now,
     }
+
+
+def lane_of(new: journal_pb2.NewRun) -> int:
+    """The order of claims: lower ones first."""
+    return int(new.lane or journal_pb2.LANE_INTERACTIVE)
 
 
 def created_body(new: journal_pb2.NewRun, previous: str | None) -> bytes:
@@ -549,11 +556,13 @@ _NEW_RUN_CONSTANTS = {
     **dict.fromkeys(_TOTALS, "0"),
     "output_seq": "0",
 }
-_NEW_RUN_COLUMNS = ("run_id", "workspace_id", "session_id", "agent", "revision", "user_id")
+_NEW_RUN_COLUMNS = ("run_id", "workspace_id", "session_id", "agent", "revision", "user_id", "lane", "agent_limit")
 _NEW_RUN_SENT = (
     *((name, "uuid") for name in ("run_id", "workspace_id", "session_id")),
     *((name, "text") for name in ("agent", "revision", "user_id", "request_id")),
     ("fingerprint", "bytea"),
+    ("lane", "smallint"),
+    ("agent_limit", "integer"),
     ("body_at", "integer"),
     ("body_size", "integer"),
 )
@@ -626,6 +635,8 @@ def _insert_new_sessions_on_postgres(
         **{name: _array_of_text(getattr(new, name) for new in batch) for name in ("agent", "revision", "user_id")},
         "request_id": _array_of_text(new.request_id for new in batch),
         "fingerprint": _array(new.request_fingerprint for new in batch),
+        "lane": _array(lane_of(new) for new in batch),
+        "agent_limit": _array(new.agent_limit for new in batch),
         "bodies": b"".join(bodies),
         "body_at": _array(accumulate(sizes[:-1], initial=1)),
         "body_size": _array(sizes),

@@ -29,6 +29,10 @@ runs = sa.Table(
     sa.Column("agent", sa.Text, nullable=False),
     sa.Column("revision", sa.Text, nullable=False),
     sa.Column("user_id", sa.Text, nullable=False),
+    # 1 child, 2 interactive, 3 batch: the order in which ready runs are claimed.
+    sa.Column("lane", sa.SmallInteger, nullable=False),
+    # How many runs of its agent may be driven at once; 0 is no limit.
+    sa.Column("agent_limit", sa.Integer, nullable=False),
     sa.Column("state", sa.SmallInteger, nullable=False),
     sa.Column("wait_reason", sa.SmallInteger, nullable=False),
     # Behind an unfinished run of its session: not claimable.
@@ -235,6 +239,21 @@ requests = sa.Table(
     sa.Column("result", sa.Text, nullable=False),
     sa.Column("created_at", Timestamp(), nullable=False),
     sa.Index("ix_requests_created_at", "created_at"),
+)
+
+# What a workspace may use and how long it keeps what has ended; a workspace without a row has the defaults.
+workspaces = sa.Table(
+    "workspaces",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    # Its share of claims beside the other workspaces, 1 to 100; the default is 1.
+    sa.Column("weight", sa.SmallInteger, nullable=False),
+    # How many of its runs may be driven at once; 0 is no limit.
+    sa.Column("max_running", sa.Integer, nullable=False),
+    # Seconds after its end that a run is kept, and after its last run that a session is; 0 keeps them for ever.
+    sa.Column("ended_runs_kept", sa.BigInteger, nullable=False),
+    sa.Column("idle_sessions_kept", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", Timestamp(), nullable=False),
 )
 
 executors = sa.Table(

@@ -5,12 +5,24 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from holdfast.api.common.v1 import content_pb2 as _content_pb2
 from holdfast.api.common.v1 import run_pb2 as _run_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Lane(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LANE_UNSPECIFIED: _ClassVar[Lane]
+    LANE_CHILD: _ClassVar[Lane]
+    LANE_INTERACTIVE: _ClassVar[Lane]
+    LANE_BATCH: _ClassVar[Lane]
+LANE_UNSPECIFIED: Lane
+LANE_CHILD: Lane
+LANE_INTERACTIVE: Lane
+LANE_BATCH: Lane
 
 class CheckpointRequest(_message.Message):
     __slots__ = ("operations", "deltas")
@@ -119,7 +131,7 @@ class NewCall(_message.Message):
     def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., revision: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., call_id: _Optional[str] = ...) -> None: ...
 
 class NewRun(_message.Message):
-    __slots__ = ("workspace_id", "run_id", "session_id", "new_session_id", "agent", "revision", "user_id", "input", "blobs", "reject_when_busy", "request_id", "request_fingerprint", "traceparent")
+    __slots__ = ("workspace_id", "run_id", "session_id", "new_session_id", "agent", "revision", "user_id", "input", "blobs", "reject_when_busy", "request_id", "request_fingerprint", "traceparent", "lane", "agent_limit")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +145,8 @@ class NewRun(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    AGENT_LIMIT_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     run_id: str
     session_id: str
@@ -146,7 +160,9 @@ class NewRun(_message.Message):
     request_id: str
     request_fingerprint: bytes
     traceparent: str
-    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., new_session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., reject_when_busy: bool = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    lane: Lane
+    agent_limit: int
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., new_session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., reject_when_busy: bool = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., agent_limit: _Optional[int] = ...) -> None: ...
 
 class AppendRequest(_message.Message):
     __slots__ = ("transition",)
