@@ -1,7 +1,7 @@
 # Every command people type. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint typecheck format proto bench clean
+.PHONY: help install demo test lint typecheck format proto campaign bench bench-peers simulate clean
 # A recipe that fails half-way must not leave a target that looks finished.
 .DELETE_ON_ERROR:
 
@@ -13,7 +13,7 @@ SERVER := $(VENV)/.installed-server
 DEV := $(VENV)/.installed-dev
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(DEV) ## make .venv and install everything needed to develop
 	@echo "$(VENV) is up to date."
@@ -40,8 +40,20 @@ format: $(DEV) ## let ruff and buf rewrite what they can
 proto: $(DEV) ## generate holdfast/api from proto/
 	@$(PY) scripts/generate_protos.py
 
+campaign: $(DEV) ## the crash campaign, long form (SEED=… FAULTS=500 RUNS=300 DATABASE=postgresql|sqlite)
+	@$(PY) -m tests.campaign $(if $(SEED),--seed $(SEED)) --faults $(or $(FAULTS),500) --runs $(or $(RUNS),300) \
+		--database $(or $(DATABASE),postgresql)
+
 bench: $(DEV) ## run the benchmarks
 	@$(PY) -m benchmarks.run
+
+simulate: $(DEV) ## simulate 1,000 executors and 1,000,000 waiting runs on a virtual clock (SEED=1)
+	@$(PY) -m benchmarks.simulation $(if $(SEED),--seed $(SEED))
+
+bench-peers: $(DEV) ## compare with DBOS, LangGraph and Restate (ROUNDS=3 CONCURRENCY=1,32,256 SECONDS=4 SYSTEMS=… MEASURES=…)
+	@$(PY) -W ignore::UserWarning -m benchmarks.peers $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(SYSTEMS),--systems $(SYSTEMS)) $(if $(MEASURES),--measures $(MEASURES))
 
 clean: ## remove .venv, caches and build products
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,33 +1,27 @@
 """Steps a second through the whole suite: runs started over the public API, the real loop, every checkpoint.
 
-One run is ten steps, five calls of the scripted model that each call the built-in `noop`, and a last answer. C runs are
-in flight at any time: one that ends is replaced at once.
+One run is eleven steps: five turns of the scripted model that each call the built-in `noop`, and a last answer. C runs
+are in flight at any time: one that ends is replaced at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc.aio
 from google.protobuf import json_format
 
 from benchmarks.processes import CpuMeter
 from holdfast.api.common.v1 import agent_pb2, run_pb2
-from holdfast.api.executor.v1 import run_service_pb2 as runs_pb2
-from holdfast.api.executor.v1.agent_service_pb2 import ApplyAgentRequest
-from holdfast.api.executor.v1.agent_service_pb2_grpc import AgentServiceStub
-from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceStub
 from holdfast.testing import Suite
 
 TURNS = 5
-STEPS = 2 * TURNS
-ENDS = {run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED}
+# Of each turn the model's and the tool's, and at the end the model's last.
+STEPS = 2 * TURNS + 1
 
 
 def noop_agent(body_bytes: int) -> agent_pb2.AgentSpec:
@@ -49,7 +43,6 @@ class Measured:
     runs: int = 0
     seconds: float = 0.0
     run_seconds: list[float] = field(default_factory=list)
-    step_seconds: list[float] = field(default_factory=list)
     cpu_seconds: dict[str, float] = field(default_factory=dict)
 
     def row(self, **labels: Any) -> dict[str, Any]:
@@ -59,8 +52,8 @@ class Measured:
         return {
             **labels,
             "steps_per_s": round(steps / self.seconds, 1),
-            "step_p50_ms": _milliseconds(self.step_seconds, 50),
-            "step_p99_ms": _milliseconds(self.step_seconds, 99),
+            # Of the whole run, its acceptance and the news of its end included.
+            "step_p50_ms": _milliseconds([seconds / STEPS for seconds in self.run_seconds], 50),
             "run_p50_ms": _milliseconds(self.run_seconds, 50),
             "run_p99_ms": _milliseconds(self.run_seconds, 99),
             "cpu_s_per_1000_steps": round(sum(per_thousand.values()), 3),
@@ -72,44 +65,24 @@ async def closed_loop(
     suite: Suite, concurrency: int, seconds: float, *, body_bytes: int = 0, postgres_pid: int | None = None
 ) -> Measured:
     """Keeps `concurrency` runs in flight for some seconds, after a warm-up of the same loop."""
-    metadata = (("authorization", f"Bearer {suite.api_key}"),)
-    async with grpc.aio.insecure_channel(suite.address()) as channel:
-        await AgentServiceStub(channel).ApplyAgent(
-            ApplyAgentRequest(spec=noop_agent(body_bytes)), metadata=metadata, timeout=10
-        )
-        stub = RunServiceStub(channel)
+    async with suite.client() as client, client.run_stream() as stream:
+        await client.apply(noop_agent(body_bytes))
         found = Measured()
         measuring = asyncio.Event()
         stopping = asyncio.Event()
 
-        async def one_run(events_only: bool) -> None:
-            started = time.perf_counter()
-            answer = await stub.StartRun(
-                runs_pb2.StartRunRequest(agent="bench", text="go"), metadata=metadata, timeout=60
-            )
-            run_id = answer.run.run_id
-            times: list[float] = []
-            watch = stub.WatchRun(
-                runs_pb2.WatchRunRequest(run_id=run_id, events_only=events_only), metadata=metadata, timeout=120
-            )
-            state = run_pb2.RUN_STATE_QUEUED
-            async for response in watch:
-                if response.WhichOneof("kind") == "event":
-                    times.append(response.event.time.seconds + response.event.time.nanos / 1e9)
-                    last = response.event.changes[-1]
-                    if last.WhichOneof("kind") == "run_state_changed":
-                        state = last.run_state_changed.state
-            if state != run_pb2.RUN_STATE_SUCCEEDED:
-                raise RuntimeError(f"run {run_id} ended as {run_pb2.RunState.Name(state)}")
+        async def one_run() -> None:
+            began = time.perf_counter()
+            run = await stream.run("bench", "go")
+            if run.state != run_pb2.RUN_STATE_SUCCEEDED or run.step_count != STEPS:
+                raise RuntimeError(f"run {run.run_id} ended as {run_pb2.RunState.Name(run.state)}")
             if measuring.is_set() and not stopping.is_set():
                 found.runs += 1
-                found.run_seconds.append(time.perf_counter() - started)
-                # The first event is the acceptance; between two events lies one step and its checkpoint.
-                found.step_seconds.extend(b - a for a, b in itertools.pairwise(times[1:]))
+                found.run_seconds.append(time.perf_counter() - began)
 
         async def lane() -> None:
             while not stopping.is_set():
-                await one_run(True)
+                await one_run()
 
         roots = {name: suite.process_id(name) for name in ("executor", "state", "auth", "trace")}
         if postgres_pid is not None:

@@ -23,13 +23,15 @@ AnyTool: TypeAlias = "Tool[Any, Any] | agent_pb2.ToolSpec | str | Callable[..., 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one run may use at most.
+    """What the agent's runs may use at most.
 
     Attributes:
-        max_steps: Model calls, tool calls and waits together; 0 leaves it to the runtime (100).
+        max_steps: Model calls, tool calls and waits of one run together; 0 leaves it to the runtime (100).
+        max_concurrent_runs: How many runs of the agent may be driven at once in the workspace; 0 is no limit.
     """
 
     max_steps: int = 0
+    max_concurrent_runs: int = 0
 
 
 class Agent:
@@ -49,7 +51,7 @@ class Agent:
         instructions: The system prompt.
         tools: Tools made by `@tool` and plain functions (they run in a `Worker`), what `http_tool` returns, other
             `ToolSpec` messages, and names of the runtime's own tools: `ask_user`, `sleep_until`, `noop`.
-        limits: What one run may use at most.
+        limits: What its runs may use at most.
         description: For people.
 
     Raises:
@@ -78,6 +80,7 @@ class Agent:
         if limits is not None:
             given = limits if isinstance(limits, Limits) else Limits(**limits)
             self.spec.limits.max_steps = given.max_steps
+            self.spec.limits.max_concurrent_runs = given.max_concurrent_runs
         check_spec(self.spec)
 
     @classmethod

@@ -9,7 +9,9 @@ from holdfast.agent import Agent
 from holdfast.api.auth.v1 import workspace_service_pb2
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.api.common.v1 import agent_pb2
-from holdfast.resources import Agents, Approvals, Connections, Keys, Runs, Sessions, Trace
+from holdfast.housekeeping import Housekeeping
+from holdfast.resources import Agents, Approvals, Connections, Keys, Priority, Runs, Sessions, Trace
+from holdfast.run_stream import RunStream
 from holdfast.runs import RunHandle
 from holdfast.settings import resolve
 from holdfast.transport import DEFAULT_TIMEOUT_SECONDS, Transport
@@ -65,6 +67,8 @@ class Client:
         """Credentials of third parties."""
         self.trace = Trace(self._transport)
         """What happened and why."""
+        self.housekeeping = Housekeeping(self._transport)
+        """What the workspace keeps, and for how long."""
 
     @property
     def transport(self) -> Transport:
@@ -84,6 +88,7 @@ class Client:
         session_id: str = "",
         user_id: str = "",
         reject_when_busy: bool = False,
+        priority: Priority = "interactive",
         request_id: str | None = None,
     ) -> RunHandle:
         """Starts a run. When this returns, the run is stored and goes on without the caller.
@@ -95,6 +100,7 @@ class Client:
             session_id: The conversation to go on with; a new one when not given.
             user_id: On whose behalf, the caller's own opaque id.
             reject_when_busy: Refuse, instead of waiting, while the session has an unfinished run.
+            priority: `batch` lets the workspace's other runs go first.
             request_id: The same id with the same content is the same run. A new one when not given, so that the
                 retries inside this call start one run.
         """
@@ -105,8 +111,13 @@ class Client:
             session_id=session_id,
             user_id=user_id,
             reject_when_busy=reject_when_busy,
+            priority=priority,
             request_id=request_id,
         )
+
+    def run_stream(self) -> RunStream:
+        """Returns a stream that starts many runs; open it as an async context manager."""
+        return RunStream(self._transport)
 
     async def run(self, run_id: str) -> RunHandle:
         """Returns an existing run."""

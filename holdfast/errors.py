@@ -328,7 +328,12 @@ _BY_REASON: Final[Mapping[str, type[HoldfastError]]] = {
 
 
 def error_from_code(
-    code: int, message: str, *, reason: str | None = None, retry_delay_seconds: float | None = None
+    code: int,
+    message: str,
+    *,
+    reason: str | None = None,
+    field: str | None = None,
+    retry_delay_seconds: float | None = None,
 ) -> HoldfastError:
     """Returns the error that a status code and a reason stand for, where they travel inside a message.
 
@@ -336,11 +341,12 @@ def error_from_code(
         code: Number of a gRPC status code.
         message: Public text.
         reason: Stable reason; it chooses the class where one is more exact than the code's.
+        field: The field that is wrong, where one is.
         retry_delay_seconds: When to try again.
     """
     status = next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)
     cls = _BY_REASON.get(reason or "", _BY_CODE.get(status, Internal))
-    return cls(message, reason=reason, retry_delay_seconds=retry_delay_seconds)
+    return cls(message, reason=reason, field=field, retry_delay_seconds=retry_delay_seconds)
 
 
 def _shortened(text: str, limit: int) -> str:

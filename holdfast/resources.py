@@ -27,8 +27,10 @@ from holdfast.runs import RunHandle
 from holdfast.transport import Transport
 
 Resolution = Literal["done", "not_done", "tell_model", "fail_run"]
+Priority = Literal["interactive", "batch"]
 
 _PAGE_SIZE: Final = 200
+_PRIORITIES: Final = {"interactive": run_pb2.PRIORITY_INTERACTIVE, "batch": run_pb2.PRIORITY_BATCH}
 
 
 class Agents:
@@ -112,9 +114,12 @@ class Runs:
         session_id: str = "",
         user_id: str = "",
         reject_when_busy: bool = False,
+        priority: Priority = "interactive",
         request_id: str | None = None,
     ) -> RunHandle:
         """As `Client.start`."""
+        if priority not in _PRIORITIES:
+            raise InvalidArgument(f"expected interactive or batch, not {priority!r}", field="priority")
         busy = run_service_pb2.BUSY_POLICY_REJECT if reject_when_busy else run_service_pb2.BUSY_POLICY_ENQUEUE
         request = run_service_pb2.StartRunRequest(
             agent=agent.name if isinstance(agent, Agent) else agent,
@@ -123,6 +128,7 @@ class Runs:
             session_id=session_id,
             user_id=user_id,
             busy_policy=busy,
+            priority=_PRIORITIES[priority],
             # Without an id the channel's own retry after a lost answer would start a second run.
             request_id=request_id if request_id is not None else new_uuid7(),
         )

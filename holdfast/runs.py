@@ -23,6 +23,8 @@ from holdfast.transport import Transport, cancelling
 ENDED: Final = frozenset({run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED})
 """States after which nothing of a run changes."""
 
+# A wait is asked for again after this long: an executor that was stopped in the meantime is found out by it.
+_WAIT_SECONDS: Final = 30.0
 # An idle stream beats every 15 s; after three times that nobody is there.
 _IDLE_SECONDS: Final = 45.0
 _FIRST_BACKOFF_SECONDS: Final = 0.1
@@ -177,26 +179,27 @@ class RunHandle:
 
     async def wait(self) -> run_pb2.Run:
         """Waits for the end of the run, however it ends, and returns it."""
-        # Only the end matters: what is stored already need not be read again.
-        run = await self._get_when_reachable()
-        if run.state not in ENDED:
-            async for _ in self.events(after_seq=run.last_seq, deltas=False):
-                pass
-            run = await self._get_when_reachable()
-        return run
-
-    async def _get_when_reachable(self) -> run_pb2.Run:
-        """As `get`, but no executor that is away for a while ends a wait (P12)."""
         loop = asyncio.get_running_loop()
-        began, failures = loop.time(), 0
+        failures, failing_since = 0, loop.time()
+        request = run_service_pb2.WaitRunRequest(run_id=self.id)
         while True:
+            began = loop.time()
             try:
-                return await self.get()
+                response = await self._transport.call("executor", self._stub.WaitRun, request, timeout=_WAIT_SECONDS)
+            except DeadlineExceeded:
+                # A wait that was answered so late was one with an executor that is there.
+                failures, failing_since = 0, loop.time()
             except HoldfastError as error:
-                if not _is_worth_reattaching(error) or loop.time() - began >= DEFAULT_REATTACH_SECONDS:
+                # No executor that is away for a while ends a wait (P12).
+                if loop.time() - began > backoff_seconds(0, None):
+                    failures, failing_since = 0, loop.time()
+                if not is_worth_reattaching(error) or loop.time() - failing_since >= DEFAULT_REATTACH_SECONDS:
                     raise
-                await asyncio.sleep(_backoff_seconds(failures, error))
+                await asyncio.sleep(backoff_seconds(failures, error))
                 failures += 1
+            else:
+                self.run = response.run
+                return self.run
 
     def events(
         self, after_seq: int = 0, *, deltas: bool = True, reattach_seconds: float = DEFAULT_REATTACH_SECONDS
@@ -265,11 +268,11 @@ class _Follower:
                     return
             except grpc.RpcError as error:
                 failure = self._transport.error("executor", error)
-                if not _is_worth_reattaching(failure):
+                if not is_worth_reattaching(failure):
                     raise failure from error
             except HoldfastError as error:
                 failure = error
-                if not _is_worth_reattaching(failure):
+                if not is_worth_reattaching(failure):
                     raise
             except TimeoutError:
                 failure = Unavailable(
@@ -279,7 +282,7 @@ class _Follower:
             self._failing_since = min(self._failing_since, loop.time())
             if failure is not None and loop.time() - self._failing_since >= self._reattach_seconds:
                 raise failure
-            await asyncio.sleep(_backoff_seconds(self._failures, failure))
+            await asyncio.sleep(backoff_seconds(self._failures, failure))
             self._failures += 1
 
     async def _is_behind_the_end(self) -> bool:
@@ -342,14 +345,16 @@ class _Follower:
         return TextDelta(self._seq, delta.step, delta.attempt, delta.index, delta.text, delta.index > expected)
 
 
-def _is_worth_reattaching(error: HoldfastError) -> bool:
+def is_worth_reattaching(error: HoldfastError) -> bool:
+    """Tells whether the same may succeed in a moment, perhaps with another executor."""
     if isinstance(error, (Unavailable, Cancelled, DeadlineExceeded)):
         return True
     # A connection that is cut in the middle of a frame surfaces as INTERNAL or UNKNOWN without our details.
     return isinstance(error, Internal) and error.origin == "foreign"
 
 
-def _backoff_seconds(failures: int, error: HoldfastError | None) -> float:
+def backoff_seconds(failures: int, error: HoldfastError | None) -> float:
+    """Returns how long to wait before the next attempt: what the service asked for, or longer with each failure."""
     bound = min(_FIRST_BACKOFF_SECONDS * 2**failures, _LONGEST_BACKOFF_SECONDS)
     asked = error.retry_delay_seconds if error is not None and error.origin == "remote" else None
     if asked is not None:

@@ -12,6 +12,7 @@ from holdfast.agent import Agent
 from holdfast.api.auth.v1 import workspace_service_pb2
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.client import Client
+from holdfast.resources import Priority
 from holdfast.runs import DEFAULT_REATTACH_SECONDS, RunEvent, RunHandle, TextDelta
 from holdfast.transport import DEFAULT_TIMEOUT_SECONDS
 
@@ -162,6 +163,7 @@ class SyncClient:
         session_id: str = "",
         user_id: str = "",
         reject_when_busy: bool = False,
+        priority: Priority = "interactive",
         request_id: str | None = None,
     ) -> SyncRunHandle:
         """As `Client.start`."""
@@ -173,6 +175,7 @@ class SyncClient:
                 session_id=session_id,
                 user_id=user_id,
                 reject_when_busy=reject_when_busy,
+                priority=priority,
                 request_id=request_id,
             )
         )

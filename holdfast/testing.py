@@ -72,6 +72,8 @@ class Suite:
         data: Folder of what the suite keeps; a temporary one when not given, removed at the end.
         database_url: PostgreSQL for all services, each with its own schema; SQLite files when not given.
         executors: How many executors to start.
+        states: How many processes of state; more than one share a PostgreSQL. The other services call the first one,
+            unless HOLDFAST_STATE_ADDRESS in `service_settings` names what leads to all of them.
         settings: Further `HOLDFAST_*` settings of every service.
         service_settings: Further settings of single services, such as `{"state": {"HOLDFAST_LOG_LEVEL": "debug"}}`.
 
@@ -85,14 +87,18 @@ class Suite:
         *,
         database_url: str = "",
         executors: int = 1,
+        states: int = 1,
         settings: Mapping[str, str] | None = None,
         service_settings: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
+        if states > 1 and not database_url:
+            raise ValueError("several processes of state need a PostgreSQL: give its database_url")
         self._cleanup = ExitStack()
         self._given = data
         self.data = data if data is not None else Path()
         self._database_url = database_url
         self._executors = executors
+        self._states = states
         self._settings = dict(settings or {})
         self._service_settings = dict(service_settings or {})
         self._plan: Plan | None = None
@@ -132,6 +138,8 @@ class Suite:
         try:
             for service in SERVICES:
                 self._launch(self._new_process(service, service, addresses[service]))
+            for number in range(2, self._states + 1):
+                self._launch(self._new_process(f"state-{number}", "state", free_addresses(1)[0]))
             for _ in range(1, self._executors):
                 self._launch(self._new_executor())
             await self._wait(*self._processes)
@@ -141,7 +149,7 @@ class Suite:
 
     async def stop(self) -> None:
         """Drains all services and removes what the suite kept, unless the folder was given."""
-        for names in (self.executors, ["trace", "auth"], ["state"]):
+        for names in (self.executors, ["trace", "auth"], self.states):
             for name in names:
                 self._signal(name, signal.SIGTERM)
             await asyncio.gather(*(self._ended(name, DRAIN_SECONDS) for name in names))
@@ -160,6 +168,11 @@ class Suite:
     def executors(self) -> list[str]:
         """Names of the executors: `executor`, `executor-2`, …"""
         return [name for name, process in self._processes.items() if process.service == "executor"]
+
+    @property
+    def states(self) -> list[str]:
+        """Names of the processes of state: `state`, `state-2`, …"""
+        return [name for name, process in self._processes.items() if process.service == "state"]
 
     def address(self, name: str = "executor") -> str:
         """Returns where a service listens."""
@@ -228,13 +241,22 @@ class Suite:
             name: The service.
             settings: Further settings from now on.
         """
-        process = self._processes[name]
-        if process.is_running:
+        if self._processes[name].is_running:
             await self.terminate(name)
+        self.launch(name, settings=settings)
+        await self._wait(name)
+
+    def launch(self, name: str, *, settings: Mapping[str, str] | None = None) -> None:
+        """Starts a service that has ended at the same address, without waiting until it serves.
+
+        Args:
+            name: The service.
+            settings: Further settings from now on.
+        """
+        process = self._processes[name]
         if settings:
             process.environment = {**process.environment, **settings}
         self._launch(process)
-        await self._wait(name)
 
     async def wait_for_exit(self, name: str, *, timeout: float = 30.0) -> int:
         """Waits until a service has ended by itself, and returns its exit code.

@@ -6,7 +6,22 @@ import sys
 
 from rich.text import Text
 
-from holdfast.cli import agents, approvals, connections, keys, runs, sessions, trace, up, version, worker  # noqa: F401
+from holdfast.cli import (  # noqa: F401
+    agents,
+    approvals,
+    connections,
+    data,
+    doctor,
+    keys,
+    runs,
+    sessions,
+    storage,
+    trace,
+    up,
+    version,
+    worker,
+    workspace,
+)
 from holdfast.cli.app import app
 from holdfast.cli.console import ExitCode, err
 

@@ -89,6 +89,11 @@ _ORDER: Final = (
     "trace",
     "connections",
     "keys",
+    "workspace",
+    "storage",
+    "export",
+    "erase",
+    "doctor",
     "version",
 )
 

@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 
 import holdfast
+from holdfast.cli.operator import write_addresses
 from holdfast.errors import FailedPrecondition
 from holdfast.settings import PORTS, write_private
 
@@ -174,6 +175,8 @@ class Plan:
         self.key_file.parent.mkdir(exist_ok=True, mode=0o700)
         if not self.token_file.exists():
             write_private(self.token_file, secrets.token_hex(32) + "\n")
+        # The operator's commands find state by it.
+        write_addresses(self.data, self.addresses)
 
     def environment(self, service: str, *, listen: str = "", extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """Returns the whole environment of a service.

@@ -41,6 +41,7 @@ def run(
     reject_when_busy: Annotated[
         bool, typer.Option("--reject-when-busy", help="Refuse while the session has an unfinished run.")
     ] = False,
+    batch: Annotated[bool, typer.Option("--batch", help="Let the workspace's other runs go first.")] = False,
     request_id: Annotated[
         str, typer.Option(help="The same id with the same content is the same run, however often it is sent.")
     ] = "",
@@ -59,6 +60,7 @@ def run(
             session_id=session,
             user_id=user,
             reject_when_busy=reject_when_busy,
+            priority="batch" if batch else "interactive",
             request_id=request_id or None,
         )
         if detach:

@@ -10,6 +10,7 @@ from sqlalchemy.engine import make_url
 
 from services.auth.requests import is_name
 from services.auth.sealing import MasterKey
+from services.shared.database import one_url_of_several_hosts
 from services.shared.settings import (
     CommonSettings,
     database_pool_size_setting,
@@ -56,7 +57,7 @@ class StorageSettings:
     @property
     def generated_key_path(self) -> Path | None:
         """Where a generated master key lies; None when there is no place for one."""
-        url = make_url(self.database_url)
+        url = make_url(one_url_of_several_hosts(self.database_url))
         if url.get_backend_name() == "sqlite" and url.database:
             database = Path(url.database)
             return (self.data_dir or database.parent) / f"{database.stem}.master-key"

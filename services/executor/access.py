@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from services.shared.interceptors import Access, service_access
+from services.shared.interceptors import ADMIN_SCOPE, Access, service_access
 
 _AGENTS_READ: Final = Access(scope="agents:read")
 _AGENTS_WRITE: Final = Access(scope="agents:write")
@@ -13,6 +13,7 @@ _RUNS_READ: Final = Access(scope="runs:read")
 _RUNS_WRITE: Final = Access(scope="runs:write")
 _APPROVALS_READ: Final = Access(scope="approvals:read")
 _APPROVALS_WRITE: Final = Access(scope="approvals:write")
+_ADMIN: Final = Access(scope=ADMIN_SCOPE)
 
 ACCESS: Final[Mapping[str, Access]] = {
     **service_access(
@@ -39,6 +40,8 @@ ACCESS: Final[Mapping[str, Access]] = {
         "holdfast.api.executor.v1.RunService",
         {
             "StartRun": _RUNS_WRITE,
+            "StartRuns": Access(scope="runs:write", traced=False),
+            "WaitRun": Access(scope="runs:read", long_poll=True, traced=False),
             "GetRun": _RUNS_READ,
             "ListRuns": _RUNS_READ,
             "WatchRun": Access(scope="runs:read", traced=False),
@@ -59,6 +62,16 @@ ACCESS: Final[Mapping[str, Access]] = {
         {
             "Work": Access(scope="workers", traced=False),
             "CompleteCall": Access(scope="workers"),
+        },
+    ),
+    **service_access(
+        "holdfast.api.executor.v1.WorkspaceService",
+        {
+            "GetWorkspaceSettings": _ADMIN,
+            "UpdateWorkspaceSettings": _ADMIN,
+            "ExportWorkspaceData": _ADMIN,
+            "EraseWorkspaceData": _ADMIN,
+            "GetWorkspaceStorage": _ADMIN,
         },
     ),
 }

@@ -28,6 +28,7 @@ MAX_TOOLS: Final = 128
 MAX_SHOWN_BYTES: Final = 1024 * 1024
 """Largest cap of a tool's output: what a model is shown travels and is stored as one message."""
 MAX_STEPS_LIMIT: Final = 100_000
+MAX_CONCURRENT_RUNS_LIMIT: Final = 100_000
 LONGEST_DURATION_SECONDS: Final = 365 * 24 * 3600
 PROVIDERS: Final = ("anthropic", "openai", "scripted")
 
@@ -140,6 +141,8 @@ class _Validation:
             self._check_tool(path, tool)
         if not 0 <= spec.limits.max_steps <= MAX_STEPS_LIMIT:
             self._add("limits.max_steps", f"expected 0 (which means 100) to {MAX_STEPS_LIMIT}")
+        if not 0 <= spec.limits.max_concurrent_runs <= MAX_CONCURRENT_RUNS_LIMIT:
+            self._add("limits.max_concurrent_runs", f"expected 0 (no limit) to {MAX_CONCURRENT_RUNS_LIMIT}")
         return self._found
 
     # --- the model ----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from holdfast.api.executor.v1.approval_service_pb2_grpc import add_ApprovalServi
 from holdfast.api.executor.v1.run_service_pb2_grpc import add_RunServiceServicer_to_server
 from holdfast.api.executor.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
 from holdfast.api.executor.v1.tool_worker_service_pb2_grpc import add_ToolWorkerServiceServicer_to_server
+from holdfast.api.executor.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
 from holdfast.api.state.v1.lease_service_pb2_grpc import LeaseServiceStub
 from holdfast.ids import new_uuid7
 from services.executor.access import ACCESS
@@ -26,7 +27,9 @@ from services.executor.servicers.approvals import ApprovalServicer
 from services.executor.servicers.runs import RunServicer
 from services.executor.servicers.sessions import SessionServicer
 from services.executor.servicers.tool_workers import ToolWorkerServicer
+from services.executor.servicers.workspaces import WorkspaceServicer
 from services.executor.settings import ExecutorSettings
+from services.executor.starts import RunStarter
 from services.executor.state_client import JournalClient, StateReader
 from services.executor.state_stubs import StateStubs
 from services.executor.tools.http import HttpTools
@@ -100,11 +103,13 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         )
         key = page_key(settings.service_token)
         watcher = RunWatcher(stubs, server.draining, clock=clock)
+        starter = RunStarter(revisions, journal, scheduler)
         server.add(add_AgentServiceServicer_to_server, AgentServicer(stubs, revisions, page_key=key))
         server.add(add_SessionServiceServicer_to_server, SessionServicer(stubs, page_key=key))
-        server.add(add_RunServiceServicer_to_server, RunServicer(stubs, revisions, journal, watcher, page_key=key))
+        server.add(add_RunServiceServicer_to_server, RunServicer(stubs, starter, journal, watcher, page_key=key))
         server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs, revisions, page_key=key))
         server.add(add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(hub, CallResults(stubs, revisions)))
+        server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs))
         # Order matters: workers first, so that what they finish while the runs drain is still stored.
         server.on_drain(hub.drain)
         server.on_drain(scheduler.drain)

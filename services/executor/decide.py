@@ -15,7 +15,7 @@ from holdfast.ids import new_uuid7
 from services.executor import retries
 from services.executor.idempotency import idempotency_key
 from services.executor.journal_view import RunView, StepView, to_datetime, to_timestamp
-from services.executor.tools.builtin import due_time_of, effective_tool, question_of
+from services.executor.tools.builtin import due_time_of, effective_tools, question_of
 from services.executor.tools.output import settle_failure, settle_result, shorten
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, check_arguments
 
@@ -86,7 +86,7 @@ class Planner:
     ) -> None:
         self._view = view
         self._spec = spec
-        self._tools = {tool.name: effective_tool(tool) for tool in spec.tools}
+        self._tools = effective_tools(spec)
         self._run_id = run_id
         self._epoch = epoch
         self._executor_id = executor_id

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
@@ -21,7 +21,7 @@ from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.errors import Conflict, DeadlineExceeded, InvalidArgument, LeaseLost, ResourceExhausted, Unavailable
 from services.executor import retries
 from services.executor.decide import LocalCall, Outcome, Plan, Planner
-from services.executor.journal_view import RunView
+from services.executor.journal_view import Joined, RunView
 from services.executor.local_calls import LocalCalls, RunContext
 from services.executor.revisions import RevisionCache
 from services.executor.state_client import JournalClient, StateReader
@@ -34,6 +34,9 @@ LONGEST_WAIT_IN_MEMORY = timedelta(seconds=5)
 # What one transition takes of results that are there already: far below the limits of an event and of a message.
 MAX_OUTCOME_BYTES = 256 * 1024
 MAX_OUTCOME_BLOB_BYTES = 4 * 1024 * 1024
+
+# What state answers with, or instead of state, while it can't work.
+_AWAY = (Unavailable, ResourceExhausted, DeadlineExceeded)
 
 T = TypeVar("T")
 
@@ -98,6 +101,9 @@ class Driver:
         self._context: RunContext | None = None
         self._outcomes: list[Outcome] = []
         self._running: dict[int, _Running] = {}
+
+    def _messages(self) -> Sequence[content_pb2.Message]:
+        return Joined(self._prior, self._view.conversation())
 
     def _now(self) -> datetime:
         return self._parts.clock.now() + self._clock_lag
@@ -229,14 +235,20 @@ class Driver:
             return
 
     def _launch(self, plan: Plan, tasks: asyncio.TaskGroup) -> None:
+        if not plan.local_calls:
+            return
+        assert self._context is not None
         now = self._now()
         for call in plan.local_calls:
-            if self._parts.local_calls.is_instant(call):
-                self._outcomes.append(self._parts.local_calls.execute_instantly(call))
-                continue
             begins = call.step.not_before
             if begins is not None and begins <= now:
                 begins = None
+            model_steps = self._view.model_steps_succeeded
+            if begins is None and self._parts.local_calls.is_instant(self._context, call, model_steps):
+                self._outcomes.append(
+                    self._parts.local_calls.execute_instantly(self._context, call, self._messages(), model_steps)
+                )
+                continue
             self._running[call.step.number] = _Running(tasks.create_task(self._execute(call, begins)), begins)
 
     async def _execute(self, call: LocalCall, begins: datetime | None) -> None:
@@ -246,7 +258,7 @@ class Driver:
             self._running[call.step.number].begins = None
         # Order matters: a process that was stopped and goes on much later finds here that its run is somebody else's.
         await self._lease_holds()
-        messages = self._prior + self._view.conversation() if call.tool is None else []
+        messages = list(self._messages()) if call.tool is None else []
         outcome = await self._parts.local_calls.execute(self._context, call, messages, self._view.model_steps_succeeded)
         crash_point("executor.after_call")
         self._outcomes.append(outcome)
@@ -348,12 +360,16 @@ class Driver:
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeats a call while state is away or its storage full; the end of the lease ends this too."""
+        try:
+            return await call()
+        except _AWAY:
+            pass
 
         def announce(attempt: int, error: BaseException | None) -> None:
             if attempt == 1:
                 log.warning("state_is_away", run_id=self.run_id, reason=getattr(error, "reason", ""))
 
-        async for attempt in retries.reconnecting(announce, Unavailable, ResourceExhausted, DeadlineExceeded):
+        async for attempt in retries.reconnecting(announce, *_AWAY):
             with attempt:
                 return await call()
         raise AssertionError("attempts never end by themselves")

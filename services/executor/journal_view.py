@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
+from typing import TypeVar, overload
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
+
+T = TypeVar("T")
 
 ENDED = frozenset({run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED})
 
@@ -76,6 +80,39 @@ class Turn:
         return len(self.results) == len(self.calls)
 
 
+class Joined(Sequence[T]):
+    """Sequences one after the other, without a copy: what a step costs must not grow with what was said before."""
+
+    def __init__(self, *parts: Sequence[T]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __iter__(self) -> Iterator[T]:
+        return chain.from_iterable(self._parts)
+
+    def __reversed__(self) -> Iterator[T]:
+        return chain.from_iterable(reversed(part) for part in reversed(self._parts))
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        if index < 0:
+            index += len(self)
+        for part in self._parts:
+            if 0 <= index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
 class RunView:
     """Everything the loop knows of a run.
 
@@ -110,16 +147,16 @@ class RunView:
         """The text of the run's input."""
         return "\n".join(part.text for part in self.input.parts if part.WhichOneof("kind") == "text")
 
-    def conversation(self) -> list[content_pb2.Message]:
+    def conversation(self) -> Sequence[content_pb2.Message]:
         """The run's own messages as a model is to see them.
 
         The results of a turn stand in the order of its calls, in whatever order they arrived.
         """
-        messages = list(self._conversation)
-        if self.turn is not None:
-            messages.append(self.turn.message)
-            messages.extend(self.turn.results[c.call_id] for c in self.turn.calls if c.call_id in self.turn.results)
-        return messages
+        if self.turn is None:
+            return Joined(self._conversation)
+        results = self.turn.results
+        now = [self.turn.message, *(results[c.call_id] for c in self.turn.calls if c.call_id in results)]
+        return Joined(self._conversation, now)
 
     def call_of(self, call_id: str) -> content_pb2.ToolCall:
         """The model's call that a step of the current turn answers."""

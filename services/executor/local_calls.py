@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
@@ -11,10 +12,11 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from services.executor.credentials import Credentials
 from services.executor.decide import LocalCall, Outcome
 from services.executor.models import ModelAnswer, ModelFailed, ModelRegistry, ModelRequest
+from services.executor.models.scripted import ScriptedModel
 from services.executor.prices import price
 from services.executor.state_client import JournalClient
 from services.executor.stored_messages import store_message
-from services.executor.tools.builtin import effective_tool
+from services.executor.tools.builtin import effective_tools
 from services.executor.tools.http import HttpTools, ToolFailed
 from services.executor.tools.output import settle_result
 from services.executor.tools.schema import canonical_json
@@ -59,17 +61,31 @@ class LocalCalls:
         self._journal = journal
         self._clock = clock
 
-    def is_instant(self, call: LocalCall) -> bool:
+    def is_instant(self, context: RunContext, call: LocalCall, model_steps_before: int) -> bool:
         """Whether the call takes no time, so that a task for it would cost more than the call."""
-        return call.tool is not None and call.tool.WhichOneof("kind") == "builtin"
+        if call.tool is not None:
+            return bool(call.tool.WhichOneof("kind") == "builtin")
+        if context.spec.model.provider != "scripted":
+            return False
+        model = self._models.get("scripted")
+        return isinstance(model, ScriptedModel) and not model.delay_seconds(context.spec.model, model_steps_before)
 
-    def execute_instantly(self, call: LocalCall) -> Outcome:
+    def execute_instantly(
+        self, context: RunContext, call: LocalCall, messages: Sequence[content_pb2.Message], model_steps_before: int
+    ) -> Outcome:
         """Executes a call that takes no time."""
-        assert call.tool is not None and call.arguments is not None
-        return _tool_outcome(call, canonical_json(call.arguments), 0.0)
+        if call.tool is not None:
+            assert call.arguments is not None
+            return _tool_outcome(call, canonical_json(call.arguments), 0.0)
+        model = self._models.get("scripted")
+        assert isinstance(model, ScriptedModel)
+        deltas = _Deltas(self._journal, context.run_id, call)
+        answer = model.play(_model_request(context, messages, model_steps_before), deltas.add)
+        deltas.flush()
+        return _model_outcome(context, call, answer, 0.0, None)
 
     async def execute(
-        self, context: RunContext, call: LocalCall, messages: list[content_pb2.Message], model_steps_before: int
+        self, context: RunContext, call: LocalCall, messages: Sequence[content_pb2.Message], model_steps_before: int
     ) -> Outcome:
         """Executes one attempt and says what came of it."""
         try:
@@ -92,7 +108,7 @@ class LocalCalls:
             )
 
     async def _call_model(
-        self, context: RunContext, call: LocalCall, messages: list[content_pb2.Message], model_steps_before: int
+        self, context: RunContext, call: LocalCall, messages: Sequence[content_pb2.Message], model_steps_before: int
     ) -> Outcome:
         spec = context.spec.model
         model = self._models.get(spec.provider)
@@ -108,14 +124,7 @@ class LocalCalls:
                     credential = await self._credentials.resolve(
                         context.workspace_id, spec.connection or spec.provider, context.run_id, call.step.number
                     )
-                request = ModelRequest(
-                    spec=spec,
-                    instructions=context.spec.instructions,
-                    messages=messages,
-                    tools=call_tools(context.spec),
-                    model_steps_before=model_steps_before,
-                    input_text=context.input_text,
-                )
+                request = _model_request(context, messages, model_steps_before)
                 answer = await model.answer(request, credential, deltas.add)
         except ModelFailed as error:
             return _failed(call, error.failure)
@@ -131,44 +140,16 @@ class LocalCalls:
         finally:
             deltas.flush()
         duration = self._clock.monotonic() - started
-        base_url = credential.base_url if credential is not None else ""
-        return await self._model_outcome(context, call, answer, base_url, duration, deltas.first_after(started))
-
-    async def _model_outcome(
-        self,
-        context: RunContext,
-        call: LocalCall,
-        answer: ModelAnswer,
-        base_url: str,
-        duration: float,
-        time_to_first_token: float | None,
-    ) -> Outcome:
-        _make_call_ids_unique(answer.message, context.used_call_ids, call.step.number)
-        stored, blobs = store_message(answer.message)
-        finished = run_pb2.StepFinished(
-            step=call.step.number,
-            attempt=call.attempt,
-            state=run_pb2.STEP_STATE_SUCCEEDED,
-            message=stored,
-            finish_reason=answer.finish_reason,
-            response_id=answer.response_id,
-            response_model=answer.response_model,
-            duration=_duration(duration),
-        )
-        if time_to_first_token is not None:
-            finished.time_to_first_token.CopyFrom(_duration(time_to_first_token))
-        if answer.usage is not None:
-            finished.usage.CopyFrom(answer.usage)
-        spec = context.spec.model
         if answer.usage is not None and spec.provider != "scripted":
+            base_url = credential.base_url if credential is not None else ""
             # In a thread: the price data takes a third of a second to load, once.
             cost, source = await asyncio.to_thread(
                 price, spec.provider, answer.response_model or spec.name, answer.usage, base_url, self._clock.now()
             )
             if cost is not None:
-                finished.usage.cost_usd_nanos = cost
-                finished.usage.price_source = source
-        return Outcome(run_pb2.Change(step_finished=finished), tuple(blobs))
+                answer.usage.cost_usd_nanos = cost
+                answer.usage.price_source = source
+        return _model_outcome(context, call, answer, duration, deltas.first_after(started))
 
     async def _call_http(self, context: RunContext, call: LocalCall) -> Outcome:
         tool = call.tool
@@ -226,9 +207,38 @@ class _Deltas:
         return None if self._first is None else max(0.0, self._first - started)
 
 
-def call_tools(spec: agent_pb2.AgentSpec) -> list[agent_pb2.ToolSpec]:
-    """The tools as the model is shown them."""
-    return [effective_tool(tool) for tool in spec.tools]
+def _model_request(
+    context: RunContext, messages: Sequence[content_pb2.Message], model_steps_before: int
+) -> ModelRequest:
+    return ModelRequest(
+        spec=context.spec.model,
+        instructions=context.spec.instructions,
+        messages=messages,
+        tools=list(effective_tools(context.spec).values()),
+        model_steps_before=model_steps_before,
+        input_text=context.input_text,
+    )
+
+
+def _model_outcome(
+    context: RunContext, call: LocalCall, answer: ModelAnswer, duration: float, time_to_first_token: float | None
+) -> Outcome:
+    _make_call_ids_unique(answer.message, context.used_call_ids, call.step.number)
+    stored, blobs = store_message(answer.message)
+    finished = run_pb2.StepFinished(
+        step=call.step.number,
+        attempt=call.attempt,
+        state=run_pb2.STEP_STATE_SUCCEEDED,
+        message=stored,
+        usage=answer.usage,
+        finish_reason=answer.finish_reason,
+        response_id=answer.response_id,
+        response_model=answer.response_model,
+        duration=_duration(duration),
+    )
+    if time_to_first_token is not None:
+        finished.time_to_first_token.CopyFrom(_duration(time_to_first_token))
+    return Outcome(run_pb2.Change(step_finished=finished), tuple(blobs))
 
 
 def _tool_outcome(call: LocalCall, result_json: str, seconds: float) -> Outcome:

@@ -75,6 +75,8 @@ def new_run(
     request_id: str,
     request_fingerprint: bytes,
     traceparent: str,
+    is_batch: bool = False,
+    agent_limit: int = 0,
 ) -> journal_pb2.NewRun:
     """Returns the run as state takes it, with ids that sort by time; a repeated request is answered with the first."""
     stored, blobs = store_message(message)
@@ -92,4 +94,6 @@ def new_run(
         request_id=request_id,
         request_fingerprint=request_fingerprint,
         traceparent=traceparent,
+        lane=journal_pb2.LANE_BATCH if is_batch else journal_pb2.LANE_INTERACTIVE,
+        agent_limit=agent_limit,
     )

@@ -33,6 +33,8 @@ class RevisionCache:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._known: OrderedDict[tuple[str, str, str], agent_pb2.AgentRevision] = OrderedDict()
+        # What labels pointed to when they were last looked up.
+        self._labels: OrderedDict[tuple[str, str, str], str] = OrderedDict()
 
     async def get(self, workspace_id: str, agent: str, revision: str) -> agent_pb2.AgentSpec:
         """Returns the definition of a revision, which is not to be changed.
@@ -69,6 +71,36 @@ class RevisionCache:
             )
         self._remember(workspace_id, response.revision)
         return response.revision
+
+    async def look_up(self, workspace_id: str, agent: str, revision: str) -> tuple[agent_pb2.AgentRevision, bool]:
+        """As `resolve`, but a label may be answered with what it pointed to earlier.
+
+        Returns:
+            The revision, and whether it was found through a label that is to be verified with the write.
+
+        Raises:
+            NotFound: AGENT_NOT_FOUND, REVISION_NOT_FOUND, LABEL_NOT_FOUND.
+            Unavailable: State does not answer.
+        """
+        key = (workspace_id, agent, revision)
+        pointed_to = self._labels.get(key)
+        if pointed_to is not None:
+            known = self._known.get((workspace_id, agent, pointed_to))
+            if known is not None:
+                self._labels.move_to_end(key)
+                self._known.move_to_end((workspace_id, agent, pointed_to))
+                return known, True
+        found = await self.resolve(workspace_id, agent, revision)
+        # What the id begins with may have been a part of it: only what cannot be one is known to be a label.
+        if not revision or not found.revision.startswith(revision):
+            self._labels[key] = found.revision
+            if len(self._labels) > self._max_entries:
+                self._labels.popitem(last=False)
+        return found, False
+
+    def forget_label(self, workspace_id: str, agent: str, revision: str) -> None:
+        """What a label points to has to be looked up again."""
+        self._labels.pop((workspace_id, agent, revision), None)
 
     def _remember(self, workspace_id: str, revision: agent_pb2.AgentRevision) -> None:
         key = (workspace_id, revision.agent, revision.revision)

@@ -60,6 +60,10 @@ class Scheduler:
         self._released: list[lease_pb2.HeldRun] = []
         self._failed_drives: dict[str, int] = {}
         self._early_nudges: deque[str] = deque(maxlen=MAX_EARLY_NUDGES)
+        # Slots for runs that are just being created, to be driven here.
+        self._reserved = 0
+        # Free slots that state still counts with: what it was told of, less what it has claimed since.
+        self._offered = 0
         self._must_report = asyncio.Event()
         self._is_draining = False
         self._stream_closed = asyncio.Event()
@@ -68,6 +72,7 @@ class Scheduler:
         self._heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
         self._lease_seconds = DEFAULT_LEASE_SECONDS
         self._call: WorkCall | None = None
+        self._tasks: asyncio.TaskGroup | None = None
         # When the last report was sent, and when the last one that state has answered was.
         self._reported_at = 0.0
         self._renewed_at = 0.0
@@ -75,9 +80,40 @@ class Scheduler:
         self._is_connected = asyncio.Event()
 
     @property
+    def executor_id(self) -> str:
+        """Who drives the runs."""
+        return self._parts.executor_id
+
+    @property
     def active_runs(self) -> int:
         """How many runs are driven now."""
         return len(self._drives)
+
+    def reserve(self) -> bool:
+        """Keeps a slot for a run that is about to be created; False when there is none, or nobody to vouch for it.
+
+        The last eighth of the slots is for claims: who starts runs without a pause must not keep out those that wait.
+        """
+        if self._is_draining or self._tasks is None or not self._is_connected.is_set():
+            return False
+        if self._free_slots() <= self._max_runs // 8:
+            return False
+        self._reserved += 1
+        return True
+
+    def release(self) -> None:
+        """The slot is not needed: the run was not created, or somebody else drives it."""
+        self._reserved -= 1
+
+    def begin(self, claim: lease_pb2.Claim) -> None:
+        """Drives a run that was claimed for this executor as it was created, on the slot that was reserved for it."""
+        self._reserved -= 1
+        # Otherwise the stream has ended since, and with it every lease.
+        if self._tasks is not None:
+            self._begin_drive(claim, self._tasks)
+
+    def _free_slots(self) -> int:
+        return 0 if self._is_draining else self._max_runs - len(self._drives) - self._reserved
 
     async def run(self) -> None:
         """Serves until it is cancelled, or drained."""
@@ -87,12 +123,14 @@ class Scheduler:
             level("lease_stream_broken", runs=len(self._drives))
 
         async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             try:
                 while not (self._is_draining and not self._drives):
                     async for attempt in retries.reconnecting(announce, ConnectionError):
                         with attempt:
                             await self._serve_stream(tasks)
             finally:
+                self._tasks = None
                 self._stream_closed.set()
                 for drive in self._drives.values():
                     drive.task.cancel()
@@ -177,9 +215,12 @@ class Scheduler:
 
     def _report(self) -> lease_pb2.WorkRequest:
         released, self._released = self._released, []
-        free = 0 if self._is_draining else self._max_runs - len(self._drives)
+        self._offered = self._free_slots()
         return lease_pb2.WorkRequest(
-            executor_id=self._parts.executor_id, free_slots=free, released=released, draining=self._is_draining
+            executor_id=self._parts.executor_id,
+            free_slots=self._offered,
+            released=released,
+            draining=self._is_draining,
         )
 
     async def _lease_holds(self) -> None:
@@ -204,6 +245,7 @@ class Scheduler:
             self._heartbeat_seconds = response.heartbeat_interval.ToTimedelta().total_seconds()
         if response.HasField("lease_duration"):
             self._lease_seconds = response.lease_duration.ToTimedelta().total_seconds()
+        self._offered -= len(response.claims)
         for claim in response.claims:
             self._begin_drive(claim, tasks)
         for run_id in response.nudged_run_ids:
@@ -260,7 +302,9 @@ class Scheduler:
                 del self._drives[driver.run_id]
             if not self._drives:
                 self._all_done.set()
-            self._must_report.set()
+            if self._is_draining or self._offered <= self._free_slots() // 2:
+                # Otherwise state still has slots to fill, and the next heartbeat tells of this one.
+                self._must_report.set()
 
     async def _after_failed_drive(self, driver: Driver, error: BaseException) -> None:
         """Nothing is lost: the journal stands, another drive begins where it ends. It only must not spin."""

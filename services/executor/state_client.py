@@ -51,6 +51,7 @@ class JournalClient:
         # Invariant: insertion order is the order of submission; that is the order of sending again.
         self._pending: dict[int, _Pending] = {}
         self._unsent: deque[journal_pb2.Operation] = deque()
+        self._withdrawn: list[int] = []
         self._deltas: deque[run_pb2.Delta] = deque(maxlen=MAX_PENDING_DELTAS)
         self._something_to_send = asyncio.Event()
 
@@ -67,13 +68,33 @@ class JournalClient:
             return result.committed
         raise _refusal(result.refused)
 
-    async def create_run(self, new_run: journal_pb2.NewRun) -> run_pb2.Run:
-        """Stores a new run, or returns the one that its request_id made before.
+    async def create_run(self, new_run: journal_pb2.NewRun) -> tuple[run_pb2.Run, bool]:
+        """Stores a new run, or finds the one that its request_id made before.
+
+        Returns:
+            The run, and whether the executor named in `claim_for` drives it from now on.
 
         Raises:
             HoldfastError: It was refused.
         """
         result = await self._submit(journal_pb2.Operation(new_run=new_run))
+        if result.WhichOneof("kind") == "run":
+            return result.run, result.is_claimed
+        raise _refusal(result.refused)
+
+    async def await_end(self, workspace_id: str, run_id: str) -> run_pb2.Run:
+        """Returns a run once it has ended, with its output.
+
+        Raises:
+            NotFound: RUN_NOT_FOUND.
+        """
+        operation = journal_pb2.Operation(await_end=journal_pb2.AwaitEnd(workspace_id=workspace_id, run_id=run_id))
+        try:
+            result = await self._submit(operation)
+        except asyncio.CancelledError:
+            self._withdrawn.append(operation.id)
+            self._something_to_send.set()
+            raise
         if result.WhichOneof("kind") == "run":
             return result.run
         raise _refusal(result.refused)
@@ -119,6 +140,7 @@ class JournalClient:
         has_answered = False
         # What was sent on the last stream and not answered goes first, in its order.
         self._unsent = deque(pending.operation for pending in self._pending.values())
+        self._withdrawn.clear()
         self._something_to_send.set()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -145,8 +167,9 @@ class JournalClient:
         while True:
             await self._something_to_send.wait()
             self._something_to_send.clear()
-            while self._unsent or self._deltas:
-                frame = journal_pb2.CheckpointRequest()
+            while self._unsent or self._deltas or self._withdrawn:
+                frame = journal_pb2.CheckpointRequest(withdrawn=self._withdrawn)
+                self._withdrawn.clear()
                 size = 0
                 while self._unsent and len(frame.operations) < MAX_FRAME_OPERATIONS:
                     operation = self._unsent[0]

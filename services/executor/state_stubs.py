@@ -9,6 +9,7 @@ import grpc.aio
 
 from holdfast.api.state.v1.agent_store_service_pb2_grpc import AgentStoreServiceStub
 from holdfast.api.state.v1.call_queue_service_pb2_grpc import CallQueueServiceStub
+from holdfast.api.state.v1.housekeeping_service_pb2_grpc import HousekeepingServiceStub
 from holdfast.api.state.v1.journal_service_pb2_grpc import JournalServiceStub
 from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceStub
 
@@ -21,6 +22,7 @@ class StateStubs:
     runs: RunStoreServiceStub
     agents: AgentStoreServiceStub
     calls: CallQueueServiceStub
+    housekeeping: HousekeepingServiceStub
 
     @classmethod
     def on(cls, channel: grpc.aio.Channel) -> Self:
@@ -30,4 +32,5 @@ class StateStubs:
             RunStoreServiceStub(channel),
             AgentStoreServiceStub(channel),
             CallQueueServiceStub(channel),
+            HousekeepingServiceStub(channel),
         )

@@ -51,7 +51,7 @@ class RunWatcher:
         reattach_seconds: float = REATTACH_SECONDS,
     ) -> None:
         self._state = state
-        self._draining = draining
+        self.draining = draining
         self._clock: Clock = SystemClock() if clock is None else clock
         self._beat_seconds = beat_seconds
         self._reattach_seconds = reattach_seconds
@@ -80,7 +80,7 @@ class RunWatcher:
             request = journal_pb2.WatchJournalRequest(
                 workspace_id=workspace_id, run_id=run_id, after_seq=seen, events_only=events_only
             )
-            attached = _Attached(self._state.journal.WatchJournal(request), self._draining, self._beat_seconds)
+            attached = _Attached(self._state.journal.WatchJournal(request), self.draining, self._beat_seconds)
             has_brought_events = False
             try:
                 async for message in attached:
@@ -107,7 +107,7 @@ class RunWatcher:
                     continue
                 raise Unavailable("state ended the stream", reason=Reason.STATE_UNAVAILABLE)
             except HoldfastError as error:
-                if not _is_broken_stream(error) or self._draining.is_set():
+                if not _is_broken_stream(error) or self.draining.is_set():
                     raise
                 now = self._clock.monotonic()
                 broken_since = now if broken_since is None else broken_since

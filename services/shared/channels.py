@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -161,9 +162,19 @@ def open_channel(
     interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
     if telemetry is not None and telemetry.exports_spans:
         interceptors = _tracing_interceptors(telemetry, untraced)
-    channel = grpc.aio.insecure_channel(address, options=channel_options(settings), interceptors=interceptors)
+    channel = grpc.aio.insecure_channel(_target(address), options=channel_options(settings), interceptors=interceptors)
     identity = f"Service {service}:{settings.service_token}"
     return ServiceChannel(channel, address=address, identity=identity, unary_deadline_seconds=unary_deadline_seconds)
+
+
+def _target(address: str) -> str:
+    """Of several replicas, the first that answers is used, and another one when it is lost."""
+    if "," not in address:
+        return address
+    addresses = address.split(",")
+    # Processes that begin with different ones share the load between the replicas.
+    random.shuffle(addresses)
+    return f"ipv4:{','.join(addresses)}"
 
 
 def channel_options(settings: CommonSettings) -> list[tuple[str, Any]]:

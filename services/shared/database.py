@@ -49,6 +49,9 @@ _LOCK_TIMEOUT_SECONDS: Final = 10
 _CHECKOUT_TIMEOUT_SECONDS: Final = 5
 _BUSY_TIMEOUT_SECONDS: Final = 5
 _SQLITE_READERS: Final = 4
+_REPORT_EVERY_SECONDS: Final = 10.0
+# Longer than any lock is waited for: what hangs then is a commit that waits for a synchronous standby, or a network.
+_STUCK_SECONDS: Final = 12.0
 
 log = get_logger(__name__)
 
@@ -103,14 +106,20 @@ _RETRYABLE_STATES: Final = frozenset({"40001", "40P01"})  # serialization failur
 _UNAVAILABLE_STATES: Final = frozenset(
     {
         "25006",  # read-only: a standby during a failover
+        "53000",  # out of some resource
+        "53200",  # out of memory
         "53300",  # too many connections
         "55P03",  # lock timeout
         "57014",  # statement timeout
         "57P01",  # administrator shut it down
         "57P02",  # crash of another backend
         "57P03",  # starting up
+        "58030",  # the disk cannot be read or written
     }
 )
+# The server ends the connection with it: shut down, crashed, starting up, and two kinds of having been idle too long.
+_DISCONNECT_STATES: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03"})
+_READ_ONLY_STATE: Final = "25006"
 _SQLITE_UNAVAILABLE: Final = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 )
@@ -133,7 +142,12 @@ def _is_disconnect(error: BaseException) -> bool:
     state = _sqlstate(error)
     if state is None:
         return isinstance(error.orig, psycopg.OperationalError)
-    return state.startswith("08") or state in ("57P01", "57P02", "57P03")
+    return state.startswith("08") or state in _DISCONNECT_STATES
+
+
+def _is_demoted(error: BaseException) -> bool:
+    """Tells whether a writing connection leads to a standby, so that another one may lead to the new primary."""
+    return _sqlstate(error) == _READ_ONLY_STATE
 
 
 def translate(error: BaseException) -> HoldfastError | None:
@@ -160,11 +174,47 @@ def translate(error: BaseException) -> HoldfastError | None:
     return None
 
 
-def _raise_translated(error: BaseException) -> None:
-    public = translate(error)
-    if public is not None:
-        log.warning("storage_error", reason=public.reason, detail=_detail(error))
+class _Trouble:
+    """Says once what is wrong with the storage, and once that it is over: one cause fails hundreds of callers.
+
+    Args:
+        location: Where the storage is, for the log.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._reported_at: dict[str, float] = {}
+        self._failures = 0
+        self._began_at: float | None = None
+
+    def raise_translated(self, error: BaseException) -> None:
+        """Raises the public form of the storage's own trouble; returns for any other error."""
+        public = translate(error)
+        if public is None:
+            return
+        now = asyncio.get_running_loop().time()
+        self._failures += 1
+        reported_at = self._reported_at.get(public.reason)
+        if reported_at is None or now - reported_at >= _REPORT_EVERY_SECONDS:
+            self._reported_at[public.reason] = now
+            self._began_at = now if self._began_at is None else self._began_at
+            log.warning(
+                "storage_error",
+                reason=public.reason,
+                detail=_detail(error),
+                failures=self._failures,
+                database=self._location,
+            )
         raise public from error
+
+    def is_over(self) -> None:
+        """Takes note of something that worked."""
+        # Read by every transaction: there is nothing to do but after a line about trouble.
+        if self._began_at is None:
+            return
+        seconds = asyncio.get_running_loop().time() - self._began_at
+        log.info("storage_recovered", failures=self._failures, seconds=round(seconds, 1), database=self._location)
+        self._began_at, self._failures = None, 0
 
 
 def _detail(error: BaseException) -> str:
@@ -180,7 +230,8 @@ class Database:
     """The database of one service.
 
     Args:
-        url: `postgresql://…`, `postgresql+psycopg://…` or `sqlite:///path`.
+        url: `postgresql://…`, `postgresql+psycopg://…` or `sqlite:///path`. Of several hosts (`postgresql://a,b/name`)
+            the one that takes writes is used.
         schema: PostgreSQL schema that holds the service's tables. SQLite has a file per service instead.
         pool_size: PostgreSQL connections, beside those of writers.
         synchronous: SQLite's durability. FULL survives a power cut; NORMAL may lose the last commits then, and suits
@@ -203,15 +254,15 @@ class Database:
         self.dialect: Dialect
         self._clock: Clock = SystemClock() if clock is None else clock
         self._backend: _PostgresBackend | _SqliteBackend
-        parsed = make_url(url)
+        parsed = make_url(one_url_of_several_hosts(url))
         if parsed.get_backend_name() in ("postgresql", "postgres"):
             self.dialect = "postgresql"
             self.url = parsed.set(drivername="postgresql+psycopg")
-            self._backend = _PostgresBackend(self.url, schema, pool_size)
+            self._backend = _PostgresBackend(self.url, schema, pool_size, _Trouble(self.location))
         elif parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
             self.dialect = "sqlite"
             self.url = parsed.set(drivername="sqlite")
-            self._backend = _SqliteBackend(Path(parsed.database), synchronous)
+            self._backend = _SqliteBackend(Path(parsed.database), synchronous, _Trouble(self.location))
         else:
             raise ValueError("a database is postgresql://… or sqlite:///path/of/the/file.db")
 
@@ -236,6 +287,14 @@ class Database:
             Unavailable: The database is away.
         """
         return await self._backend.read(lambda connection: fn(connection, *args, **kwargs))
+
+    async def read_once(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `fn`, which executes exactly one reading statement, without a transaction around it: one round trip.
+
+        Raises:
+            Unavailable: The database is away.
+        """
+        return await self._backend.read_once(lambda connection: fn(connection, *args, **kwargs))
 
     async def write_autocommit(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn`, which executes exactly one statement, without a BEGIN and COMMIT around it: one round trip.
@@ -271,12 +330,13 @@ class Database:
         return now.astimezone(UTC)
 
     async def ping(self) -> None:
-        """Returns when the database answers.
+        """Returns when the database answers, and no writer has been waiting for it for long.
 
         Raises:
             Unavailable: It does not.
         """
         await self.read(_ping)
+        self._backend.check_writers()
 
     async def listen(self, channel: LiteralString) -> psycopg.AsyncConnection[Any] | None:
         """Opens a connection of its own that has said LISTEN; None on SQLite, where every writer is this process.
@@ -285,10 +345,10 @@ class Database:
         """
         if not isinstance(self._backend, _PostgresBackend):
             return None
+        # The dialect's own reading of the URL: psycopg's differs where there are several hosts.
+        _, arguments = self.url.get_dialect()().create_connect_args(self.url)
         connection = await psycopg.AsyncConnection.connect(
-            self.url.set(drivername="postgresql").render_as_string(hide_password=False),
-            autocommit=True,
-            **self._backend.connect_arguments,
+            autocommit=True, **{**arguments, **self._backend.connect_arguments}
         )
         try:
             await connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
@@ -354,7 +414,9 @@ class Writer:
 
 
 class _PostgresBackend:
-    def __init__(self, url: URL, schema: str, pool_size: int) -> None:
+    def __init__(self, url: URL, schema: str, pool_size: int, trouble: _Trouble) -> None:
+        self.trouble = trouble
+        self.writers: set[_PostgresWriter] = set()
         settings = {
             "search_path": schema,
             "timezone": "UTC",
@@ -374,7 +436,9 @@ class _PostgresBackend:
         )
         self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._autocommitting = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        self.dedicated = _async_engine(url, self.connect_arguments, poolclass=NullPool)
+        # A writer repeats few statements: what is planned once, for arrays of any length, is not planned each time.
+        writing = postgres_connect_arguments(schema, {**settings, "plan_cache_mode": "force_generic_plan"})
+        self.dedicated = _async_engine(url, writing, poolclass=NullPool)
 
     async def write(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self._run(self._engine, fn, repeat_after_disconnect=True)
@@ -382,8 +446,21 @@ class _PostgresBackend:
     async def read(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self._run(self._reading, fn, repeat_after_disconnect=True)
 
+    async def read_once(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self._run(self._autocommitting, fn, repeat_after_disconnect=True)
+
     async def write_autocommit(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self._run(self._autocommitting, fn, repeat_after_disconnect=False)
+
+    def check_writers(self) -> None:
+        now = asyncio.get_running_loop().time()
+        waited = max((now - writer.busy_since for writer in self.writers if writer.busy_since is not None), default=0.0)
+        if waited > _STUCK_SECONDS:
+            raise Unavailable(
+                f"a write has been waiting for {waited:.0f} s; is a synchronous standby missing?",
+                reason=Reason.STORAGE_UNAVAILABLE,
+                retry_delay_seconds=1.0,
+            )
 
     async def _run(self, engine: AsyncEngine, fn: Callable[[sa.Connection], T], *, repeat_after_disconnect: bool) -> T:
         attempt = 1
@@ -391,18 +468,25 @@ class _PostgresBackend:
             is_committing = False
             try:
                 async with engine.connect() as connection:
-                    result = await connection.run_sync(fn)
-                    is_committing = True
-                    await connection.commit()
-                    return result
+                    try:
+                        result = await connection.run_sync(fn)
+                        is_committing = True
+                        await connection.commit()
+                    except DBAPIError as error:
+                        if _is_demoted(error) and engine is not self._reading:
+                            await connection.invalidate()
+                        raise
+                self.trouble.is_over()
+                return result
             except Exception as error:
+                may_find_another = _is_disconnect(error) or (_is_demoted(error) and engine is not self._reading)
                 if _is_retryable(error) and attempt < MAX_ATTEMPTS:
                     await back_off(attempt)
-                elif _is_disconnect(error) and repeat_after_disconnect and not is_committing and attempt == 1:
+                elif may_find_another and repeat_after_disconnect and not is_committing and attempt == 1:
                     # A pooled connection from before a restart: nothing was committed on it, a new one may work.
-                    log.info("storage_reconnect", detail=_detail(error))
+                    log.debug("storage_reconnect", detail=_detail(error))
                 else:
-                    _raise_translated(error)
+                    self.trouble.raise_translated(error)
                     raise
             attempt += 1
 
@@ -416,38 +500,51 @@ class _PostgresWriter(Writer):
 
     def __init__(self, backend: _PostgresBackend, *, autocommit: bool) -> None:
         engine = backend.dedicated
+        self._backend = backend
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if autocommit else engine
         self._autocommit = autocommit
         self._connection: AsyncConnection | None = None
         self._turn = asyncio.Lock()
+        self.busy_since: float | None = None
+        backend.writers.add(self)
 
     async def run(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         async with self._turn:
-            attempt = 1
-            while True:
-                is_committing = False
-                try:
-                    if self._connection is None:
-                        self._connection = await self._engine.connect()
-                    result = await self._connection.run_sync(lambda connection: fn(connection, *args, **kwargs))
-                    is_committing = True
-                    await self._connection.commit()
-                    return result
-                except Exception as error:
-                    was_disconnected = _is_disconnect(error)
-                    await self._reset(discard=was_disconnected or is_committing)
-                    if _is_retryable(error) and attempt < MAX_ATTEMPTS:
-                        await back_off(attempt)
-                    elif was_disconnected and not (is_committing or self._autocommit) and attempt == 1:
-                        log.info("storage_reconnect", detail=_detail(error))
-                    else:
-                        _raise_translated(error)
-                        raise
-                except BaseException:
-                    # Cancelled in the middle of a statement: the connection's state is not worth finding out.
-                    await self._reset(discard=True)
+            try:
+                return await self._run(lambda connection: fn(connection, *args, **kwargs))
+            finally:
+                self.busy_since = None
+
+    async def _run(self, fn: Callable[[sa.Connection], T]) -> T:
+        attempt = 1
+        trouble = self._backend.trouble
+        now = asyncio.get_running_loop().time
+        while True:
+            is_committing = False
+            self.busy_since = now()
+            try:
+                if self._connection is None:
+                    self._connection = await self._engine.connect()
+                result = await self._connection.run_sync(fn)
+                is_committing = True
+                await self._connection.commit()
+                trouble.is_over()
+                return result
+            except Exception as error:
+                was_disconnected = _is_disconnect(error) or _is_demoted(error)
+                await self._reset(discard=was_disconnected or is_committing)
+                if _is_retryable(error) and attempt < MAX_ATTEMPTS:
+                    await back_off(attempt)
+                elif was_disconnected and not (is_committing or self._autocommit) and attempt == 1:
+                    log.debug("storage_reconnect", detail=_detail(error))
+                else:
+                    trouble.raise_translated(error)
                     raise
-                attempt += 1
+            except BaseException:
+                # Cancelled in the middle of a statement: the connection's state is not worth finding out.
+                await self._reset(discard=True)
+                raise
+            attempt += 1
 
     async def _reset(self, *, discard: bool) -> None:
         connection = self._connection
@@ -467,10 +564,40 @@ class _PostgresWriter(Writer):
             log.debug("connection_close_failed", detail=_detail(error))
 
     async def close(self) -> None:
+        self._backend.writers.discard(self)
         async with self._turn:
             connection, self._connection = self._connection, None
             if connection is not None:
                 await connection.close()
+
+
+def one_url_of_several_hosts(url: str) -> str:
+    """Writes `postgresql://user@a:5432,b:5433/name`, as libpq takes it, in the form that SQLAlchemy takes.
+
+    Unless the URL says otherwise, the host that takes writes is meant: the others are its standbys.
+    """
+    scheme, separator, rest = url.partition("://")
+    authority, _, path = rest.partition("/")
+    credentials, at, hosts = authority.rpartition("@")
+    query_hosts = re.search(r"[?&]host=[^&]*(,|&.*host=)", path)
+    if not separator or not scheme.startswith("postgres") or ("," not in hosts and query_hosts is None):
+        return url
+    database, _, query = path.partition("?")
+    parts = [query] if query else []
+    if "," in hosts:
+        pairs = [_host_and_port(host) for host in hosts.split(",")]
+        parts = [f"host={','.join(host for host, _ in pairs)}", f"port={','.join(port for _, port in pairs)}", *parts]
+        authority = f"{credentials}{at}"
+    if "target_session_attrs=" not in query:
+        parts.append("target_session_attrs=read-write")
+    return f"{scheme}://{authority}/{database}?{'&'.join(parts)}"
+
+
+def _host_and_port(text: str) -> tuple[str, str]:
+    host, colon, port = text.rpartition(":")
+    if not colon or port.endswith("]"):
+        return text.strip("[]"), "5432"
+    return host.strip("[]"), port
 
 
 def postgres_connect_arguments(schema: str, settings: dict[str, str]) -> dict[str, Any]:
@@ -506,8 +633,9 @@ class _SqliteBackend:
     Writers never meet inside this process, so that SQLITE_BUSY is left for another process that holds the file.
     """
 
-    def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"]) -> None:
+    def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"], trouble: _Trouble) -> None:
         self._path = path
+        self._trouble = trouble
         _make_private(path)
         _make_write_ahead(path)
         self._synchronous = synchronous
@@ -552,17 +680,25 @@ class _SqliteBackend:
     async def read(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self._in_thread(self._reader_threads, self._read, fn)
 
+    async def read_once(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self.read(fn)
+
     async def write_autocommit(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self.write(fn)
+
+    def check_writers(self) -> None:
+        """Nothing: a write waits for a few seconds at most, and is refused then."""
 
     async def _in_thread(
         self, threads: ThreadPoolExecutor, job: Callable[[Callable[[sa.Connection], T]], T], fn: Any
     ) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, job, fn)
+            result = await asyncio.get_running_loop().run_in_executor(threads, job, fn)
         except Exception as error:
-            _raise_translated(error)
+            self._trouble.raise_translated(error)
             raise
+        self._trouble.is_over()
+        return result
 
     def _write(self, fn: Callable[[sa.Connection], T]) -> T:
         if self._connection is None:

@@ -4,15 +4,24 @@ A service's `migrations/env.py` is two lines:
 
     from services.shared.migrations import run_env
     run_env(metadata)
+
+Two releases run side by side while one replaces the other, so that code must run on the schema of the release after
+it. A revision's name says which code can: `0007` only expands, and leaves everything that earlier code uses;
+`0009_since_0005` has removed something, and needs code that knows revision 0005 at least. Each later revision repeats
+that. docs/upgrade.md has the rules.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command, context
 from alembic.config import Config
@@ -28,6 +37,10 @@ from services.shared.telemetry import get_logger
 
 _CONNECTION: Final = "connection"
 _RETRY_SECONDS: Final = 1.0
+# A statement that waits for a table's lock makes everybody wait who comes after it: it lets them pass, and tries again.
+_LOCK_SECONDS: Final = 2
+_LOCK_ATTEMPTS: Final = 60
+_REVISION: Final = re.compile(r"[a-z]*(\d+)(?:_since_[a-z]*(\d+))?")
 
 log = get_logger(__name__)
 
@@ -38,9 +51,14 @@ async def upgrade(db: Database, script_location: Path) -> None:
     await db.ensure_schema()
     if db.dialect == "sqlite":
         # One transaction for all of it: a killed migration leaves the old schema.
-        await db.write(_upgrade, script_location)
+        await db.write(_upgrade, script_location, db.schema)
     else:
-        await asyncio.to_thread(_upgrade_postgres, db, script_location)
+        is_over = threading.Event()
+        try:
+            await asyncio.to_thread(_upgrade_postgres, db, script_location, is_over)
+        finally:
+            # The thread of a process that was told to stop must not wait on.
+            is_over.set()
     after = await current(db)
     if after != before:
         log.info("migrated", schema=db.schema, before=_shown(before), after=_shown(after))
@@ -51,29 +69,57 @@ async def current(db: Database) -> tuple[str, ...]:
     return await db.read(_current)
 
 
+def newest(script_location: Path) -> tuple[str, ...]:
+    """Returns the revisions that this release needs."""
+    return tuple(sorted(ScriptDirectory.from_config(_config(script_location)).get_heads()))
+
+
 async def check_is_current(db: Database, script_location: Path) -> None:
     """Refuses a schema that this code cannot run on.
 
-    A schema from a newer release is accepted: migrations only expand before the new code runs, so that two releases
-    can run side by side.
+    That of a newer release is accepted, unless its name says that this code is too old for it.
 
     Raises:
-        StartupError: The schema is absent or older.
+        StartupError: The schema is absent or older, or too new.
     """
     found = set(await current(db))
     script = ScriptDirectory.from_config(_config(script_location))
     wanted = set(script.get_heads())
-    if found == wanted:
-        return
-    unknown = {revision for revision in found if not _is_known(script, revision)}
-    if unknown:
-        log.warning("schema_is_newer", schema=db.schema, found=_shown(unknown), expected=_shown(wanted))
+    if found == wanted or _is_newer(db.schema, found, script):
         return
     raise StartupError(
         f"the schema {db.schema} of the database is at {_shown(found)}, this release needs {_shown(wanted)}: run "
         f"`python -m services.{db.schema} migrate`, or set HOLDFAST_MIGRATE_ON_START=true",
         exit_code=EXIT_CONFIGURATION,
     )
+
+
+def _is_newer(schema: str, found: Iterable[str], script: ScriptDirectory) -> bool:
+    """Tells whether a newer release made the schema.
+
+    Raises:
+        StartupError: And it says that this one cannot run on it.
+    """
+    unknown = {revision for revision in found if not _is_known(script, revision)}
+    if not unknown:
+        return False
+    heads = script.get_heads()
+    own = max((_numbers(head)[0] for head in heads), default=0)
+    needed = max(_numbers(revision)[1] for revision in unknown)
+    if own < needed:
+        raise StartupError(
+            f"the schema {schema} of the database is at {_shown(unknown)}, which needs a release that knows revision "
+            f"{needed}; this one knows {_shown(heads)}: start a newer release",
+            exit_code=EXIT_CONFIGURATION,
+        )
+    log.warning("schema_is_newer", schema=schema, found=_shown(unknown), expected=_shown(heads))
+    return True
+
+
+def _numbers(revision: str) -> tuple[int, int]:
+    """A revision's number, and that of the oldest code that runs on it; zeros when its name does not say."""
+    match = _REVISION.fullmatch(revision)
+    return (int(match[1]), int(match[2] or 0)) if match else (0, 0)
 
 
 async def make_ready(db: Database, script_location: Path, *, migrate_on_start: bool, stop: asyncio.Event) -> None:
@@ -144,29 +190,37 @@ def _config(script_location: Path, connection: sa.Connection | None = None) -> C
     return config
 
 
-def _upgrade(connection: sa.Connection, script_location: Path) -> None:
+def _upgrade(connection: sa.Connection, script_location: Path, schema: str) -> None:
     config = _config(script_location, connection)
-    found = _current(connection)
-    if any(not _is_known(ScriptDirectory.from_config(config), revision) for revision in found):
-        # A newer release has been here; going on from it is that release's business.
-        log.warning("schema_is_newer", found=_shown(found))
+    # What a newer release began, that release goes on with.
+    if _is_newer(schema, _current(connection), ScriptDirectory.from_config(config)):
         return
+    if connection.dialect.name == "postgresql":
+        # Each revision has a transaction of its own, and may leave it, as for an index that is built concurrently.
+        connection.commit()
     command.upgrade(config, "head")
 
 
-def _upgrade_postgres(db: Database, script_location: Path) -> None:
+def _upgrade_postgres(db: Database, script_location: Path, is_over: threading.Event) -> None:
     # A connection of its own: no statement timeout, and a lock that outlives the transactions of single revisions.
     arguments: dict[str, Any] = postgres_connect_arguments(
-        db.schema, {"search_path": db.schema, "timezone": "UTC", "lock_timeout": "60s"}
+        db.schema, {"search_path": db.schema, "timezone": "UTC", "lock_timeout": f"{_LOCK_SECONDS}s"}
     )
     engine = sa.create_engine(db.url, connect_args=arguments, poolclass=NullPool)
     try:
         with engine.connect() as connection:
-            key = {"name": f"holdfast.migrations.{db.schema}"}
-            connection.execute(sa.text("SELECT pg_advisory_lock(hashtext(:name))"), key)
-            connection.commit()
-            _upgrade(connection, script_location)
-            connection.commit()
+            _lock_migrations(connection, db.schema, is_over)
+            for attempt in range(1, _LOCK_ATTEMPTS + 1):
+                try:
+                    _upgrade(connection, script_location, db.schema)
+                    connection.commit()
+                    return
+                except sa.exc.DBAPIError as error:
+                    if not isinstance(error.orig, psycopg.errors.LockNotAvailable) or attempt == _LOCK_ATTEMPTS:
+                        raise
+                    connection.rollback()
+                    log.info("migration_waits_for_a_lock", schema=db.schema, attempt=attempt)
+                    _pause(is_over, _RETRY_SECONDS)
     except sa.exc.DBAPIError as error:
         public = translate(error)
         if public is None:
@@ -174,6 +228,24 @@ def _upgrade_postgres(db: Database, script_location: Path) -> None:
         raise public from error
     finally:
         engine.dispose()
+
+
+def _lock_migrations(connection: sa.Connection, schema: str, is_over: threading.Event) -> None:
+    # Asked for again and again: a statement that waits is itself waited for by an index that is built concurrently.
+    key = {"name": f"holdfast.migrations.{schema}"}
+    is_first = True
+    while not connection.execute(sa.text("SELECT pg_try_advisory_lock(hashtext(:name))"), key).scalar_one():
+        connection.commit()
+        if is_first:
+            log.info("another process migrates; waiting for it", schema=schema)
+            is_first = False
+        _pause(is_over, _RETRY_SECONDS / 5)
+    connection.commit()
+
+
+def _pause(is_over: threading.Event, seconds: float) -> None:
+    if is_over.wait(seconds):
+        raise StartupError("stopped while waiting to migrate", exit_code=EXIT_TEMPORARY)
 
 
 def _current(connection: sa.Connection) -> tuple[str, ...]:

@@ -337,8 +337,22 @@ def host_port(text: str) -> str:
     return text.strip()
 
 
+def peer_addresses(text: str) -> str:
+    """Parses `host:port`, or the same for several replicas as `ip:port,ip:port`."""
+    addresses = [host_port(part) for part in text.split(",")]
+    if len(addresses) > 1:
+        for address in addresses:
+            try:
+                ipaddress.IPv4Address(split_address(address)[0])
+            except ValueError as error:
+                raise ValueError("several addresses are ip:port,ip:port; or one name that leads to all") from error
+    return ",".join(addresses)
+
+
 def is_loopback(address: str) -> bool:
-    """Tells whether `host:port` never leaves this machine."""
+    """Tells whether `host:port`, or each of several, never leaves this machine."""
+    if "," in address:
+        return all(is_loopback(part) for part in address.split(","))
     host, _ = split_address(address)
     if host.lower() in ("localhost", "ip6-localhost"):
         return True
@@ -402,8 +416,8 @@ def _peer(service: str, port: int) -> Any:
     return setting(
         f"HOLDFAST_{service}_ADDRESS",
         default=f"127.0.0.1:{port}",
-        parse=host_port,
-        doc=f"Address of the {service.lower()} service, as host:port.",
+        parse=peer_addresses,
+        doc=f"Address of the {service.lower()} service, as host:port; of several replicas, ip:port,ip:port.",
         dials=True,
     )
 

@@ -10,6 +10,9 @@ from services.shared.interceptors import Access, service_access
 _EXECUTOR: Final = Access(services=("executor",))
 _READERS: Final = Access(services=("executor", "trace"))
 _STREAM: Final = Access(services=("executor",), traced=False)
+# The person who runs the suite, through `holdfast`, with the suite's own token.
+_OPERATOR: Final = Access(services=("operator",))
+_EXECUTOR_OR_OPERATOR: Final = Access(services=("executor", "operator"))
 
 ACCESS: Final[Mapping[str, Access]] = {
     **service_access(
@@ -62,4 +65,19 @@ ACCESS: Final[Mapping[str, Access]] = {
         },
     ),
     **service_access("holdfast.api.state.v1.ChangeFeedService", {"Follow": Access(services=("trace",), traced=False)}),
+    **service_access(
+        "holdfast.api.state.v1.HousekeepingService",
+        {
+            "GetWorkspaceSettings": _EXECUTOR_OR_OPERATOR,
+            "UpdateWorkspaceSettings": _EXECUTOR_OR_OPERATOR,
+            "ExportData": _EXECUTOR_OR_OPERATOR,
+            "EraseData": _EXECUTOR_OR_OPERATOR,
+            "GetWorkspaceStorage": _EXECUTOR_OR_OPERATOR,
+            "GetStorageReport": _OPERATOR,
+        },
+    ),
+    **service_access(
+        "holdfast.api.state.v1.OperatorService",
+        {"GetStatus": _OPERATOR, "CheckInvariants": Access(services=("operator",), traced=False)},
+    ),
 }

@@ -44,7 +44,7 @@ def put_revision(
         was_created, _, earlier_revision = earlier.partition(" ")
         row = _find_revision(connection, workspace_id, spec.name, earlier_revision)
         assert row is not None, "what a request made is there"
-        return _revision_of(row), was_created == "new"
+        return revision_of(row), was_created == "new"
     now = db.now(connection)
     insert = sqlite.insert if db.dialect == "sqlite" else postgresql.insert
     # The agent's row first: it serialises two who apply at the same moment.
@@ -77,7 +77,7 @@ def put_revision(
     journal.remember_request(connection, workspace_id, request_id, "ApplyAgent", fingerprint, result, now)
     row = _find_revision(connection, workspace_id, spec.name, revision)
     assert row is not None
-    return _revision_of(row), created
+    return revision_of(row), created
 
 
 def get_agent(connection: sa.Connection, workspace_id: str, name: str) -> agent_pb2.Agent:
@@ -120,7 +120,7 @@ def get_revision(connection: sa.Connection, workspace_id: str, agent: str, revis
         reason = Reason.REVISION_NOT_FOUND if is_id else Reason.LABEL_NOT_FOUND
         noun = "revision" if is_id else "label"
         raise NotFound(f"{agent} has no {noun} {wanted}", reason=reason, metadata={"agent": agent})
-    return _revision_of(row)
+    return revision_of(row)
 
 
 def list_revisions(
@@ -140,7 +140,7 @@ def list_revisions(
     rows = connection.execute(query.order_by(r.created_at.desc(), r.revision.desc()).limit(limit + 1)).all()
     page = rows[:limit]
     more = base64.urlsafe_b64encode(page[-1].revision.encode()).decode() if len(rows) > limit else ""
-    return [_revision_of(row) for row in page], more
+    return [revision_of(row) for row in page], more
 
 
 def put_label(
@@ -220,7 +220,8 @@ def _find_revision(connection: sa.Connection, workspace_id: str, agent: str, pre
     return rows[0] if len(rows) == 1 else None
 
 
-def _revision_of(row: sa.Row[Any]) -> agent_pb2.AgentRevision:
+def revision_of(row: sa.Row[Any]) -> agent_pb2.AgentRevision:
+    """A revision's row."""
     return agent_pb2.AgentRevision(
         revision=row.revision,
         agent=row.agent,

@@ -11,8 +11,10 @@ from typing import Any, Final
 from holdfast.api.state.v1.agent_store_service_pb2_grpc import add_AgentStoreServiceServicer_to_server
 from holdfast.api.state.v1.call_queue_service_pb2_grpc import add_CallQueueServiceServicer_to_server
 from holdfast.api.state.v1.change_feed_service_pb2_grpc import add_ChangeFeedServiceServicer_to_server
+from holdfast.api.state.v1.housekeeping_service_pb2_grpc import add_HousekeepingServiceServicer_to_server
 from holdfast.api.state.v1.journal_service_pb2_grpc import add_JournalServiceServicer_to_server
 from holdfast.api.state.v1.lease_service_pb2_grpc import add_LeaseServiceServicer_to_server
+from holdfast.api.state.v1.operator_service_pb2_grpc import add_OperatorServiceServicer_to_server
 from holdfast.api.state.v1.run_store_service_pb2_grpc import add_RunStoreServiceServicer_to_server
 from holdfast.errors import HoldfastError
 from services.shared.clock import Clock, SystemClock
@@ -21,17 +23,26 @@ from services.shared.migrations import make_ready, upgrade, wait_for_database
 from services.shared.server import Process, Server
 from services.shared.telemetry import Telemetry, get_logger
 from services.state.access import ACCESS
+from services.state.ends import Ends
+from services.state.feed_lag import FeedLag
+from services.state.feed_origin import settle_feed
 from services.state.group_commit import GroupCommit
+from services.state.housekeeping import Housekeeping
+from services.state.housekeeping_erase import Erasing
 from services.state.hub import Hub
 from services.state.leases import Leases
 from services.state.pulse import Pulse
 from services.state.servicers.agents import AgentStoreServicer
 from services.state.servicers.calls import CallQueueServicer
 from services.state.servicers.change_feed import ChangeFeedServicer
+from services.state.servicers.housekeeping import HousekeepingServicer
 from services.state.servicers.journal import JournalServicer
 from services.state.servicers.leases import LeaseServicer
+from services.state.servicers.operator import OperatorServicer
 from services.state.servicers.runs import RunStoreServicer
 from services.state.settings import StateSettings
+from services.state.signals import Signals
+from services.state.status import warnings_about
 from services.state.watch import Watching
 
 SERVICE: Final = "state"
@@ -62,6 +73,8 @@ async def state_server(
             Database(settings.database_url, schema=SERVICE, pool_size=settings.database_pool_size, clock=clock)
         )
         await make_ready(db, MIGRATIONS, migrate_on_start=settings.migrate_on_start, stop=stop)
+        # Order matters: before anything is written in an order that a restored journal has left behind.
+        await settle_feed(db)
         if db.dialect == "sqlite":
             log.warning("embedded storage: this service can run once, on this machine", database=db.location)
         hub = Hub()
@@ -69,7 +82,8 @@ async def state_server(
         leases = Leases(db, hub)
         watching = Watching(db, hub)
         server = Server(settings, service=SERVICE, access=ACCESS, telemetry=telemetry)
-        journal = JournalServicer(db, commits, hub, watching)
+        ends = Ends(db, hub, clock)
+        journal = JournalServicer(db, commits, ends, hub, watching)
         feed = ChangeFeedServicer(db, hub)
         for part in (journal, feed, leases, watching):
             part.draining = server.draining
@@ -79,11 +93,32 @@ async def state_server(
         server.add(add_AgentStoreServiceServicer_to_server, AgentStoreServicer(db))
         server.add(add_RunStoreServiceServicer_to_server, RunStoreServicer(db, hub))
         server.add(add_ChangeFeedServiceServicer_to_server, feed)
+
+        def waiting() -> int:
+            return commits.pending
+
+        housekeeping = Housekeeping(db, clock, waiting, interval_seconds=settings.housekeeping_interval_seconds)
+        erasing = Erasing(db, hub, clock, waiting)
+        server.add(add_HousekeepingServiceServicer_to_server, HousekeepingServicer(db, erasing))
+        warnings = warnings_about(
+            service_token=settings.service_token,
+            crash_point=settings.crash_point,
+            allow_plaintext=settings.allow_plaintext,
+        )
+        server.add(add_OperatorServiceServicer_to_server, OperatorServicer(db, clock, MIGRATIONS, warnings))
         server.on_drain(hub.wake_everybody)
         # Order matters: it is undone from the end. The last calls are answered, then the streams that ended have given
         # their runs back, then the group commit stops, then the database is closed.
         await closing.enter_async_context(
-            _background(commits.run(), Pulse(db, hub, clock).run(), _report_health(db, server))
+            _background(
+                commits.run(),
+                ends.run(),
+                Pulse(db, hub, clock).run(),
+                Signals(db, hub, leases.claiming).run(),
+                housekeeping.run(),
+                _report_health(db, server),
+                FeedLag(db, clock, telemetry.registry).run(),
+            )
         )
         closing.push_async_callback(leases.close)
         await closing.enter_async_context(server)
@@ -116,12 +151,14 @@ async def _report_health(db: Database, server: Server) -> None:
         try:
             async with asyncio.timeout(2 * HEALTH_CHECK_SECONDS):
                 await db.ping()
-            answers = True
-        except (HoldfastError, TimeoutError):
-            answers = False
+            answers, why = True, ""
+        except HoldfastError as error:
+            answers, why = False, error.message
+        except TimeoutError:
+            answers, why = False, "no answer in time"
         if answers != is_serving and not server.draining.is_set():
             is_serving = answers
-            log.warning("database_answers" if answers else "database_does_not_answer", database=db.location)
+            log.warning("database_answers" if answers else "database_does_not_answer", database=db.location, detail=why)
             await server.health.set(answers)
 
 
@@ -130,3 +167,4 @@ async def migrate(settings: StateSettings) -> None:
     async with Database(settings.database_url, schema=SERVICE, clock=SystemClock()) as db:
         await wait_for_database(db, asyncio.Event())
         await upgrade(db, MIGRATIONS)
+        await settle_feed(db)

@@ -274,8 +274,9 @@ def complete_call(
     # Only of what would not count: the report of an offer that became void says nothing of the lease after it.
     if not counts and row.report_digest is not None and bytes(row.report_digest) == digest:
         return Completion(None, row.report_seq, is_late=_is_late(connection, row))
-    journal.put_blobs(connection, workspace_id, blobs, db.now(connection))
     if counts:
+        # What came too late refers to no body: its event has a shortened text.
+        journal.put_blobs(connection, workspace_id, row.run_id, blobs, db.now(connection))
         outside = journal.append_outside(connection, db, run, [change])
     else:
         late.step, late.attempt, late.worker_id = row.step, row.attempt, worker_id

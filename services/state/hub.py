@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Protocol
 
 from holdfast.api.common.v1 import run_pb2
@@ -18,6 +19,7 @@ from services.state.journal import Outside
 # What a slow watcher has not taken yet. What falls out is lost if it is a piece of an answer in the making; an event is
 # missed by its number and read from the journal.
 MAX_PENDING = 1_024
+MAX_YOUNG = 10_000
 
 
 class Watcher:
@@ -70,6 +72,16 @@ class Hub:
         self._watchers: dict[str, set[Watcher]] = {}
         self._feed = asyncio.Event()
         self._streams: dict[str, ExecutorStream] = {}
+        self._awaited: dict[str, set[Callable[[], None]]] = {}
+        # Runs that were created here and have not been heard of since, oldest first.
+        self._young: dict[str, None] = {}
+        # How often runs became ready, as far as is known here.
+        self.ready_hints = 1
+        # Set by what was committed here and other replicas may want to know; its reader clears it.
+        self.ready_here = asyncio.Event()
+        # Set when a run was stored here that wakes by itself, the first at `next_wake`; the reader clears both.
+        self.wake_set = asyncio.Event()
+        self.next_wake: datetime | None = None
 
     @contextmanager
     def watching(self, run_id: str) -> Iterator[Watcher]:
@@ -88,19 +100,48 @@ class Hub:
         """Whether anybody here watches the run."""
         return run_id in self._watchers
 
+    def created(self, run_id: str) -> None:
+        """A run was created here, and is not over yet."""
+        self._young[run_id] = None
+        if len(self._young) > MAX_YOUNG:
+            del self._young[next(iter(self._young))]
+
+    def is_young(self, run_id: str) -> bool:
+        """Whether the run was just created here and is known not to have ended."""
+        return run_id in self._young
+
+    def await_end(self, run_id: str, look: Callable[[], None]) -> None:
+        """Calls `look` whenever the run may have ended, until it is taken back."""
+        self._awaited.setdefault(run_id, set()).add(look)
+
+    def forget_end(self, run_id: str, look: Callable[[], None]) -> None:
+        """Takes back what `await_end` began."""
+        looks = self._awaited.get(run_id, set())
+        looks.discard(look)
+        if not looks:
+            self._awaited.pop(run_id, None)
+
+    def may_have_ended(self, run_id: str) -> None:
+        """The run has ended, or there is a reason to look whether it has."""
+        self._young.pop(run_id, None)
+        for look in tuple(self._awaited.get(run_id, ())):
+            look()
+
     def run_changed(self, run_id: str) -> None:
         """An event of the run was committed; those who watch read it from the journal."""
+        self.may_have_ended(run_id)
         for watcher in self._watchers.get(run_id, ()):
             watcher.must_read = True
             watcher.changed.set()
 
     @property
     def watched_runs(self) -> list[str]:
-        """The runs that somebody here watches."""
-        return list(self._watchers)
+        """The runs that somebody here watches, or whose end is awaited."""
+        return list(self._watchers.keys() | self._awaited.keys())
 
     def journal_reaches(self, run_id: str, seq: int) -> None:
         """The journal of a run has been seen to reach `seq`, whoever wrote it."""
+        self.may_have_ended(run_id)
         for watcher in self._watchers.get(run_id, ()):
             if watcher.known_seq < seq:
                 watcher.must_read = True
@@ -118,9 +159,21 @@ class Hub:
             watcher.add(delta)
 
     def runs_ready(self) -> None:
-        """A run became ready."""
+        """A run became ready by a commit of this process."""
+        self.ready_here.set()
+        self.runs_seen_ready()
+
+    def runs_seen_ready(self) -> None:
+        """There may be something to claim, whoever made it ready."""
+        self.ready_hints += 1
         for stream in self._streams.values():
             stream.runs_ready()
+
+    def wakes_at(self, moment: datetime) -> None:
+        """A run was stored that becomes ready by itself at `moment`."""
+        if self.next_wake is None or moment < self.next_wake:
+            self.next_wake = moment
+            self.wake_set.set()
 
     @property
     def next_commit(self) -> asyncio.Event:

@@ -1,4 +1,4 @@
-"""Who drives which run: claims, returns, and the sweep of what was left behind.
+"""Who drives which run: streams, returns, and the sweep of what was left behind. `claims` has the claims.
 
 Set-based; a heartbeat renews one row for all runs of an executor.
 """
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.ids import is_uuid
-from services.shared.database import Database, now_sql
+from services.shared.database import Database, Timestamp
 from services.state import journal
 from services.state import tables as t
+from services.state.feed_origin import HORIZON_SQL
 from services.state.transitions import ENDED
 
 LEASE_DURATION = timedelta(seconds=5)
@@ -26,8 +26,8 @@ GRACE = timedelta(milliseconds=500)
 # How far back a heartbeat looks for events from outside; a few heartbeats, so that none is passed over.
 NUDGED_WITHIN = timedelta(seconds=3)
 SWEEP_LIMIT = 1_000
-REQUEST_IDS_KEPT = timedelta(days=7)
-CALLS_KEPT = timedelta(days=1)
+SWEEP_EXECUTORS = 10
+LOST_CALLS_LIMIT = 100
 
 QUEUED, RUNNING, WAITING = run_pb2.RUN_STATE_QUEUED, run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_WAITING
 
@@ -111,70 +111,23 @@ def extend_all(connection: sa.Connection, db: Database, duration: timedelta) -> 
     connection.execute(sa.update(t.executors).where(e.expires_at < expires).values(expires_at=expires))
 
 
-def claim(
-    connection: sa.Connection, db: Database, executor_id: str, stream_id: str, limit: int
-) -> list[sa.Row[Any]] | None:
-    """Takes ready runs for an executor, oldest first, each under a new epoch.
-
-    Returns:
-        The runs; None when the stream does not speak for the executor (any more).
-    """
-    now = now_sql(db)
-    r, e = t.runs.c, t.executors.c
-    # Invariant: a run's holder has a row here when the claim commits, and whoever deletes that row returns the run.
-    speaks = sa.select(e.expires_at).where(e.executor_id == executor_id, e.stream_id == stream_id, e.expires_at > now)
-    if connection.execute(speaks.with_for_update(read=True)).one_or_none() is None:
-        return None
-    ready = (
-        sa.select(r.run_id)
-        .where(t.IS_READY)
-        .order_by(r.ready_at, r.run_id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        # Looked up once, or the limit would hold for each of several look-ups.
-        .cte("ready")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
-    )
-    claimed = (
-        sa.update(t.runs)
-        .where(r.run_id.in_(sa.select(ready.c.run_id)))
-        .values(state=RUNNING, wait_reason=0, wake_at=None, holder=executor_id, epoch=r.epoch + 1, updated_at=now)
-        .returning(t.runs)
-    )
-    return sorted(connection.execute(claimed).all(), key=lambda row: (row.ready_at, row.run_id))
-
-
-def short_journals(connection: sa.Connection, run_ids: list[str], max_bytes: int) -> dict[str, list[run_pb2.Event]]:
-    """The journals of these runs where they are short, in one query."""
-    j = t.journal.c
-    short = (
-        sa.select(j.run_id)
-        .where(j.run_id.in_(run_ids))
-        .group_by(j.run_id)
-        .having(sa.func.sum(sa.func.length(j.body)) <= max_bytes)
-    )
-    query = sa.select(j.run_id, j.seq, j.epoch, j.at, j.body).where(j.run_id.in_(short)).order_by(j.run_id, j.seq)
-    events: dict[str, list[run_pb2.Event]] = {}
-    for row in connection.execute(query):
-        events.setdefault(row.run_id, []).append(journal.event_of(row))
-    return events
-
-
 def release(connection: sa.Connection, db: Database, executor_id: str, runs: Mapping[str, int]) -> int:
     """Makes some of an executor's runs, named with their epochs, ready for others."""
     return _make_ready(connection, db, executor_id, runs)
 
 
+# A run that is returned keeps the time at which it became ready: it goes before those that came after it.
 def _make_ready(
     connection: sa.Connection, db: Database, executor_id: str, runs: Mapping[str, int] | None = None
 ) -> int:
+    """What is returned keeps the time at which it became ready, and goes before what came after it."""
     now = db.now(connection)
     r = t.runs.c
     query = sa.update(t.runs).where(r.holder == executor_id, r.state == RUNNING)
     if runs is not None:
         named = [(run_id, epoch) for run_id, epoch in runs.items() if is_uuid(run_id)]
         query = query.where(sa.tuple_(r.run_id, r.epoch).in_(named))
-    return connection.execute(query.values(state=QUEUED, holder=None, ready_at=now, updated_at=now)).rowcount
+    return connection.execute(query.values(state=QUEUED, holder=None, updated_at=now)).rowcount
 
 
 # --------------------------------------------------------------------------------------------------- sweeping
@@ -185,39 +138,59 @@ class Glance:
     """What one cheap look at the database shows.
 
     Attributes:
+        now: When it was made, by the database's clock.
         has_ready: There are runs to claim.
-        has_due: There is something for the sweep.
+        next_due: When there is something for the sweep; None when nothing is due at any time.
+        has_lost_calls: There are workers' calls whose time is over.
         newest: The newest transaction in the journal that is visible. 0 on SQLite, where all of them are made here.
         horizon: All transactions before this one are over.
     """
 
+    now: datetime
     has_ready: bool
-    has_due: bool
+    next_due: datetime | None
+    has_lost_calls: bool
     newest: int
     horizon: int
 
+    @property
+    def has_due(self) -> bool:
+        """There is something for the sweep."""
+        return self.next_due is not None and self.next_due <= self.now
 
-def _glance_sql(now: str, feed: str) -> sa.TextClause:
+
+# Each reads one entry of a partial index: the order says so to a planner that would rather scan until it finds a row.
+_READY = "(SELECT workspace_id FROM runs WHERE state = 1 AND NOT blocked AND agent_limit {limit} 0 ORDER BY 1 LIMIT 1)"
+_DUE = {
+    # Few rows, one for each executor.
+    "expires": "(SELECT min(expires_at) FROM executors)",
+    "wake": "(SELECT wake_at FROM runs WHERE state = 3 AND wake_at IS NOT NULL ORDER BY 1 LIMIT 1)",
+    "start": "(SELECT start_deadline FROM calls WHERE state = 1 ORDER BY 1 LIMIT 1)",
+    "offer": "(SELECT offer_expires_at FROM calls WHERE state = 2 ORDER BY 1 LIMIT 1)",
+    "beat": "(SELECT beat_due_at FROM calls WHERE state = 3 ORDER BY 1 LIMIT 1)",
+}
+
+
+def _glance_sql(now: str, feed: str) -> sa.TextualSelect:
+    dues = ", ".join(f"{query} AS {name}" for name, query in _DUE.items())
     return sa.text(
-        f"""
-SELECT
-  EXISTS (SELECT 1 FROM runs WHERE state = {QUEUED} AND NOT blocked),
-  EXISTS (SELECT 1 FROM executors WHERE expires_at < {now})
-    OR EXISTS (SELECT 1 FROM runs WHERE state = {WAITING} AND wake_at IS NOT NULL AND wake_at <= {now})
-    OR EXISTS (SELECT 1 FROM calls WHERE state = {journal.CALL_QUEUED} AND start_deadline <= {now})
-    OR EXISTS (SELECT 1 FROM calls WHERE state = {journal.CALL_OFFERED} AND offer_expires_at <= {now})
-    OR EXISTS (SELECT 1 FROM calls WHERE state = {journal.CALL_STARTED} AND beat_due_at <= {now}),
-  {feed}
-"""
+        f"SELECT {_READY.format(limit='=')} IS NOT NULL OR {_READY.format(limit='>')} IS NOT NULL AS has_ready, "
+        f"{feed}, {now} AS now, {dues}"
+    ).columns(
+        sa.Column("has_ready", sa.Boolean),
+        sa.Column("newest", sa.BigInteger),
+        sa.Column("horizon", sa.BigInteger),
+        sa.Column("now", Timestamp()),
+        *(sa.Column(name, Timestamp()) for name in _DUE),
     )
 
 
 _GLANCE = {
-    "sqlite": _glance_sql(":now", "0, 0"),
+    "sqlite": _glance_sql(":now", "0 AS newest, 0 AS horizon"),
     "postgresql": _glance_sql(
         "statement_timestamp()",
-        "COALESCE((SELECT CAST(CAST(txid AS text) AS bigint) FROM journal ORDER BY txid DESC LIMIT 1), 0), "
-        "CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)",
+        "COALESCE((SELECT CAST(CAST(txid AS text) AS bigint) FROM journal ORDER BY txid DESC LIMIT 1), 0) AS newest, "
+        f"{HORIZON_SQL} AS horizon",
     ),
 }
 
@@ -225,8 +198,10 @@ _GLANCE = {
 def glance(connection: sa.Connection, db: Database) -> Glance:
     """Looks whether there is anything to do; nothing is written or locked."""
     values = {"now": journal.to_micros(db.now(connection))} if db.dialect == "sqlite" else {}
-    has_ready, has_due, newest, horizon = connection.execute(_GLANCE[db.dialect], values).one()
-    return Glance(bool(has_ready), bool(has_due), newest, horizon)
+    row = connection.execute(_GLANCE[db.dialect], values).one()
+    next_due = min((due for name in _DUE if (due := getattr(row, name)) is not None), default=None)
+    has_lost_calls = any(due is not None and due <= row.now for due in (row.start, row.beat))
+    return Glance(row.now, bool(row.has_ready), next_due, has_lost_calls, row.newest, row.horizon)
 
 
 _REACHED = sa.text(
@@ -242,20 +217,43 @@ def reached_since(connection: sa.Connection, run_ids: list[str], since: int) -> 
 
 @dataclass(slots=True)
 class Sweep:
-    """What a sweep found."""
+    """What a sweep found.
+
+    Attributes:
+        ready_runs: How many runs became ready.
+        calls_queued: Workspaces and tools of calls that are queued again.
+        is_full: It found as much as it takes at once: there may be more.
+    """
 
     ready_runs: int = 0
     calls_queued: set[tuple[str, str]] = field(default_factory=set)
+    is_full: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was found: there was nothing, or somebody else has it."""
+        return not (self.ready_runs or self.calls_queued or self.is_full)
 
 
 def sweep(connection: sa.Connection, db: Database) -> Sweep:
-    """Returns the runs of lost executors, wakes what is due, and queues calls again that were offered in vain."""
+    """Returns the runs of lost executors, wakes what is due, and queues calls again that were offered in vain.
+
+    So much at once that a transaction takes some milliseconds, however much is due.
+    """
     now = db.now(connection)
     found = Sweep()
     r, e, c = t.runs.c, t.executors.c, t.calls.c
-    lost = sa.delete(t.executors).where(e.expires_at < now).returning(e.executor_id)
-    for executor_id in connection.execute(lost).scalars().all():
-        found.ready_runs += _make_ready(connection, db, executor_id)
+    expired = (
+        sa.select(e.executor_id).where(e.expires_at < now).limit(SWEEP_EXECUTORS).with_for_update(skip_locked=True)
+    )
+    lost = connection.execute(
+        sa.delete(t.executors).where(e.executor_id.in_(expired.scalar_subquery())).returning(e.executor_id)
+    )
+    executors = list(lost.scalars())
+    if executors:
+        returned = sa.update(t.runs).where(r.holder.in_(executors), r.state == RUNNING)
+        returned = returned.values(state=QUEUED, holder=None, updated_at=now)
+        found.ready_runs = connection.execute(returned).rowcount
     due = (
         sa.select(r.run_id)
         .where(t.IS_WAITING_FOR_TIME, r.wake_at <= now)
@@ -263,12 +261,13 @@ def sweep(connection: sa.Connection, db: Database) -> Sweep:
         .limit(SWEEP_LIMIT)
         .with_for_update(skip_locked=True)
         .cte("due")
+        # Looked up once, or the limit would hold for each of several look-ups.
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
     woken = sa.update(t.runs).where(r.run_id.in_(sa.select(due.c.run_id)))
     # Returned, as SQLite counts no rows of a statement that begins with WITH.
     woken = woken.values(state=QUEUED, wait_reason=0, wake_at=None, ready_at=now, updated_at=now)
-    found.ready_runs += len(connection.execute(woken.returning(r.run_id)).all())
+    awake = len(connection.execute(woken.returning(r.run_id)).all())
     unused = (
         sa.update(t.calls)
         .where(t.IS_OFFERED_CALL, c.offer_expires_at <= now)
@@ -276,6 +275,8 @@ def sweep(connection: sa.Connection, db: Database) -> Sweep:
         .returning(c.workspace_id, c.tool)
     )
     found.calls_queued.update((row.workspace_id, row.tool) for row in connection.execute(unused))
+    found.ready_runs += awake
+    found.is_full = awake == SWEEP_LIMIT or len(executors) == SWEEP_EXECUTORS
     return found
 
 
@@ -297,7 +298,7 @@ def lost_calls(connection: sa.Connection, db: Database) -> list[LostCall]:
         LostCall(*row)
         for condition in _lost_conditions(db.now(connection))
         for row in connection.execute(
-            sa.select(c.workspace_id, c.run_id, c.step, c.attempt).where(condition).limit(SWEEP_LIMIT)
+            sa.select(c.workspace_id, c.run_id, c.step, c.attempt).where(condition).limit(LOST_CALLS_LIMIT)
         )
     ]
 
@@ -361,37 +362,6 @@ def repair(connection: sa.Connection, db: Database) -> int:
     returned = (
         sa.update(t.runs)
         .where(r.state == RUNNING, r.holder.is_not(None), held_by_nobody)
-        .values(state=QUEUED, holder=None, ready_at=now, updated_at=now)
+        .values(state=QUEUED, holder=None, updated_at=now)
     )
     return connection.execute(unblocked).rowcount + connection.execute(returned).rowcount
-
-
-def forget_old_calls(connection: sa.Connection, db: Database) -> int:
-    """Deletes the calls of runs that ended so long ago that no late report is to be expected, a few at a time."""
-    c, r = t.calls.c, t.runs.c
-    key = (c.run_id, c.step, c.attempt)
-    old = connection.execute(
-        sa.select(*key)
-        .join(t.runs, r.run_id == c.run_id)
-        .where(c.state == journal.CALL_OVER, r.ended_at < db.now(connection) - CALLS_KEPT)
-        .limit(SWEEP_LIMIT)
-    ).all()
-    if old:
-        connection.execute(sa.delete(t.calls).where(sa.tuple_(*key).in_([tuple(row) for row in old])))
-    return len(old)
-
-
-def forget_old_requests(connection: sa.Connection, db: Database) -> int:
-    """Deletes request ids that are old enough, a few at a time."""
-    before = db.now(connection) - REQUEST_IDS_KEPT
-    q = t.requests.c
-    old = connection.execute(
-        sa.select(q.workspace_id, q.request_id).where(q.created_at < before).limit(SWEEP_LIMIT)
-    ).all()
-    if old:
-        connection.execute(
-            sa.delete(t.requests).where(
-                sa.tuple_(q.workspace_id, q.request_id).in_([(row.workspace_id, row.request_id) for row in old])
-            )
-        )
-    return len(old)

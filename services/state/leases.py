@@ -13,13 +13,13 @@ from holdfast.errors import HoldfastError, InvalidArgument, LeaseLost
 from holdfast.ids import is_uuid, new_uuid7
 from services.shared.database import Database
 from services.shared.telemetry import get_logger
-from services.state import lease_store
+from services.state import claims, lease_store
+from services.state.claiming import Claiming
 from services.state.hub import Hub
 from services.state.rows import run_of
 
 HEARTBEAT_SECONDS = 1.0
 BREAK_SHOWS_SECONDS = 0.1
-MAX_CLAIMS_AT_ONCE = 100
 SHORT_JOURNAL_BYTES = 64 * 1024
 # Longer journals are not even looked at: the executor reads them itself.
 SHORT_JOURNAL_EVENTS = 64
@@ -33,8 +33,7 @@ class Leases:
     def __init__(self, db: Database, hub: Hub) -> None:
         self._db = db
         self._hub = hub
-        # Claims go one after the other: two at once would only lock each other's rows.
-        self._claiming = asyncio.Lock()
+        self.claiming = Claiming(db, hub)
         self._leaving: set[asyncio.Task[None]] = set()
         self.draining = asyncio.Event()
 
@@ -51,7 +50,7 @@ class Leases:
             return
         if not is_uuid(first.executor_id):
             raise InvalidArgument("executor_id must be a UUID", field="executor_id")
-        stream = _Stream(self._db, self._hub, first.executor_id, self._claiming, self.draining)
+        stream = _Stream(self._db, self._hub, first.executor_id, self.claiming, self.draining)
         with self._hub.executor(first.executor_id, stream):
             await stream.open(first)
             try:
@@ -73,16 +72,13 @@ class Leases:
 
 
 class _Stream:
-    def __init__(
-        self, db: Database, hub: Hub, executor_id: str, claiming: asyncio.Lock, draining: asyncio.Event
-    ) -> None:
+    def __init__(self, db: Database, hub: Hub, executor_id: str, claiming: Claiming, draining: asyncio.Event) -> None:
         self._db = db
         self._hub = hub
         self._executor_id = executor_id
         self._stream_id = new_uuid7()
         self._claiming = claiming
         self._draining = draining
-        self._free_slots = 0
         self._has_ended = False
         self._ended_in_order = False
         self._may_claim = asyncio.Event()
@@ -154,6 +150,7 @@ class _Stream:
         finally:
             for part in parts:
                 part.cancel()
+            self._claiming.set_free_slots(self._stream_id, 0)
             await asyncio.gather(*parts, return_exceptions=True)
 
     async def leave(self) -> None:
@@ -191,17 +188,16 @@ class _Stream:
         async for request in requests:
             await self._renew()
             await self._take(request)
-        self._free_slots = 0
+        self._claiming.set_free_slots(self._stream_id, 0)
         self._has_ended = True
 
     async def _take(self, request: lease_pb2.WorkRequest) -> None:
-        self._free_slots = 0 if request.draining else request.free_slots
         if request.released:
             named = {held.run_id: held.epoch for held in request.released}
             if await self._db.write(lease_store.release, self._db, self._executor_id, named):
                 self._hub.runs_ready()
-        if self._free_slots > 0:
-            self._may_claim.set()
+        self._claiming.set_free_slots(self._stream_id, 0 if request.draining else request.free_slots)
+        self._may_claim.set()
         # Every message is answered, so that the executor knows that its leases hold.
         self._must_answer = True
         self._news.set()
@@ -224,28 +220,25 @@ class _Stream:
             await self._may_claim.wait()
             # Order matters: what becomes ready while this looks sets it again.
             self._may_claim.clear()
-            while self._free_slots > 0 and not self._draining.is_set():
-                async with self._claiming:
-                    if not await self._claim():
-                        break
+            while not self._draining.is_set():
+                if not await self._claim():
+                    break
 
-    async def _claim(self) -> int:
+    async def _claim(self) -> bool:
         """Claims what is ready. If that fails nobody knows what was claimed: the stream ends, so that the executor
         comes back and names what it has."""
-        limit = min(self._free_slots, MAX_CLAIMS_AT_ONCE)
-        rows = await self._db.write(lease_store.claim, self._db, self._executor_id, self._stream_id, limit)
-        if rows is None:
+        claimed = await self._claiming.claim(self._executor_id, self._stream_id)
+        if claimed is None:
             raise LeaseLost("this stream does not speak for the executor any more; open another and name what is held")
-        if not rows:
-            return 0
-        short = [row.run_id for row in rows if row.last_seq <= SHORT_JOURNAL_EVENTS]
+        if not claimed.rows:
+            return False
+        short = [row.run_id for row in claimed.rows if row.last_seq <= SHORT_JOURNAL_EVENTS]
         try:
-            events = await self._db.read(lease_store.short_journals, short, SHORT_JOURNAL_BYTES)
+            events = await self._db.read(claims.short_journals, short, SHORT_JOURNAL_BYTES)
         except HoldfastError as error:
             log.warning("claims_without_journals", reason=error.reason)
             events = {}
-        self._free_slots -= len(rows)
-        for row in rows:
+        for row in claimed.rows:
             journal_so_far = events.get(row.run_id, [])
             if len(journal_so_far) != row.last_seq:
                 journal_so_far = []
@@ -253,7 +246,7 @@ class _Stream:
                 lease_pb2.Claim(workspace_id=row.workspace_id, run=run_of(row), epoch=row.epoch, events=journal_so_far)
             )
         self._news.set()
-        return len(rows)
+        return True
 
 
 def _duration(seconds: float) -> Duration:

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import run_store_service_pb2 as run_store_pb2
+from services.state.turns import BATCH
 
 
 def stamp(moment: datetime) -> Timestamp:
@@ -42,6 +43,7 @@ def run_of(row: Any) -> run_pb2.Run:
         create_time=stamp(row.created_at),
         update_time=stamp(row.updated_at),
         previous_run_id=row.previous_run_id or "",
+        priority=run_pb2.PRIORITY_BATCH if row.lane == BATCH else run_pb2.PRIORITY_INTERACTIVE,
     )
     if row.unpriced_calls == 0:
         run.usage.cost_usd_nanos = row.cost_usd_nanos

@@ -36,12 +36,16 @@ def get_run(connection: sa.Connection, workspace_id: str, run_id: str) -> run_pb
     if row.output_seq:
         stored = journal.stored_event(connection, run_id, row.output_seq)
         assert stored is not None, "the output's event is in the journal"
-        event = journal.event_of(stored)
-        put_messages_inline(connection, workspace_id, [event], limit=None)
-        for change in event.changes:
-            if change.WhichOneof("kind") == "step_finished" and change.step_finished.HasField("message"):
-                run.output.CopyFrom(change.step_finished.message.message)
+        set_output(connection, workspace_id, run, journal.event_of(stored))
     return run
+
+
+def set_output(connection: sa.Connection, workspace_id: str, run: run_pb2.Run, event: run_pb2.Event) -> None:
+    """Gives a run its output, which stands in an event."""
+    put_messages_inline(connection, workspace_id, [event], limit=None)
+    for change in event.changes:
+        if change.WhichOneof("kind") == "step_finished" and change.step_finished.HasField("message"):
+            run.output.CopyFrom(change.step_finished.message.message)
 
 
 def check_ids(**ids: str) -> None:

@@ -8,8 +8,10 @@ from services.shared.settings import (
     CommonSettings,
     database_pool_size_setting,
     database_url_setting,
+    duration_seconds,
     listen_setting,
     migrate_on_start_setting,
+    setting,
 )
 
 
@@ -21,3 +23,11 @@ class StateSettings(CommonSettings):
     database_url: str = database_url_setting()
     database_pool_size: int = database_pool_size_setting()
     migrate_on_start: bool = migrate_on_start_setting()
+    housekeeping_interval_seconds: float = setting(
+        "HOLDFAST_HOUSEKEEPING_INTERVAL",
+        default=60.0,
+        parse=duration_seconds,
+        minimum=0.1,
+        maximum=86_400,
+        doc="How often state looks for what the workspaces' settings let be removed.",
+    )

@@ -102,7 +102,8 @@ def check_new_run(new_run: journal_pb2.NewRun) -> None:
         raise InvalidArgument("workspace_id, run_id and the session's id must be UUIDs", field="new_run.run_id")
     if not new_run.agent or not new_run.revision or not new_run.HasField("input"):
         raise InvalidArgument("a run has an agent, a revision and an input", field="new_run.agent")
-
+    if new_run.claim_for and not is_uuid(new_run.claim_for):
+        raise InvalidArgument("must be a UUID", field="new_run.claim_for")
     check_blobs("new_run.blobs", new_run.blobs)
 
 

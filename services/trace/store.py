@@ -69,7 +69,7 @@ class Projection(Protocol):
     async def store(self, entries: Sequence[FeedEntry], *, after: bytes, cursor: bytes) -> StoredEntries:
         """Stores events, the runs' new summaries and the new cursor: all of it or nothing.
 
-        Storing an event again changes nothing.
+        Storing an event again changes nothing. The event that says that a run was erased removes what is stored of it.
 
         Args:
             entries: What the feed gave after the cursor `after`. Their events lose their run ids.

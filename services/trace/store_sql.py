@@ -152,6 +152,7 @@ def _store(connection: sa.Connection, batch: list[_Entry], after: bytes, cursor:
         raise Conflict("another process projects the feed", metadata={"feed": FEED_NAME})
 
     records = _records(connection, list(dict.fromkeys(entry.run_id for entry in batch)))
+    erased = _forget_erased(connection, batch, records)
     pending: dict[str, dict[int, Event]] = {}
     bodies: dict[tuple[str, int], bytes] = {}
     for entry in batch:
@@ -163,7 +164,7 @@ def _store(connection: sa.Connection, batch: list[_Entry], after: bytes, cursor:
             log.error("event_of_another_workspace", run_id=entry.run_id, workspace_id=entry.workspace_id)
             continue
         seq = entry.event.seq
-        if seq <= record.last_seq:
+        if seq <= record.last_seq or entry.run_id in erased:
             continue
         pending.setdefault(entry.run_id, {}).setdefault(seq, entry.event)
         bodies.setdefault((entry.run_id, seq), entry.body)
@@ -186,9 +187,26 @@ def _store(connection: sa.Connection, batch: list[_Entry], after: bytes, cursor:
     upsert(connection, runs, [_to_row(record) for record in changed], overwrite=True)
     return StoredEntries(
         new_events=max(0, new_events),
-        advanced=advanced,
+        # Those who wait for more of an erased run find that it is gone.
+        advanced=[*advanced, *erased],
         runs_with_gap=[record.run_id for record in changed if record.has_gap],
     )
+
+
+def _forget_erased(connection: sa.Connection, batch: list[_Entry], records: dict[str, RunRecord]) -> set[str]:
+    """Deletes what is stored of runs that were erased; what the batch has of them comes before and is not stored."""
+    erased = {
+        entry.run_id
+        for entry in batch
+        if any(change.HasField("run_erased") for change in entry.event.changes)
+        and (entry.run_id not in records or records[entry.run_id].workspace_id == entry.workspace_id)
+    }
+    stored = [run_id for run_id in erased if run_id in records]
+    for start in range(0, len(stored), _CHUNK):
+        chunk = stored[start : start + _CHUNK]
+        connection.execute(sa.delete(events).where(events.c.run_id.in_(chunk)))
+        connection.execute(sa.delete(runs).where(runs.c.run_id.in_(chunk)))
+    return erased
 
 
 def _records(connection: sa.Connection, run_ids: list[str]) -> dict[str, RunRecord]:

@@ -26,7 +26,7 @@ from holdfast.errors import (
     Reason,
 )
 from holdfast.ids import new_uuid7
-from services.state import agent_store, call_store, change_feed, journal, lease_store, run_store
+from services.state import agent_store, call_store, change_feed, claims, journal, lease_store, new_runs, run_store
 from services.state import tables as t
 from services.state.idempotence import write_once
 from services.state.servicers.change_feed import DEFAULT_ENTRIES
@@ -428,8 +428,9 @@ async def test_claims_follow_the_order_in_which_runs_became_ready(store: Store) 
     assert [(row.state, row.epoch) for row in first] == [(RUNNING, 1)] * 2
     await store.db.write(lease_store.release, store.db, first[0].holder, {first[0].run_id: 1})
     rest = await store.claim()
-    assert [row.run_id for row in rest] == [run.run_id for run in (*runs[2:], runs[0])]
-    assert rest[-1].epoch == 2
+    # What is given back keeps its place.
+    assert [row.run_id for row in rest] == [run.run_id for run in (runs[0], *runs[2:])]
+    assert rest[0].epoch == 2
 
 
 @pytest.mark.promise("P3")
@@ -457,7 +458,7 @@ async def test_stream_that_does_not_speak_for_its_executor_claims_and_renews_not
     executor = await store.executor()
     old = store.streams[executor]
     await store.executor(executor)
-    assert await store.db.write(lease_store.claim, store.db, executor, old, 1) is None
+    assert await store.db.write(claims.claim, store.db, executor, old, 1) is None
     assert await store.db.write(lease_store.renew, store.db, executor, old) is None
     assert await store.db.write(lease_store.renew, store.db, executor, store.streams[executor]) is not None
     (row,) = await store.claim(executor)
@@ -483,7 +484,7 @@ async def test_stream_that_ends_in_order_returns_its_runs_at_once(store: Store) 
     stream = store.streams[run.holder]
     assert await store.db.write(lease_store.close_stream, store.db, run.holder, stream, in_order=True) == 1
     assert (await store.row(run)).state == QUEUED
-    assert await store.db.write(lease_store.claim, store.db, run.holder, stream, 1) is None
+    assert await store.db.write(claims.claim, store.db, run.holder, stream, 1) is None
 
 
 async def test_runs_of_an_executor_that_is_gone_are_returned_by_the_sweep(store: Store) -> None:
@@ -523,7 +524,7 @@ async def test_short_journals_come_with_the_claims(store: Store) -> None:
     short, long = await store.claimed(), await store.claimed()
     await store.advance(short, started(1))
     await store.advance(long, finished(1, "x" * 70_000))
-    found = await store.db.read(lease_store.short_journals, [short.run_id, long.run_id], 64 * 1024)
+    found = await store.db.read(claims.short_journals, [short.run_id, long.run_id], 64 * 1024)
     assert {run_id: [event.seq for event in events] for run_id, events in found.items()} == {short.run_id: [1, 2]}
 
 
@@ -1120,15 +1121,20 @@ async def test_feed_frames_are_bounded_in_size(store: Store) -> None:
 
 async def test_foreign_cursor_is_refused(store: Store) -> None:
     await store.create()
+    await store.create()
     _, cursor = await follow(store)
     await store.db.read(change_feed.check_cursor, store.db, cursor)
-    later = change_feed._CURSOR.pack(
-        cursor[0], change_feed._CURSOR.unpack(cursor)[1] + 1_000_000, new_uuid7().encode(), 1
-    )
-    tag = change_feed._CURSOR.pack(3 - cursor[0], 1, new_uuid7().encode(), 1)
-    run = change_feed._CURSOR.pack(cursor[0], 1, b"\xff" * 36, 1)
-    far = change_feed._CURSOR.pack(cursor[0], 2**64 - 1, new_uuid7().encode(), 1)
-    for bad in (b"x", cursor + b"x", later, tag, run, far):
+    tag, mark, position, run_id, seq = change_feed._CURSOR.unpack(cursor)
+    pack = change_feed._CURSOR.pack
+    later = pack(tag, mark, position + 1_000_000, run_id, seq)
+    other = pack(3 - tag, mark, position, run_id, seq)
+    run = pack(tag, mark, position, b"\xff" * 36, seq)
+    far = pack(tag, mark, 2**64 - 1, run_id, seq)
+    # Made elsewhere: where it stands is an event that is not here, or has another place.
+    lost = pack(tag, mark + 1, position, new_uuid7().encode(), seq)
+    moved = pack(tag, mark + 1, position - 1, run_id, seq)
+    await store.db.read(change_feed.check_cursor, store.db, pack(tag, mark + 1, position, run_id, seq))
+    for bad in (b"x", cursor + b"x", later, other, run, far, lost, moved):
         with pytest.raises(InvalidArgument) as caught:
             await store.db.read(change_feed.check_cursor, store.db, bad)
         assert caught.value.reason == Reason.INVALID_PAGE_TOKEN
@@ -1253,7 +1259,7 @@ async def test_run_stored_while_its_predecessor_ends_is_not_left_blocked(postgre
     engine = sa.create_engine(store.db.url, connect_args={"options": "-c search_path=state"})
     new = new_run(store.workspace, session_id=first.session_id)
     with engine.connect() as adding:
-        journal.insert_run(adding, store.db, new)
+        new_runs.insert_run(adding, store.db, new)
         ending = asyncio.create_task(store.advance(first, becomes(SUCCEEDED)))
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as watching, asyncio.timeout(10):
             while True:

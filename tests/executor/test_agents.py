@@ -97,6 +97,7 @@ def test_valid_definition_is_accepted(changes: Changes) -> None:
         (scripted(text="{{result.x}}"), "model.script.turns[0].text"),
         (scripted(delay="-1s"), "model.script.turns[0].delay"),
         ({"limits": {"maxSteps": -1}}, "limits.max_steps"),
+        ({"limits": {"maxConcurrentRuns": 100_001}}, "limits.max_concurrent_runs"),
         (tool(name=""), "tools[0].name"),
         (tool(name="1st"), "tools[0].name"),
         (tool(name="a" * 65), "tools[0].name"),

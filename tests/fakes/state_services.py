@@ -36,7 +36,7 @@ from holdfast.api.state.v1.run_store_service_pb2_grpc import (
     RunStoreServiceServicer,
     add_RunStoreServiceServicer_to_server,
 )
-from holdfast.errors import FailedPrecondition, InvalidArgument, LeaseLost, NotFound, Reason, Unavailable
+from holdfast.errors import Conflict, FailedPrecondition, InvalidArgument, LeaseLost, NotFound, Reason, Unavailable
 from holdfast.ids import new_uuid7
 from services.shared.interceptors import Access
 from services.shared.server import Server
@@ -465,6 +465,9 @@ class FakeJournal(JournalServiceServicer):
         await self.state.note("CreateRun", request)
         if new.session_id and (new.workspace_id, new.session_id) not in self.state.sessions:
             raise NotFound("there is no such session", reason=Reason.SESSION_NOT_FOUND)
+        agent = self.state.agents[new.workspace_id, new.agent].agent
+        if new.label and agent.labels.get(new.label) != new.revision:
+            raise Conflict("the label points to another revision by now")
 
         def make() -> journal.CreateRunResponse:
             self.state.new_runs.append(new)

@@ -25,7 +25,7 @@ def test_agent_becomes_the_contracts_definition() -> None:
         model="openai/gpt-5-mini",
         instructions="Help.",
         tools=[look, write, "ask_user", http_tool("ping", "https://x.example/{id}", method="GET", timeout=2)],
-        limits=Limits(max_steps=7),
+        limits=Limits(max_steps=7, max_concurrent_runs=2),
     )
     spec = agent.spec
     assert (spec.name, spec.model.provider, spec.model.name) == ("support", "openai", "gpt-5-mini")
@@ -34,7 +34,7 @@ def test_agent_becomes_the_contracts_definition() -> None:
     assert spec.tools[1].effect == agent_pb2.EFFECT_CLASS_AT_MOST_ONCE
     assert spec.tools[2].builtin.name == "ask_user"
     assert spec.tools[3].timeout.seconds == 2
-    assert spec.limits.max_steps == 7
+    assert (spec.limits.max_steps, spec.limits.max_concurrent_runs) == (7, 2)
     assert [tool.name for tool in agent.worker_tools] == ["look", "write"]
 
 

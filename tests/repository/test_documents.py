@@ -82,15 +82,15 @@ def test_links_inside_the_repository_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_make_targets_that_are_named_exist(document: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for commands in re.findall(r"(?:^|`)make ((?:[a-z]+ ?)+)", document.read_text(), re.MULTILINE):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for commands in re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", document.read_text(), re.MULTILINE):
         assert set(commands.split()) <= targets, commands
 
 
 def test_make_alone_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     [phony] = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
-    described = set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE))
+    described = set(re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE))
     assert set(phony.split()) == described
 
 

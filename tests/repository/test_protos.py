@@ -16,7 +16,20 @@ from tests.repository.tree import ROOT
 PROTO_ROOT = ROOT / "proto"
 
 # Methods that change nothing start with one of these; everything else writes, and needs a request_id.
-READING_VERBS = ("Get", "List", "Watch", "Query", "Search", "Find", "Explain", "Verify", "Check", "Resolve")
+READING_VERBS = (
+    "Get",
+    "List",
+    "Watch",
+    "Wait",
+    "Query",
+    "Search",
+    "Find",
+    "Explain",
+    "Verify",
+    "Check",
+    "Resolve",
+    "Export",
+)
 # State is internal: its positions, epochs and leases are chosen by the services that call it.
 INTERNAL = "holdfast.api.state."
 # Its lease makes it idempotent: the same report twice is answered the same.

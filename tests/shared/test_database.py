@@ -438,6 +438,46 @@ async def test_an_older_release_starts_on_a_newer_schema(url: str, scripts: Path
         assert await current(db) == ("r2",)
 
 
+@pytest.mark.parametrize("revision", ["r3_since_r2", "0003_since_0002"])
+async def test_a_release_that_is_too_old_for_the_schema_is_refused(url: str, scripts: Path, revision: str) -> None:
+    async with Database(url, schema="fresh") as db:
+        add_revision(scripts, "r2", "r1", "pass")
+        add_revision(scripts, revision, "r2", "pass")
+        await upgrade(db, scripts)
+        (scripts / "versions" / f"{revision}.py").unlink()
+        await check_is_current(db, scripts)
+
+        (scripts / "versions" / "r2.py").unlink()
+        for start in (check_is_current, upgrade):
+            with pytest.raises(StartupError, match=f"is at {revision}, which needs a release that knows revision 2"):
+                await start(db, scripts)
+        assert await current(db) == (revision,)
+
+
+async def test_a_migration_lets_others_pass_while_it_waits_for_a_table(
+    postgres_database: str, scripts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.shared.migrations._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("services.shared.migrations._RETRY_SECONDS", 0.1)
+    async with Database(postgres_database, schema="fresh") as db:
+        await upgrade(db, scripts)
+        add_revision(scripts, "r2", "r1", 'op.add_column("items", sa.Column("name", sa.Text))')
+        with psycopg.connect(postgres_database) as holder:
+            holder.execute("SELECT * FROM fresh.items")
+            async with asyncio.timeout(20):
+                migrating = asyncio.create_task(upgrade(db, scripts))
+                waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'fresh.items'::regclass"
+                with psycopg.connect(postgres_database, autocommit=True) as other:
+                    while not other.execute(waits).fetchone():
+                        await asyncio.sleep(0.01)
+                    # It is in the queue before this one, which gets the table all the same.
+                    other.execute("SELECT * FROM fresh.items")
+                assert not migrating.done()
+                holder.rollback()
+                await migrating
+        assert await current(db) == ("r2",)
+
+
 async def test_sqlite_migrates_at_start_and_postgresql_when_told(url: str, scripts: Path) -> None:
     async with Database(url, schema="fresh") as db:
         if db.dialect == "postgresql":

@@ -21,6 +21,7 @@ from services.shared.settings import (
     is_loopback,
     listen_setting,
     load,
+    peer_addresses,
     setting,
     state_address_setting,
     unknown_settings,
@@ -159,6 +160,8 @@ def test_every_common_setting_is_documented() -> None:
         (byte_count, "2kb", 2000),
         (comma_list, "", ()),
         (host_port, "[::1]:7400", "[::1]:7400"),
+        (peer_addresses, "state:7401", "state:7401"),
+        (peer_addresses, "10.0.0.1:7401, 10.0.0.2:7401", "10.0.0.1:7401,10.0.0.2:7401"),
     ],
 )
 def test_text_is_parsed(parse: Any, text: str, value: Any) -> None:

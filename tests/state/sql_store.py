@@ -19,10 +19,11 @@ from holdfast.ids import new_uuid7
 from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
-from services.state import call_store, change_feed, journal, lease_store, run_store, tables
+from services.state import call_store, change_feed, claims, journal, lease_store, run_store, tables
 from services.state.app import MIGRATIONS
-from services.state.group_commit import Committed, GroupCommit
+from services.state.group_commit import GroupCommit
 from services.state.hub import Hub
+from services.state.operations import Committed
 from tests.fakes.state_store import Answer, Operation
 from tests.state.builders import WORKSPACE
 
@@ -91,8 +92,8 @@ class SqlStateStore:
     async def claim(self, executor_id: str, limit: int = 100) -> dict[str, int]:
         if executor_id not in self._streams:
             await self.renew(executor_id)
-        rows = await self.db.write(lease_store.claim, self.db, executor_id, self._streams[executor_id], limit)
-        return {row.run_id: row.epoch for row in rows or ()}
+        claimed = await self.db.write(claims.claim, self.db, executor_id, self._streams[executor_id], limit)
+        return {row.run_id: row.epoch for row in claimed.rows} if claimed is not None else {}
 
     async def sweep(self) -> None:
         await self.db.write(lease_store.sweep, self.db)

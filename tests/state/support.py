@@ -21,11 +21,12 @@ from holdfast.ids import new_uuid7
 from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
-from services.state import call_store, journal, lease_store, run_store
+from services.state import call_store, claims, journal, lease_store, run_store
 from services.state import tables as t
 from services.state.app import MIGRATIONS, SERVICE
-from services.state.group_commit import Committed, GroupCommit
+from services.state.group_commit import GroupCommit
 from services.state.hub import Hub
+from services.state.operations import Committed
 
 QUEUED = run_pb2.RUN_STATE_QUEUED
 RUNNING = run_pb2.RUN_STATE_RUNNING
@@ -162,9 +163,9 @@ class Store:
     async def claim(self, executor_id: str | None = None, limit: int = 100) -> list[sa.Row[Any]]:
         """Claims what is ready; for a new executor when none is named."""
         executor_id = executor_id or await self.executor()
-        rows = await self.db.write(lease_store.claim, self.db, executor_id, self.streams[executor_id], limit)
-        assert rows is not None, "the executor's stream is open"
-        return rows
+        claimed = await self.db.write(claims.claim, self.db, executor_id, self.streams[executor_id], limit)
+        assert claimed is not None, "the executor's stream is open"
+        return claimed.rows
 
     async def claimed(self, **fields: Any) -> Held:
         """A new run that an executor drives, when nothing else is ready."""

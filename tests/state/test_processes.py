@@ -22,7 +22,7 @@ WORKSPACE = new_uuid7()
 
 
 @asynccontextmanager
-async def process(database_url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def process(database_url: str, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A process of state, and its address; killed at the end if it still lives."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -37,6 +37,7 @@ async def process(database_url: str) -> AsyncIterator[tuple[asyncio.subprocess.P
             "HOLDFAST_LISTEN": "127.0.0.1:0",
             "HOLDFAST_LOG_FORMAT": "json",
             "HOLDFAST_MIGRATE_ON_START": "true",
+            **settings,
         },
         stderr=asyncio.subprocess.PIPE,
     )

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from holdfast.api.common.v1 import run_pb2
 from holdfast.ids import new_uuid7
 from services.shared.database import Database
-from services.state import journal, run_store, tables
+from services.state import new_runs, run_store, tables
 from tests.state.builders import (
     CANCELLED,
     QUEUED,
@@ -102,7 +102,7 @@ async def test_run_that_ends_while_its_successor_is_made_elsewhere_unblocks_it(
     first = await created(store)
     epoch = (await store.claim(ADA))[first.run_id]
     successor = new_run(session_id=first.session_id)
-    async with held_open(postgres_state, journal.insert_run, Database, successor):
+    async with held_open(postgres_state, new_runs.insert_run, Database, successor):
         end = asyncio.create_task(store.commit(transition(first.run_id, epoch, 2, ends())))
         await until_blocked(store.db)
     assert await end == [2]
@@ -190,7 +190,7 @@ async def test_feed_has_a_runs_events_in_order_although_a_sweep_waited_for_anoth
 
 async def test_feed_does_not_pass_a_transaction_that_is_still_open(store: SqlStateStore, postgres_state: str) -> None:
     before, after = new_run(), new_run()
-    async with held_open(postgres_state, journal.insert_run, Database, before):
+    async with held_open(postgres_state, new_runs.insert_run, Database, before):
         await store.commit(after)
         entries, cursor = await store.feed()
         assert entries == [], "an older transaction may still commit"

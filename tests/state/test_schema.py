@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 
 from services.shared.database import Database
 from services.shared.migrations import upgrade
-from services.state import call_store, lease_store, tables
+from services.state import call_store, claims, lease_store, tables
 from services.state.app import MIGRATIONS
 from tests.state.builders import WORKSPACE
 from tests.state.sql_store import SqlStateStore, migrated, sqlite
@@ -88,7 +88,7 @@ async def test_frequent_queries_scan_no_table_that_grows(tmp_path: Any, table: s
     def run_each(connection: sa.Connection, db: Database) -> list[str]:
         with _plans(connection) as plans:
             lease_store.open_stream(connection, db, WORKSPACE, WORKSPACE, {})
-            lease_store.claim(connection, db, WORKSPACE, WORKSPACE, 10)
+            claims.claim(connection, db, WORKSPACE, WORKSPACE, 10)
             lease_store.glance(connection, db)
             lease_store.sweep(connection, db)
             lease_store.lost_calls(connection, db)

@@ -195,3 +195,18 @@ async def test_client_of_a_suite_needs_no_arguments_but_the_environment(
         monkeypatch.setenv(name, value)
     async with Client() as client:
         assert (await client.workspace()).name == "default"
+
+
+async def test_run_says_its_priority_and_runs_of_a_limited_agent_all_end(shared_suite: Suite) -> None:
+    agent = Agent(
+        "sdk-limited", model=scripted(call("noop"), "done"), tools=["noop"], limits={"max_concurrent_runs": 1}
+    )
+    async with shared_suite.client() as client:
+        await client.apply(agent)
+        batch = [await client.start(agent, "go", priority="batch") for _ in range(4)]
+        now = await client.start(agent, "go")
+        assert [await run.result(timeout=60) for run in (*batch, now)] == ["done"] * 5
+        assert (await batch[0].get()).priority == run_pb2.PRIORITY_BATCH
+        assert (await now.get()).priority == run_pb2.PRIORITY_INTERACTIVE
+        with pytest.raises(InvalidArgument, match="soon"):
+            await client.start(agent, "go", priority="soon")  # type: ignore[arg-type]

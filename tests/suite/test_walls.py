@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -24,19 +25,21 @@ from holdfast.api.auth.v1 import (
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
-from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.api.common.v1 import agent_pb2, run_pb2, workspace_pb2
 from holdfast.api.executor.v1 import (
     agent_service_pb2,
     approval_service_pb2,
     run_service_pb2,
     session_service_pb2,
     tool_worker_service_pb2,
+    workspace_service_pb2,
 )
 from holdfast.api.executor.v1.agent_service_pb2_grpc import AgentServiceStub
 from holdfast.api.executor.v1.approval_service_pb2_grpc import ApprovalServiceStub
 from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceStub
 from holdfast.api.executor.v1.session_service_pb2_grpc import SessionServiceStub
 from holdfast.api.executor.v1.tool_worker_service_pb2_grpc import ToolWorkerServiceStub
+from holdfast.api.executor.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.api.trace.v1 import query_service_pb2
 from holdfast.api.trace.v1.query_service_pb2_grpc import QueryServiceStub
 from holdfast.cli.launch import suite_root
@@ -171,6 +174,7 @@ def requests_of(walls: Walls, absent: bool) -> dict[str, tuple[Any, Message]]:
             r.StartRunRequest(agent=agent, text="give it to me", session_id=session_id),
         ),
         "RunService/GetRun": ((executor, RunServiceStub), r.GetRunRequest(run_id=run_id)),
+        "RunService/WaitRun": ((executor, RunServiceStub), r.WaitRunRequest(run_id=run_id)),
         "RunService/WatchRun": ((executor, RunServiceStub), r.WatchRunRequest(run_id=run_id)),
         "RunService/CancelRun": ((executor, RunServiceStub), r.CancelRunRequest(run_id=run_id)),
         "RunService/GetBlob": ((executor, RunServiceStub), r.GetBlobRequest(hash=blob)),
@@ -187,6 +191,14 @@ def requests_of(walls: Walls, absent: bool) -> dict[str, tuple[Any, Message]]:
         "ToolWorkerService/CompleteCall": (
             (executor, ToolWorkerServiceStub),
             w.CompleteCallRequest(worker_id=walls.worker_id, lease=lease, result_json='"stolen"'),
+        ),
+        "WorkspaceService/ExportWorkspaceData": (
+            (executor, WorkspaceServiceStub),
+            workspace_service_pb2.ExportWorkspaceDataRequest(scope=workspace_pb2.DataScope(session_id=session_id)),
+        ),
+        "WorkspaceService/EraseWorkspaceData": (
+            (executor, WorkspaceServiceStub),
+            workspace_service_pb2.EraseWorkspaceDataRequest(scope=workspace_pb2.DataScope(session_id=session_id)),
         ),
         "ApiKeyService/RevokeApiKey": (
             (auth, ApiKeyServiceStub),
@@ -241,12 +253,17 @@ def lists_of(walls: Walls) -> dict[str, tuple[Any, Message, str]]:
 # These name nothing of anybody's: they make something, or answer about the caller; each has its own test below.
 OWN = {
     "AgentService/ApplyAgent",
+    # Its orders are StartRun's requests: tests/suite/test_run_streams.py.
+    "RunService/StartRuns",
     "SessionService/CreateSession",
     "ToolWorkerService/Work",
     "ApiKeyService/CreateApiKey",
     "ApiKeyService/ListApiKeys",
     "ConnectionService/CreateConnection",
     "WorkspaceService/GetWorkspace",
+    "WorkspaceService/GetWorkspaceSettings",
+    "WorkspaceService/UpdateWorkspaceSettings",
+    "WorkspaceService/GetWorkspaceStorage",
 }
 INTERNAL = {"ApiKeyService/VerifyApiKey", "CredentialService/ResolveCredential"}
 
@@ -328,6 +345,22 @@ async def test_names_are_the_workspaces_own(walls: Walls) -> None:
         keys = [key.api_key_id async for key in client.keys.list()]
         assert walls.key_id not in keys
         assert (await client.sessions.create()).session_id != walls.session_id
+
+
+async def test_a_workspace_is_kept_exported_and_erased_alone(walls: Walls) -> None:
+    before = await walls.stage.client.housekeeping.storage()
+    settings = await walls.stage.client.housekeeping.settings()
+    key = await create_key(walls.stage.suite, "tidy")
+    async with asyncio.timeout(30), walls.stage.suite.client(api_key=key) as client:
+        await client.housekeeping.keep(ended_runs=timedelta(hours=1))
+        assert (await client.housekeeping.storage()).events == 0
+        exported = [frame async for frame in client.housekeeping.export()]
+        assert [record for frame in exported for record in frame.records] == []
+        erased = [frame async for frame in client.housekeeping.erase(everything=True, cancel_first=True)]
+        assert erased[-1].is_done and erased[-1].erased.runs == 0
+    assert await walls.stage.client.housekeeping.settings() == settings
+    after = await walls.stage.client.housekeeping.storage()
+    assert (after.events, after.sessions, after.blobs) == (before.events, before.sessions, before.blobs)
 
 
 async def test_a_neighbours_conversation_is_not_gone_on_with(walls: Walls) -> None:

@@ -66,6 +66,31 @@ async def _rows_after(db: Database, frames: list[list[FeedEntry]]) -> dict[str, 
     return await rows(db)
 
 
+def _erases(journal: Journal) -> FeedEntry:
+    """What is left in the feed of a run that was erased."""
+    event = run_pb2.Event(run_id=journal.run_id, seq=len(journal.events) + 1)
+    event.changes.add().run_erased.requested_by = "key-of-ada"
+    return FeedEntry(workspace_id=WORKSPACE, event=event)
+
+
+async def test_an_erased_run_is_forgotten(db: Database) -> None:
+    erased, kept = troubled_run(), simple_run()
+    others = await _rows_after(db, [in_feed_order([kept])])
+    entries = in_feed_order([erased, kept])
+    everything = [*entries, _erases(erased)]
+    # In one frame with its events, in one after them, and where nothing else of it is left.
+    for frames in ([everything], [entries, [_erases(erased)]], [[*in_feed_order([kept]), _erases(erased)]]):
+        assert await _rows_after(db, frames) == others
+
+
+async def test_a_run_is_not_erased_from_another_workspace(db: Database) -> None:
+    journal = simple_run()
+    before = await _rows_after(db, [in_feed_order([journal])])
+    foreign = _erases(journal)
+    foreign.workspace_id = OTHER_WORKSPACE
+    assert await _rows_after(db, [in_feed_order([journal]), [foreign]]) == before
+
+
 @st.composite
 def deliveries(draw: st.DrawFn) -> tuple[list[FeedEntry], list[list[FeedEntry]]]:
     """A feed, and a way to deliver it: cut anywhere, any part of what came before given again."""

@@ -34,6 +34,10 @@ class _Script:
     is_looped: bool
     name: str
 
+    def index_of(self, number: int) -> int:
+        """Which turn is the model's answer number `number`, from 0."""
+        return number % len(self.turns) if self.is_looped and self.turns else number
+
 
 class ScriptedModel:
     """Plays `ModelSpec.script`. It waits only where the script says so.
@@ -56,17 +60,28 @@ class ScriptedModel:
         self, request: ModelRequest, credential: Credential | None, on_text: Callable[[str], None]
     ) -> ModelAnswer:
         """Plays the turn that belongs to the request; see `Model.answer`. Never fails."""
+        delay = self.delay_seconds(request.spec, request.model_steps_before)
+        if delay:
+            await self._clock.sleep(delay)
+        return self.play(request, on_text)
+
+    def delay_seconds(self, spec: agent_pb2.ModelSpec, model_steps_before: int) -> float:
+        """How long the turn takes that comes next."""
+        script = self._script(spec)
+        index = script.index_of(model_steps_before)
+        return script.turns[index].delay_seconds if index < len(script.turns) else 0.0
+
+    def play(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelAnswer:
+        """Returns the answer without its delay."""
         script = self._script(request.spec)
         number = request.model_steps_before
-        index = number % len(script.turns) if script.is_looped and script.turns else number
+        index = script.index_of(number)
         message = content_pb2.Message(role=content_pb2.ROLE_ASSISTANT)
         output_words = 0
         calls: tuple[tuple[str, str], ...] = ()
         if index < len(script.turns):
             turn = script.turns[index]
             calls = turn.calls
-            if turn.delay_seconds:
-                await self._clock.sleep(turn.delay_seconds)
             text = _filled(turn.text, request) if turn.has_placeholders else turn.text
             if text:
                 for word in _words(text):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Final, Protocol
+from contextlib import aclosing
+from typing import Any, Final
 
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1 import run_service_pb2 as api
@@ -11,18 +12,17 @@ from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceServicer
 from holdfast.api.state.v1 import journal_service_pb2 as journal
 from holdfast.api.state.v1 import run_store_service_pb2 as store
 from holdfast.errors import InvalidArgument, Reason
-from services.executor.new_runs import input_message, new_run, traceparent_of
-from services.executor.revisions import RevisionCache
+from services.executor.new_runs import traceparent_of
+from services.executor.run_stream import EndSource, RunStream, until_drained
 from services.executor.servicers.fields import (
-    agent_field,
     comment_field,
-    fingerprint,
     optional_uuid_field,
     plain_field,
     request_id_field,
     user_field,
     uuid_field,
 )
+from services.executor.starts import RunStarter
 from services.executor.state_stubs import StateStubs
 from services.executor.watch import RunWatcher
 from services.shared.channels import calling
@@ -33,20 +33,13 @@ _HASH_BYTES: Final = 32
 _BLOB_DEADLINE_SECONDS: Final = 300.0
 
 
-class RunCreator(Protocol):
-    """Stores new runs, on the stream that they share with all transitions."""
-
-    async def create_run(self, new_run: journal.NewRun) -> run_pb2.Run:
-        """Returns the run as stored, or the one that its request id made before."""
-
-
 class RunServicer(RunServiceServicer):
     """Translates between clients and state.
 
     Args:
         state: The state service.
-        revisions: Finds the revision that a run pins.
-        creator: Stores new runs.
+        starter: Accepts runs.
+        ends: Tells of the ends of runs.
         watcher: Follows runs.
         page_key: Signs page tokens.
     """
@@ -54,43 +47,38 @@ class RunServicer(RunServiceServicer):
     def __init__(
         self,
         state: StateStubs,
-        revisions: RevisionCache,
-        creator: RunCreator,
+        starter: RunStarter,
+        ends: EndSource,
         watcher: RunWatcher,
         *,
         page_key: bytes,
     ) -> None:
         self._state = state
-        self._revisions = revisions
-        self._creator = creator
+        self._starter = starter
+        self._ends = ends
         self._watcher = watcher
         self._page_key = page_key
 
     async def StartRun(self, request: api.StartRunRequest, context: Any) -> api.StartRunResponse:
         """Accepts a run."""
-        workspace_id = current_workspace()
-        message, user_id = input_message(request), user_field(request.user_id)
-        request_id = request_id_field(request.request_id)
-        session_id = optional_uuid_field("session_id", request.session_id, Reason.SESSION_NOT_FOUND)
-        if request.busy_policy not in api.BusyPolicy.values():
-            raise InvalidArgument("expected ENQUEUE or REJECT", field="busy_policy")
-        agent, label = agent_field(request.agent), plain_field("revision", request.revision)
-        revision = await self._revisions.resolve(workspace_id, agent, label)
-        run = await self._creator.create_run(
-            new_run(
-                workspace_id=workspace_id,
-                agent=revision.agent,
-                revision=revision.revision,
-                session_id=session_id,
-                user_id=user_id,
-                message=message,
-                reject_when_busy=request.busy_policy == api.BUSY_POLICY_REJECT,
-                request_id=request_id,
-                request_fingerprint=fingerprint(request),
-                traceparent=traceparent_of(context.invocation_metadata()),
-            )
-        )
-        return api.StartRunResponse(run=run)
+        traceparent = traceparent_of(context.invocation_metadata())
+        return api.StartRunResponse(run=await self._starter.start(current_workspace(), request, traceparent))
+
+    async def StartRuns(
+        self, request_iterator: AsyncIterator[api.StartRunsRequest], context: Any
+    ) -> AsyncIterator[api.StartRunsResponse]:
+        """Accepts many runs."""
+        traceparent = traceparent_of(context.invocation_metadata())
+        stream = RunStream(self._starter, self._ends, current_workspace(), traceparent, self._watcher.draining)
+        async with aclosing(stream.serve(request_iterator)) as responses:
+            async for response in responses:
+                yield response
+
+    async def WaitRun(self, request: api.WaitRunRequest, context: Any) -> api.WaitRunResponse:
+        """The run once it has ended."""
+        run_id = uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
+        run = await until_drained(self._ends.await_end(current_workspace(), run_id), self._watcher.draining)
+        return api.WaitRunResponse(run=run)
 
     async def GetRun(self, request: api.GetRunRequest, context: Any) -> api.GetRunResponse:
         """One run with its output."""

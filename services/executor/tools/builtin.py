@@ -19,6 +19,7 @@ LONGEST_SLEEP: Final = timedelta(days=365)
 _MAX_QUESTION_CHARACTERS: Final = 8_000
 _MAX_SCHEMA_BYTES: Final = 16 * 1024
 _MAX_OPTIONS: Final = 50
+_SPECS_KEPT: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,23 @@ def effective_tool(tool: agent_pb2.ToolSpec) -> agent_pb2.ToolSpec:
     # Nothing outside changes, so that whatever was lost may be done again.
     effective.effect = agent_pb2.EFFECT_CLASS_READ_ONLY
     return effective
+
+
+# Specs live as long as their revision is cached. The spec is kept beside its tools, so that its id cannot be given to
+# another one.
+_effective: dict[int, tuple[agent_pb2.AgentSpec, dict[str, agent_pb2.ToolSpec]]] = {}
+
+
+def effective_tools(spec: agent_pb2.AgentSpec) -> Mapping[str, agent_pb2.ToolSpec]:
+    """Returns the agent's tools as the model sees them, by name; see `effective_tool`."""
+    known = _effective.get(id(spec))
+    if known is not None and known[0] is spec:
+        return known[1]
+    tools = {tool.name: effective_tool(tool) for tool in spec.tools}
+    _effective[id(spec)] = (spec, tools)
+    if len(_effective) > _SPECS_KEPT:
+        del _effective[next(iter(_effective))]
+    return tools
 
 
 def noop_result(arguments: Mapping[str, object]) -> str:

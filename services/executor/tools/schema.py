@@ -83,9 +83,13 @@ def parse_json(text: str) -> Any:
     return value
 
 
+# Made once: with arguments of its own, `json.dumps` makes an encoder at every call.
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def canonical_json(value: object) -> str:
     """Returns the one form of a JSON value: sorted keys, no spaces, integral numbers without a fraction."""
-    return json.dumps(_integral(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _encode(_integral(value))
 
 
 def struct_to_dict(struct: Struct) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from holdfast.api.state.v1 import change_feed_service_pb2 as pb
 from holdfast.api.state.v1.change_feed_service_pb2_grpc import ChangeFeedServiceServicer
 from holdfast.errors import InvalidArgument
 from services.shared.database import Database
-from services.state.change_feed import MAX_ENTRIES, check_cursor, read_feed
+from services.state.change_feed import MAX_ENTRIES, check_cursor, read_frame
 from services.state.hub import Hub, wait_for
 
 DEFAULT_ENTRIES = 500
@@ -53,9 +53,10 @@ class ChangeFeedServicer(ChangeFeedServiceServicer):
         while not self.draining.is_set():
             # Order matters: taken before the reading, so that nothing is committed unseen between the two.
             next_commit = self._hub.next_commit
-            entries, cursor, is_caught_up = await self._db.read(read_feed, self._db, cursor, limit)
-            if entries or must_send or loop.time() - last_sent >= self._beat_seconds:
-                yield pb.FollowResponse(entries=entries, cursor=cursor, is_caught_up=is_caught_up)
+            frame = await self._db.read_once(read_frame, self._db, cursor, limit)
+            cursor, is_caught_up = frame.cursor, frame.is_caught_up
+            if frame.entries or must_send or loop.time() - last_sent >= self._beat_seconds:
+                yield frame
                 last_sent = loop.time()
                 must_send = False
             if is_caught_up:

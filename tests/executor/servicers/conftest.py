@@ -22,7 +22,10 @@ from holdfast.api.executor.v1.tool_worker_service_pb2_grpc import (
     ToolWorkerServiceStub,
     add_ToolWorkerServiceServicer_to_server,
 )
+from holdfast.api.executor.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
 from holdfast.api.state.v1 import journal_service_pb2 as journal
+from holdfast.api.state.v1.lease_service_pb2 import Claim
+from holdfast.api.state.v1.run_store_service_pb2 import GetRunRequest
 from holdfast.errors import Reason, Unauthenticated
 from holdfast.ids import is_uuid
 from services.executor.access import ACCESS
@@ -33,6 +36,8 @@ from services.executor.servicers.approvals import ApprovalServicer
 from services.executor.servicers.runs import RunServicer
 from services.executor.servicers.sessions import SessionServicer
 from services.executor.servicers.tool_workers import ToolWorkerServicer
+from services.executor.servicers.workspaces import WorkspaceServicer
+from services.executor.starts import RunStarter
 from services.executor.state_stubs import StateStubs
 from services.executor.watch import RunWatcher
 from services.executor.worker_hub import WorkerHub
@@ -65,9 +70,32 @@ class UnaryCreator:
 
     state: StateStubs
 
-    async def create_run(self, new_run: journal.NewRun) -> run_pb2.Run:
+    async def create_run(self, new_run: journal.NewRun) -> tuple[run_pb2.Run, bool]:
         with calling("state"):
-            return (await self.state.journal.CreateRun(journal.CreateRunRequest(new_run=new_run))).run
+            return (await self.state.journal.CreateRun(journal.CreateRunRequest(new_run=new_run))).run, False
+
+    async def await_end(self, workspace_id: str, run_id: str) -> run_pb2.Run:
+        """Watches, as the stream's own operation would."""
+        watch = journal.WatchJournalRequest(workspace_id=workspace_id, run_id=run_id, events_only=True)
+        with calling("state"):
+            async for _ in self.state.journal.WatchJournal(watch):
+                pass
+            return (await self.state.runs.GetRun(GetRunRequest(workspace_id=workspace_id, run_id=run_id))).run
+
+
+class NoSlots:
+    """Drives nothing."""
+
+    executor_id = "01900000-0000-7000-8000-000000000000"
+
+    def reserve(self) -> bool:
+        return False
+
+    def release(self) -> None:
+        raise AssertionError("nothing was reserved")
+
+    def begin(self, claim: Claim) -> None:
+        raise AssertionError("nothing was reserved")
 
 
 class Client:
@@ -112,11 +140,13 @@ class Executor:
         key = page_key(TOKEN)
         self.server.add(add_AgentServiceServicer_to_server, AgentServicer(stubs, revisions, page_key=key))
         self.server.add(add_SessionServiceServicer_to_server, SessionServicer(stubs, page_key=key))
+        creator = UnaryCreator(stubs)
         self.server.add(
             add_RunServiceServicer_to_server,
-            RunServicer(stubs, revisions, UnaryCreator(stubs), watcher, page_key=key),
+            RunServicer(stubs, RunStarter(revisions, creator, NoSlots()), creator, watcher, page_key=key),
         )
         self.server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs, revisions, page_key=key))
+        self.server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs))
         self.server.add(
             add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(self.hub, CallResults(stubs, revisions))
         )

@@ -97,6 +97,7 @@ TOOL_CALL = content_pb2.Part(tool_call=content_pb2.ToolCall(call_id="c", tool="t
         ({"user_id": "u\x00"}, "user_id"),
         ({"request_id": "r" * 65}, "request_id"),
         ({"busy_policy": 9}, "busy_policy"),
+        ({"priority": 9}, "priority"),
         ({"revision": "r" * 300}, "revision"),
     ],
 )
@@ -106,6 +107,17 @@ async def test_wrong_field_is_named_and_nothing_is_stored(
     refused = await error(client.runs.StartRun(start(**fields)))
     assert [violation.field for violation in refused.field_violations] == [field]
     assert executor.state.new_runs == []
+
+
+async def test_run_is_stored_with_its_lane_and_its_agents_limit(executor: Executor, client: Client) -> None:
+    limits = agent_pb2.RunLimits(max_concurrent_runs=3)
+    executor.state.add_agent("ws1", agent_pb2.AgentSpec(name="limited", limits=limits), "b" * 64)
+    await client.runs.StartRun(start(agent="limited"))
+    await client.runs.StartRun(start(priority=run_pb2.PRIORITY_INTERACTIVE))
+    await client.runs.StartRun(start(priority=run_pb2.PRIORITY_BATCH))
+    lanes = [new.lane for new in executor.state.new_runs]
+    assert lanes == [journal.LANE_INTERACTIVE, journal.LANE_INTERACTIVE, journal.LANE_BATCH]
+    assert [new.agent_limit for new in executor.state.new_runs] == [3, 0, 0]
 
 
 async def test_run_without_any_input_is_refused(client: Client) -> None:

@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"holdfast/api/common/v1/agent.proto\x12\x16holdfast.api.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x01\n\tAgentSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x30\n\x05model\x18\x03 \x01(\x0b\x32!.holdfast.api.common.v1.ModelSpec\x12\x14\n\x0cinstructions\x18\x04 \x01(\t\x12/\n\x05tools\x18\x05 \x03(\x0b\x32 .holdfast.api.common.v1.ToolSpec\x12\x31\n\x06limits\x18\x06 \x01(\x0b\x32!.holdfast.api.common.v1.RunLimits\"\x1e\n\tRunLimits\x12\x11\n\tmax_steps\x18\x01 \x01(\x05\"\x8c\x02\n\tModelSpec\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nconnection\x18\x03 \x01(\t\x12;\n\nparameters\x18\x04 \x01(\x0b\x32\'.holdfast.api.common.v1.ModelParameters\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x05retry\x18\x06 \x01(\x0b\x32#.holdfast.api.common.v1.RetryPolicy\x12.\n\x06script\x18\x07 \x01(\x0b\x32\x1e.holdfast.api.common.v1.Script\"\xf7\x01\n\x0fModelParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11max_output_tokens\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x04 \x03(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12\x1d\n\x10reasoning_effort\x18\x06 \x01(\tH\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x14\n\x12_max_output_tokensB\x07\n\x05_seedB\x13\n\x11_reasoning_effort\"I\n\x06Script\x12\x31\n\x05turns\x18\x01 \x03(\x0b\x32\".holdfast.api.common.v1.ScriptTurn\x12\x0c\n\x04loop\x18\x02 \x01(\x08\"|\n\nScriptTurn\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x36\n\ntool_calls\x18\x02 \x03(\x0b\x32\".holdfast.api.common.v1.ScriptCall\x12(\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\nScriptCall\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12*\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x9d\x01\n\x0bRetryPolicy\x12\x14\n\x0cmax_attempts\x18\x01 \x01(\x05\x12\x33\n\x10initial_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nmultiplier\x18\x03 \x01(\x01\x12/\n\x0cmax_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x84\x05\n\x08ToolSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12-\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\routput_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x33\n\x06\x65\x66\x66\x65\x63t\x18\x05 \x01(\x0e\x32#.holdfast.api.common.v1.EffectClass\x12\x37\n\x08in_doubt\x18\x06 \x01(\x0e\x32%.holdfast.api.common.v1.InDoubtPolicy\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rstart_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x05retry\x18\n \x01(\x0b\x32#.holdfast.api.common.v1.RetryPolicy\x12\x18\n\x10max_output_bytes\x18\x0b \x01(\x05\x12\x34\n\x06worker\x18\x14 \x01(\x0b\x32\".holdfast.api.common.v1.WorkerToolH\x00\x12\x30\n\x04http\x18\x15 \x01(\x0b\x32 .holdfast.api.common.v1.HttpToolH\x00\x12\x36\n\x07\x62uiltin\x18\x16 \x01(\x0b\x32#.holdfast.api.common.v1.BuiltinToolH\x00\x42\x06\n\x04kind\"\x0c\n\nWorkerTool\"\xa6\x01\n\x08HttpTool\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12>\n\x07headers\x18\x03 \x03(\x0b\x32-.holdfast.api.common.v1.HttpTool.HeadersEntry\x12\r\n\x05query\x18\x04 \x03(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1b\n\x0b\x42uiltinTool\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x92\x01\n\rAgentRevision\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12/\n\x04spec\x18\x03 \x01(\x0b\x32!.holdfast.api.common.v1.AgentSpec\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf6\x01\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x39\n\x06labels\x18\x03 \x03(\x0b\x32).holdfast.api.common.v1.Agent.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x83\x01\n\x0b\x45\x66\x66\x65\x63tClass\x12\x1c\n\x18\x45\x46\x46\x45\x43T_CLASS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45\x46\x46\x45\x43T_CLASS_READ_ONLY\x10\x01\x12\x1b\n\x17\x45\x46\x46\x45\x43T_CLASS_IDEMPOTENT\x10\x02\x12\x1d\n\x19\x45\x46\x46\x45\x43T_CLASS_AT_MOST_ONCE\x10\x03*\x87\x01\n\rInDoubtPolicy\x12\x1f\n\x1bIN_DOUBT_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13IN_DOUBT_POLICY_ASK\x10\x01\x12\x1e\n\x1aIN_DOUBT_POLICY_TELL_MODEL\x10\x02\x12\x1c\n\x18IN_DOUBT_POLICY_FAIL_RUN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"holdfast/api/common/v1/agent.proto\x12\x16holdfast.api.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x01\n\tAgentSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x30\n\x05model\x18\x03 \x01(\x0b\x32!.holdfast.api.common.v1.ModelSpec\x12\x14\n\x0cinstructions\x18\x04 \x01(\t\x12/\n\x05tools\x18\x05 \x03(\x0b\x32 .holdfast.api.common.v1.ToolSpec\x12\x31\n\x06limits\x18\x06 \x01(\x0b\x32!.holdfast.api.common.v1.RunLimits\";\n\tRunLimits\x12\x11\n\tmax_steps\x18\x01 \x01(\x05\x12\x1b\n\x13max_concurrent_runs\x18\x02 \x01(\x05\"\x8c\x02\n\tModelSpec\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nconnection\x18\x03 \x01(\t\x12;\n\nparameters\x18\x04 \x01(\x0b\x32\'.holdfast.api.common.v1.ModelParameters\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x05retry\x18\x06 \x01(\x0b\x32#.holdfast.api.common.v1.RetryPolicy\x12.\n\x06script\x18\x07 \x01(\x0b\x32\x1e.holdfast.api.common.v1.Script\"\xf7\x01\n\x0fModelParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11max_output_tokens\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x04 \x03(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12\x1d\n\x10reasoning_effort\x18\x06 \x01(\tH\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x14\n\x12_max_output_tokensB\x07\n\x05_seedB\x13\n\x11_reasoning_effort\"I\n\x06Script\x12\x31\n\x05turns\x18\x01 \x03(\x0b\x32\".holdfast.api.common.v1.ScriptTurn\x12\x0c\n\x04loop\x18\x02 \x01(\x08\"|\n\nScriptTurn\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x36\n\ntool_calls\x18\x02 \x03(\x0b\x32\".holdfast.api.common.v1.ScriptCall\x12(\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\nScriptCall\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12*\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x9d\x01\n\x0bRetryPolicy\x12\x14\n\x0cmax_attempts\x18\x01 \x01(\x05\x12\x33\n\x10initial_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nmultiplier\x18\x03 \x01(\x01\x12/\n\x0cmax_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x84\x05\n\x08ToolSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12-\n\x0cinput_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\routput_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x33\n\x06\x65\x66\x66\x65\x63t\x18\x05 \x01(\x0e\x32#.holdfast.api.common.v1.EffectClass\x12\x37\n\x08in_doubt\x18\x06 \x01(\x0e\x32%.holdfast.api.common.v1.InDoubtPolicy\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rstart_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x05retry\x18\n \x01(\x0b\x32#.holdfast.api.common.v1.RetryPolicy\x12\x18\n\x10max_output_bytes\x18\x0b \x01(\x05\x12\x34\n\x06worker\x18\x14 \x01(\x0b\x32\".holdfast.api.common.v1.WorkerToolH\x00\x12\x30\n\x04http\x18\x15 \x01(\x0b\x32 .holdfast.api.common.v1.HttpToolH\x00\x12\x36\n\x07\x62uiltin\x18\x16 \x01(\x0b\x32#.holdfast.api.common.v1.BuiltinToolH\x00\x42\x06\n\x04kind\"\x0c\n\nWorkerTool\"\xa6\x01\n\x08HttpTool\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12>\n\x07headers\x18\x03 \x03(\x0b\x32-.holdfast.api.common.v1.HttpTool.HeadersEntry\x12\r\n\x05query\x18\x04 \x03(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1b\n\x0b\x42uiltinTool\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x92\x01\n\rAgentRevision\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12/\n\x04spec\x18\x03 \x01(\x0b\x32!.holdfast.api.common.v1.AgentSpec\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf6\x01\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x39\n\x06labels\x18\x03 \x03(\x0b\x32).holdfast.api.common.v1.Agent.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x83\x01\n\x0b\x45\x66\x66\x65\x63tClass\x12\x1c\n\x18\x45\x46\x46\x45\x43T_CLASS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45\x46\x46\x45\x43T_CLASS_READ_ONLY\x10\x01\x12\x1b\n\x17\x45\x46\x46\x45\x43T_CLASS_IDEMPOTENT\x10\x02\x12\x1d\n\x19\x45\x46\x46\x45\x43T_CLASS_AT_MOST_ONCE\x10\x03*\x87\x01\n\rInDoubtPolicy\x12\x1f\n\x1bIN_DOUBT_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13IN_DOUBT_POLICY_ASK\x10\x01\x12\x1e\n\x1aIN_DOUBT_POLICY_TELL_MODEL\x10\x02\x12\x1c\n\x18IN_DOUBT_POLICY_FAIL_RUN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,40 +38,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HTTPTOOL_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_AGENT_LABELSENTRY']._loaded_options = None
   _globals['_AGENT_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_EFFECTCLASS']._serialized_start=2622
-  _globals['_EFFECTCLASS']._serialized_end=2753
-  _globals['_INDOUBTPOLICY']._serialized_start=2756
-  _globals['_INDOUBTPOLICY']._serialized_end=2891
+  _globals['_EFFECTCLASS']._serialized_start=2651
+  _globals['_EFFECTCLASS']._serialized_end=2782
+  _globals['_INDOUBTPOLICY']._serialized_start=2785
+  _globals['_INDOUBTPOLICY']._serialized_end=2920
   _globals['_AGENTSPEC']._serialized_start=158
   _globals['_AGENTSPEC']._serialized_end=376
   _globals['_RUNLIMITS']._serialized_start=378
-  _globals['_RUNLIMITS']._serialized_end=408
-  _globals['_MODELSPEC']._serialized_start=411
-  _globals['_MODELSPEC']._serialized_end=679
-  _globals['_MODELPARAMETERS']._serialized_start=682
-  _globals['_MODELPARAMETERS']._serialized_end=929
-  _globals['_SCRIPT']._serialized_start=931
-  _globals['_SCRIPT']._serialized_end=1004
-  _globals['_SCRIPTTURN']._serialized_start=1006
-  _globals['_SCRIPTTURN']._serialized_end=1130
-  _globals['_SCRIPTCALL']._serialized_start=1132
-  _globals['_SCRIPTCALL']._serialized_end=1202
-  _globals['_RETRYPOLICY']._serialized_start=1205
-  _globals['_RETRYPOLICY']._serialized_end=1362
-  _globals['_TOOLSPEC']._serialized_start=1365
-  _globals['_TOOLSPEC']._serialized_end=2009
-  _globals['_WORKERTOOL']._serialized_start=2011
-  _globals['_WORKERTOOL']._serialized_end=2023
-  _globals['_HTTPTOOL']._serialized_start=2026
-  _globals['_HTTPTOOL']._serialized_end=2192
-  _globals['_HTTPTOOL_HEADERSENTRY']._serialized_start=2146
-  _globals['_HTTPTOOL_HEADERSENTRY']._serialized_end=2192
-  _globals['_BUILTINTOOL']._serialized_start=2194
-  _globals['_BUILTINTOOL']._serialized_end=2221
-  _globals['_AGENTREVISION']._serialized_start=2224
-  _globals['_AGENTREVISION']._serialized_end=2370
-  _globals['_AGENT']._serialized_start=2373
-  _globals['_AGENT']._serialized_end=2619
-  _globals['_AGENT_LABELSENTRY']._serialized_start=2574
-  _globals['_AGENT_LABELSENTRY']._serialized_end=2619
+  _globals['_RUNLIMITS']._serialized_end=437
+  _globals['_MODELSPEC']._serialized_start=440
+  _globals['_MODELSPEC']._serialized_end=708
+  _globals['_MODELPARAMETERS']._serialized_start=711
+  _globals['_MODELPARAMETERS']._serialized_end=958
+  _globals['_SCRIPT']._serialized_start=960
+  _globals['_SCRIPT']._serialized_end=1033
+  _globals['_SCRIPTTURN']._serialized_start=1035
+  _globals['_SCRIPTTURN']._serialized_end=1159
+  _globals['_SCRIPTCALL']._serialized_start=1161
+  _globals['_SCRIPTCALL']._serialized_end=1231
+  _globals['_RETRYPOLICY']._serialized_start=1234
+  _globals['_RETRYPOLICY']._serialized_end=1391
+  _globals['_TOOLSPEC']._serialized_start=1394
+  _globals['_TOOLSPEC']._serialized_end=2038
+  _globals['_WORKERTOOL']._serialized_start=2040
+  _globals['_WORKERTOOL']._serialized_end=2052
+  _globals['_HTTPTOOL']._serialized_start=2055
+  _globals['_HTTPTOOL']._serialized_end=2221
+  _globals['_HTTPTOOL_HEADERSENTRY']._serialized_start=2175
+  _globals['_HTTPTOOL_HEADERSENTRY']._serialized_end=2221
+  _globals['_BUILTINTOOL']._serialized_start=2223
+  _globals['_BUILTINTOOL']._serialized_end=2250
+  _globals['_AGENTREVISION']._serialized_start=2253
+  _globals['_AGENTREVISION']._serialized_end=2399
+  _globals['_AGENT']._serialized_start=2402
+  _globals['_AGENT']._serialized_end=2648
+  _globals['_AGENT_LABELSENTRY']._serialized_start=2603
+  _globals['_AGENT_LABELSENTRY']._serialized_end=2648
 # @@protoc_insertion_point(module_scope)

@@ -51,10 +51,12 @@ class AgentSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., model: _Optional[_Union[ModelSpec, _Mapping]] = ..., instructions: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[ToolSpec, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ...) -> None: ...
 
 class RunLimits(_message.Message):
-    __slots__ = ("max_steps",)
+    __slots__ = ("max_steps", "max_concurrent_runs")
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONCURRENT_RUNS_FIELD_NUMBER: _ClassVar[int]
     max_steps: int
-    def __init__(self, max_steps: _Optional[int] = ...) -> None: ...
+    max_concurrent_runs: int
+    def __init__(self, max_steps: _Optional[int] = ..., max_concurrent_runs: _Optional[int] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
     __slots__ = ("provider", "name", "connection", "parameters", "timeout", "retry", "script")

@@ -24,6 +24,12 @@ class RunState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUN_STATE_FAILED: _ClassVar[RunState]
     RUN_STATE_CANCELLED: _ClassVar[RunState]
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_INTERACTIVE: _ClassVar[Priority]
+    PRIORITY_BATCH: _ClassVar[Priority]
+
 class WaitReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     WAIT_REASON_UNSPECIFIED: _ClassVar[WaitReason]
@@ -76,6 +82,9 @@ RUN_STATE_WAITING: RunState
 RUN_STATE_SUCCEEDED: RunState
 RUN_STATE_FAILED: RunState
 RUN_STATE_CANCELLED: RunState
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_INTERACTIVE: Priority
+PRIORITY_BATCH: Priority
 WAIT_REASON_UNSPECIFIED: WaitReason
 WAIT_REASON_INPUT: WaitReason
 WAIT_REASON_IN_DOUBT: WaitReason
@@ -106,7 +115,7 @@ IN_DOUBT_RESOLUTION_TELL_MODEL: InDoubtResolution
 IN_DOUBT_RESOLUTION_FAIL_RUN: InDoubtResolution
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested", "last_seq", "step_count", "usage", "failure", "output", "create_time", "update_time", "end_time", "wake_time", "previous_run_id")
+    __slots__ = ("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested", "last_seq", "step_count", "usage", "failure", "output", "create_time", "update_time", "end_time", "wake_time", "previous_run_id", "priority")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +134,7 @@ class Run(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     WAKE_TIME_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session_id: str
     agent: str
@@ -143,7 +153,8 @@ class Run(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     wake_time: _timestamp_pb2.Timestamp
     previous_run_id: str
-    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., cancel_requested: bool = ..., last_seq: _Optional[int] = ..., step_count: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_run_id: _Optional[str] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., cancel_requested: bool = ..., last_seq: _Optional[int] = ..., step_count: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("run_id", "seq", "time", "epoch", "changes")
@@ -160,7 +171,7 @@ class Event(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., seq: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., epoch: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("run_created", "run_claimed", "step_started", "attempt_started", "attempt_failed", "step_finished", "step_in_doubt", "run_state_changed", "cancel_requested", "approval_requested", "approval_decided", "approval_closed", "call_started", "late_result")
+    __slots__ = ("run_created", "run_claimed", "step_started", "attempt_started", "attempt_failed", "step_finished", "step_in_doubt", "run_state_changed", "cancel_requested", "approval_requested", "approval_decided", "approval_closed", "call_started", "late_result", "run_erased")
     RUN_CREATED_FIELD_NUMBER: _ClassVar[int]
     RUN_CLAIMED_FIELD_NUMBER: _ClassVar[int]
     STEP_STARTED_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +186,7 @@ class Change(_message.Message):
     APPROVAL_CLOSED_FIELD_NUMBER: _ClassVar[int]
     CALL_STARTED_FIELD_NUMBER: _ClassVar[int]
     LATE_RESULT_FIELD_NUMBER: _ClassVar[int]
+    RUN_ERASED_FIELD_NUMBER: _ClassVar[int]
     run_created: RunCreated
     run_claimed: RunClaimed
     step_started: StepStarted
@@ -189,7 +201,8 @@ class Change(_message.Message):
     approval_closed: ApprovalClosed
     call_started: CallStarted
     late_result: LateResult
-    def __init__(self, run_created: _Optional[_Union[RunCreated, _Mapping]] = ..., run_claimed: _Optional[_Union[RunClaimed, _Mapping]] = ..., step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., attempt_failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., step_in_doubt: _Optional[_Union[StepInDoubt, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., cancel_requested: _Optional[_Union[CancelRequested, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_decided: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., approval_closed: _Optional[_Union[ApprovalClosed, _Mapping]] = ..., call_started: _Optional[_Union[CallStarted, _Mapping]] = ..., late_result: _Optional[_Union[LateResult, _Mapping]] = ...) -> None: ...
+    run_erased: RunErased
+    def __init__(self, run_created: _Optional[_Union[RunCreated, _Mapping]] = ..., run_claimed: _Optional[_Union[RunClaimed, _Mapping]] = ..., step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., attempt_failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., step_in_doubt: _Optional[_Union[StepInDoubt, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., cancel_requested: _Optional[_Union[CancelRequested, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_decided: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., approval_closed: _Optional[_Union[ApprovalClosed, _Mapping]] = ..., call_started: _Optional[_Union[CallStarted, _Mapping]] = ..., late_result: _Optional[_Union[LateResult, _Mapping]] = ..., run_erased: _Optional[_Union[RunErased, _Mapping]] = ...) -> None: ...
 
 class RunCreated(_message.Message):
     __slots__ = ("session_id", "agent", "revision", "user_id", "input", "previous_run_id", "traceparent")
@@ -416,6 +429,14 @@ class LateResult(_message.Message):
     content: str
     is_error: bool
     def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., worker_id: _Optional[str] = ..., content: _Optional[str] = ..., is_error: bool = ...) -> None: ...
+
+class RunErased(_message.Message):
+    __slots__ = ("requested_by", "request_id")
+    REQUESTED_BY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    requested_by: str
+    request_id: str
+    def __init__(self, requested_by: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Delta(_message.Message):
     __slots__ = ("run_id", "step", "attempt", "index", "text")

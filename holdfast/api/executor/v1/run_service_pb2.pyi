@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from holdfast.api.common.v1 import content_pb2 as _content_pb2
 from holdfast.api.common.v1 import run_pb2 as _run_pb2
@@ -22,7 +23,7 @@ BUSY_POLICY_ENQUEUE: BusyPolicy
 BUSY_POLICY_REJECT: BusyPolicy
 
 class StartRunRequest(_message.Message):
-    __slots__ = ("agent", "revision", "text", "message", "session_id", "user_id", "busy_policy", "request_id")
+    __slots__ = ("agent", "revision", "text", "message", "session_id", "user_id", "busy_policy", "request_id", "priority")
     AGENT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +32,7 @@ class StartRunRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     BUSY_POLICY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     agent: str
     revision: str
     text: str
@@ -39,9 +41,70 @@ class StartRunRequest(_message.Message):
     user_id: str
     busy_policy: BusyPolicy
     request_id: str
-    def __init__(self, agent: _Optional[str] = ..., revision: _Optional[str] = ..., text: _Optional[str] = ..., message: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., busy_policy: _Optional[_Union[BusyPolicy, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    priority: _run_pb2.Priority
+    def __init__(self, agent: _Optional[str] = ..., revision: _Optional[str] = ..., text: _Optional[str] = ..., message: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., busy_policy: _Optional[_Union[BusyPolicy, str]] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_run_pb2.Priority, str]] = ...) -> None: ...
 
 class StartRunResponse(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: _run_pb2.Run
+    def __init__(self, run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ...) -> None: ...
+
+class StartRunsRequest(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[RunOrder]
+    def __init__(self, runs: _Optional[_Iterable[_Union[RunOrder, _Mapping]]] = ...) -> None: ...
+
+class RunOrder(_message.Message):
+    __slots__ = ("id", "run", "await_end")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    AWAIT_END_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    run: StartRunRequest
+    await_end: bool
+    def __init__(self, id: _Optional[int] = ..., run: _Optional[_Union[StartRunRequest, _Mapping]] = ..., await_end: bool = ...) -> None: ...
+
+class StartRunsResponse(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[RunAnswer]
+    def __init__(self, answers: _Optional[_Iterable[_Union[RunAnswer, _Mapping]]] = ...) -> None: ...
+
+class RunAnswer(_message.Message):
+    __slots__ = ("id", "accepted", "ended", "refused")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    accepted: _run_pb2.Run
+    ended: _run_pb2.Run
+    refused: RunRefusal
+    def __init__(self, id: _Optional[int] = ..., accepted: _Optional[_Union[_run_pb2.Run, _Mapping]] = ..., ended: _Optional[_Union[_run_pb2.Run, _Mapping]] = ..., refused: _Optional[_Union[RunRefusal, _Mapping]] = ...) -> None: ...
+
+class RunRefusal(_message.Message):
+    __slots__ = ("code", "reason", "message", "field", "retry_delay")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    RETRY_DELAY_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    reason: str
+    message: str
+    field: str
+    retry_delay: _duration_pb2.Duration
+    def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class WaitRunRequest(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class WaitRunResponse(_message.Message):
     __slots__ = ("run",)
     RUN_FIELD_NUMBER: _ClassVar[int]
     run: _run_pb2.Run

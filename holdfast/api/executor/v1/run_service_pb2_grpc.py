@@ -41,6 +41,16 @@ class RunServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunResponse.FromString,
                 _registered_method=True)
+        self.StartRuns = channel.stream_stream(
+                '/holdfast.api.executor.v1.RunService/StartRuns',
+                request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunsResponse.FromString,
+                _registered_method=True)
+        self.WaitRun = channel.unary_unary(
+                '/holdfast.api.executor.v1.RunService/WaitRun',
+                request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.WaitRunRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.WaitRunResponse.FromString,
+                _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/holdfast.api.executor.v1.RunService/GetRun',
                 request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunRequest.SerializeToString,
@@ -77,6 +87,24 @@ class RunServiceServicer(object):
         """Accepts a run; it is stored before this answers, and then goes on without the caller. Errors: NOT_FOUND
         (AGENT_NOT_FOUND, REVISION_NOT_FOUND, LABEL_NOT_FOUND, SESSION_NOT_FOUND); INVALID_ARGUMENT;
         FAILED_PRECONDITION (SESSION_BUSY).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartRuns(self, request_iterator, context):
+        """Many runs over one stream: each is accepted or refused for itself, exactly as by StartRun, and what is pending on
+        either side shares a frame. With `await_end` a run is sent once more when it has ended. Answers come in the order
+        in which things happen. A stream that breaks leaves orders unanswered: give each a `request_id` and send it again
+        on a new stream; a run that was accepted is answered with itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitRun(self, request, context):
+        """Waits for the end of a run, as long as the call's deadline allows: the run with its output. Nothing of the run is
+        sent before. Errors: NOT_FOUND (RUN_NOT_FOUND); DEADLINE_EXCEEDED, after which the call may be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +156,16 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.StartRun,
                     request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunResponse.SerializeToString,
+            ),
+            'StartRuns': grpc.stream_stream_rpc_method_handler(
+                    servicer.StartRuns,
+                    request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunsRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunsResponse.SerializeToString,
+            ),
+            'WaitRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitRun,
+                    request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.WaitRunRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.WaitRunResponse.SerializeToString,
             ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
@@ -184,6 +222,60 @@ class RunService(object):
             '/holdfast.api.executor.v1.RunService/StartRun',
             holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunRequest.SerializeToString,
             holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRuns(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/holdfast.api.executor.v1.RunService/StartRuns',
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunsRequest.SerializeToString,
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.StartRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.executor.v1.RunService/WaitRun',
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.WaitRunRequest.SerializeToString,
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.WaitRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

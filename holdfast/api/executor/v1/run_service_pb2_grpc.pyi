@@ -23,6 +23,16 @@ class RunServiceStub:
     (AGENT_NOT_FOUND, REVISION_NOT_FOUND, LABEL_NOT_FOUND, SESSION_NOT_FOUND); INVALID_ARGUMENT;
     FAILED_PRECONDITION (SESSION_BUSY).
     """
+    StartRuns: _aio.StreamStreamMultiCallable[_run_service_pb2.StartRunsRequest, _run_service_pb2.StartRunsResponse]
+    """Many runs over one stream: each is accepted or refused for itself, exactly as by StartRun, and what is pending on
+    either side shares a frame. With `await_end` a run is sent once more when it has ended. Answers come in the order
+    in which things happen. A stream that breaks leaves orders unanswered: give each a `request_id` and send it again
+    on a new stream; a run that was accepted is answered with itself.
+    """
+    WaitRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.WaitRunRequest, _run_service_pb2.WaitRunResponse]
+    """Waits for the end of a run, as long as the call's deadline allows: the run with its output. Nothing of the run is
+    sent before. Errors: NOT_FOUND (RUN_NOT_FOUND); DEADLINE_EXCEEDED, after which the call may be repeated.
+    """
     GetRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]
     """One run with its output. Errors: NOT_FOUND (RUN_NOT_FOUND)."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]
@@ -54,6 +64,28 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         """Accepts a run; it is stored before this answers, and then goes on without the caller. Errors: NOT_FOUND
         (AGENT_NOT_FOUND, REVISION_NOT_FOUND, LABEL_NOT_FOUND, SESSION_NOT_FOUND); INVALID_ARGUMENT;
         FAILED_PRECONDITION (SESSION_BUSY).
+        """
+
+    @_abc_1.abstractmethod
+    def StartRuns(
+        self,
+        request_iterator: _abc.AsyncIterator[_run_service_pb2.StartRunsRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_run_service_pb2.StartRunsRequest], _abc.AsyncIterator[_run_service_pb2.StartRunsResponse]],
+    ) -> _abc.AsyncIterator[_run_service_pb2.StartRunsResponse]:
+        """Many runs over one stream: each is accepted or refused for itself, exactly as by StartRun, and what is pending on
+        either side shares a frame. With `await_end` a run is sent once more when it has ended. Answers come in the order
+        in which things happen. A stream that breaks leaves orders unanswered: give each a `request_id` and send it again
+        on a new stream; a run that was accepted is answered with itself.
+        """
+
+    @_abc_1.abstractmethod
+    def WaitRun(
+        self,
+        request: _run_service_pb2.WaitRunRequest,
+        context: _aio.ServicerContext[_run_service_pb2.WaitRunRequest, _abc.Awaitable[_run_service_pb2.WaitRunResponse]],
+    ) -> _abc.Awaitable[_run_service_pb2.WaitRunResponse]:
+        """Waits for the end of a run, as long as the call's deadline allows: the run with its output. Nothing of the run is
+        sent before. Errors: NOT_FOUND (RUN_NOT_FOUND); DEADLINE_EXCEEDED, after which the call may be repeated.
         """
 
     @_abc_1.abstractmethod

@@ -28,53 +28,55 @@ from holdfast.api.common.v1 import content_pb2 as holdfast_dot_api_dot_common_do
 from holdfast.api.common.v1 import run_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+holdfast/api/state/v1/journal_service.proto\x12\x15holdfast.api.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"x\n\x11\x43heckpointRequest\x12\x34\n\noperations\x18\x01 \x03(\x0b\x32 .holdfast.api.state.v1.Operation\x12-\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Delta\"\x8a\x01\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x37\n\ntransition\x18\x02 \x01(\x0b\x32!.holdfast.api.state.v1.TransitionH\x00\x12\x30\n\x07new_run\x18\x03 \x01(\x0b\x32\x1d.holdfast.api.state.v1.NewRunH\x00\x42\x06\n\x04kind\"M\n\x12\x43heckpointResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.holdfast.api.state.v1.OperationResult\"\xbb\x01\n\x0fOperationResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x35\n\tcommitted\x18\x02 \x01(\x0b\x32 .holdfast.api.state.v1.CommittedH\x00\x12\x31\n\x07refused\x18\x03 \x01(\x0b\x32\x1e.holdfast.api.state.v1.RefusedH\x00\x12*\n\x03run\x18\x04 \x01(\x0b\x32\x1b.holdfast.api.common.v1.RunH\x00\x42\x06\n\x04kind\"B\n\tCommitted\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdb\x01\n\nTransition\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0b\n\x03seq\x18\x04 \x01(\x03\x12/\n\x07\x63hanges\x18\x05 \x03(\x0b\x32\x1e.holdfast.api.common.v1.Change\x12+\n\x05\x62lobs\x18\x06 \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12-\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32\x1e.holdfast.api.state.v1.NewCall\"\x90\x03\n\x07NewCall\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estart_deadline\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x61gent\x18\n \x01(\t\x12\x0f\n\x07user_id\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\t\x12\x1e\n\x16last_heartbeat_details\x18\r \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x0e \x01(\t\"\x8f\x03\n\x06NewRun\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x16\n\x0enew_session_id\x18\x04 \x01(\t\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x0f\n\x07user_id\x18\x07 \x01(\t\x12\x34\n\x05input\x18\x08 \x01(\x0b\x32%.holdfast.api.common.v1.StoredMessage\x12+\n\x05\x62lobs\x18\t \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12\x18\n\x10reject_when_busy\x18\n \x01(\x08\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x0c \x01(\x0c\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12)\n\x04lane\x18\x0e \x01(\x0e\x32\x1b.holdfast.api.state.v1.Lane\x12\x13\n\x0b\x61gent_limit\x18\x0f \x01(\x05\"F\n\rAppendRequest\x12\x35\n\ntransition\x18\x01 \x01(\x0b\x32!.holdfast.api.state.v1.Transition\"E\n\x0e\x41ppendResponse\x12\x33\n\tcommitted\x18\x01 \x01(\x0b\x32 .holdfast.api.state.v1.Committed\"B\n\x10\x43reateRunRequest\x12.\n\x07new_run\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.state.v1.NewRun\"=\n\x11\x43reateRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"f\n\x12ReadJournalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x17\n\x0finline_messages\x18\x04 \x01(\x08\"D\n\x13ReadJournalResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Event\"c\n\x13WatchJournalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x13\n\x0b\x65vents_only\x18\x04 \x01(\x08\"\x97\x01\n\x14WatchJournalResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.EventH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.holdfast.api.common.v1.DeltaH\x00\x12\x17\n\rbeat_last_seq\x18\x03 \x01(\x03H\x00\x42\x06\n\x04kind\"E\n\x0fReadBlobRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x03\".\n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x03*R\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x0e\n\nLANE_CHILD\x10\x01\x12\x14\n\x10LANE_INTERACTIVE\x10\x02\x12\x0e\n\nLANE_BATCH\x10\x03\x32\xe0\x04\n\x0eJournalService\x12\x65\n\nCheckpoint\x12(.holdfast.api.state.v1.CheckpointRequest\x1a).holdfast.api.state.v1.CheckpointResponse(\x01\x30\x01\x12U\n\x06\x41ppend\x12$.holdfast.api.state.v1.AppendRequest\x1a%.holdfast.api.state.v1.AppendResponse\x12^\n\tCreateRun\x12\'.holdfast.api.state.v1.CreateRunRequest\x1a(.holdfast.api.state.v1.CreateRunResponse\x12\x66\n\x0bReadJournal\x12).holdfast.api.state.v1.ReadJournalRequest\x1a*.holdfast.api.state.v1.ReadJournalResponse0\x01\x12i\n\x0cWatchJournal\x12*.holdfast.api.state.v1.WatchJournalRequest\x1a+.holdfast.api.state.v1.WatchJournalResponse0\x01\x12]\n\x08ReadBlob\x12&.holdfast.api.state.v1.ReadBlobRequest\x1a\'.holdfast.api.state.v1.ReadBlobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+holdfast/api/state/v1/journal_service.proto\x12\x15holdfast.api.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"\x8b\x01\n\x11\x43heckpointRequest\x12\x34\n\noperations\x18\x01 \x03(\x0b\x32 .holdfast.api.state.v1.Operation\x12-\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Delta\x12\x11\n\twithdrawn\x18\x03 \x03(\x04\"\xc0\x01\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x37\n\ntransition\x18\x02 \x01(\x0b\x32!.holdfast.api.state.v1.TransitionH\x00\x12\x30\n\x07new_run\x18\x03 \x01(\x0b\x32\x1d.holdfast.api.state.v1.NewRunH\x00\x12\x34\n\tawait_end\x18\x04 \x01(\x0b\x32\x1f.holdfast.api.state.v1.AwaitEndH\x00\x42\x06\n\x04kind\"0\n\x08\x41waitEnd\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"M\n\x12\x43heckpointResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.holdfast.api.state.v1.OperationResult\"\xcf\x01\n\x0fOperationResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x35\n\tcommitted\x18\x02 \x01(\x0b\x32 .holdfast.api.state.v1.CommittedH\x00\x12\x31\n\x07refused\x18\x03 \x01(\x0b\x32\x1e.holdfast.api.state.v1.RefusedH\x00\x12*\n\x03run\x18\x04 \x01(\x0b\x32\x1b.holdfast.api.common.v1.RunH\x00\x12\x12\n\nis_claimed\x18\x05 \x01(\x08\x42\x06\n\x04kind\"B\n\tCommitted\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdb\x01\n\nTransition\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0b\n\x03seq\x18\x04 \x01(\x03\x12/\n\x07\x63hanges\x18\x05 \x03(\x0b\x32\x1e.holdfast.api.common.v1.Change\x12+\n\x05\x62lobs\x18\x06 \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12-\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32\x1e.holdfast.api.state.v1.NewCall\"\x90\x03\n\x07NewCall\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estart_deadline\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x61gent\x18\n \x01(\t\x12\x0f\n\x07user_id\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\t\x12\x1e\n\x16last_heartbeat_details\x18\r \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x0e \x01(\t\"\xb1\x03\n\x06NewRun\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x16\n\x0enew_session_id\x18\x04 \x01(\t\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x0f\n\x07user_id\x18\x07 \x01(\t\x12\x34\n\x05input\x18\x08 \x01(\x0b\x32%.holdfast.api.common.v1.StoredMessage\x12+\n\x05\x62lobs\x18\t \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12\x18\n\x10reject_when_busy\x18\n \x01(\x08\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x0c \x01(\x0c\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12)\n\x04lane\x18\x0e \x01(\x0e\x32\x1b.holdfast.api.state.v1.Lane\x12\x13\n\x0b\x61gent_limit\x18\x0f \x01(\x05\x12\r\n\x05label\x18\x10 \x01(\t\x12\x11\n\tclaim_for\x18\x11 \x01(\t\"F\n\rAppendRequest\x12\x35\n\ntransition\x18\x01 \x01(\x0b\x32!.holdfast.api.state.v1.Transition\"E\n\x0e\x41ppendResponse\x12\x33\n\tcommitted\x18\x01 \x01(\x0b\x32 .holdfast.api.state.v1.Committed\"B\n\x10\x43reateRunRequest\x12.\n\x07new_run\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.state.v1.NewRun\"=\n\x11\x43reateRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"f\n\x12ReadJournalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x17\n\x0finline_messages\x18\x04 \x01(\x08\"D\n\x13ReadJournalResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Event\"c\n\x13WatchJournalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x13\n\x0b\x65vents_only\x18\x04 \x01(\x08\"\x97\x01\n\x14WatchJournalResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.EventH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.holdfast.api.common.v1.DeltaH\x00\x12\x17\n\rbeat_last_seq\x18\x03 \x01(\x03H\x00\x42\x06\n\x04kind\"E\n\x0fReadBlobRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x03\".\n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x03*R\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x0e\n\nLANE_CHILD\x10\x01\x12\x14\n\x10LANE_INTERACTIVE\x10\x02\x12\x0e\n\nLANE_BATCH\x10\x03\x32\xe0\x04\n\x0eJournalService\x12\x65\n\nCheckpoint\x12(.holdfast.api.state.v1.CheckpointRequest\x1a).holdfast.api.state.v1.CheckpointResponse(\x01\x30\x01\x12U\n\x06\x41ppend\x12$.holdfast.api.state.v1.AppendRequest\x1a%.holdfast.api.state.v1.AppendResponse\x12^\n\tCreateRun\x12\'.holdfast.api.state.v1.CreateRunRequest\x1a(.holdfast.api.state.v1.CreateRunResponse\x12\x66\n\x0bReadJournal\x12).holdfast.api.state.v1.ReadJournalRequest\x1a*.holdfast.api.state.v1.ReadJournalResponse0\x01\x12i\n\x0cWatchJournal\x12*.holdfast.api.state.v1.WatchJournalRequest\x1a+.holdfast.api.state.v1.WatchJournalResponse0\x01\x12]\n\x08ReadBlob\x12&.holdfast.api.state.v1.ReadBlobRequest\x1a\'.holdfast.api.state.v1.ReadBlobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.api.state.v1.journal_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LANE']._serialized_start=2762
-  _globals['_LANE']._serialized_end=2844
-  _globals['_CHECKPOINTREQUEST']._serialized_start=207
-  _globals['_CHECKPOINTREQUEST']._serialized_end=327
-  _globals['_OPERATION']._serialized_start=330
-  _globals['_OPERATION']._serialized_end=468
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=470
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=547
-  _globals['_OPERATIONRESULT']._serialized_start=550
-  _globals['_OPERATIONRESULT']._serialized_end=737
-  _globals['_COMMITTED']._serialized_start=739
-  _globals['_COMMITTED']._serialized_end=805
-  _globals['_REFUSED']._serialized_start=807
-  _globals['_REFUSED']._serialized_end=911
-  _globals['_TRANSITION']._serialized_start=914
-  _globals['_TRANSITION']._serialized_end=1133
-  _globals['_NEWCALL']._serialized_start=1136
-  _globals['_NEWCALL']._serialized_end=1536
-  _globals['_NEWRUN']._serialized_start=1539
-  _globals['_NEWRUN']._serialized_end=1938
-  _globals['_APPENDREQUEST']._serialized_start=1940
-  _globals['_APPENDREQUEST']._serialized_end=2010
-  _globals['_APPENDRESPONSE']._serialized_start=2012
-  _globals['_APPENDRESPONSE']._serialized_end=2081
-  _globals['_CREATERUNREQUEST']._serialized_start=2083
-  _globals['_CREATERUNREQUEST']._serialized_end=2149
-  _globals['_CREATERUNRESPONSE']._serialized_start=2151
-  _globals['_CREATERUNRESPONSE']._serialized_end=2212
-  _globals['_READJOURNALREQUEST']._serialized_start=2214
-  _globals['_READJOURNALREQUEST']._serialized_end=2316
-  _globals['_READJOURNALRESPONSE']._serialized_start=2318
-  _globals['_READJOURNALRESPONSE']._serialized_end=2386
-  _globals['_WATCHJOURNALREQUEST']._serialized_start=2388
-  _globals['_WATCHJOURNALREQUEST']._serialized_end=2487
-  _globals['_WATCHJOURNALRESPONSE']._serialized_start=2490
-  _globals['_WATCHJOURNALRESPONSE']._serialized_end=2641
-  _globals['_READBLOBREQUEST']._serialized_start=2643
-  _globals['_READBLOBREQUEST']._serialized_end=2712
-  _globals['_READBLOBRESPONSE']._serialized_start=2714
-  _globals['_READBLOBRESPONSE']._serialized_end=2760
-  _globals['_JOURNALSERVICE']._serialized_start=2847
-  _globals['_JOURNALSERVICE']._serialized_end=3455
+  _globals['_LANE']._serialized_start=2940
+  _globals['_LANE']._serialized_end=3022
+  _globals['_CHECKPOINTREQUEST']._serialized_start=208
+  _globals['_CHECKPOINTREQUEST']._serialized_end=347
+  _globals['_OPERATION']._serialized_start=350
+  _globals['_OPERATION']._serialized_end=542
+  _globals['_AWAITEND']._serialized_start=544
+  _globals['_AWAITEND']._serialized_end=592
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=594
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=671
+  _globals['_OPERATIONRESULT']._serialized_start=674
+  _globals['_OPERATIONRESULT']._serialized_end=881
+  _globals['_COMMITTED']._serialized_start=883
+  _globals['_COMMITTED']._serialized_end=949
+  _globals['_REFUSED']._serialized_start=951
+  _globals['_REFUSED']._serialized_end=1055
+  _globals['_TRANSITION']._serialized_start=1058
+  _globals['_TRANSITION']._serialized_end=1277
+  _globals['_NEWCALL']._serialized_start=1280
+  _globals['_NEWCALL']._serialized_end=1680
+  _globals['_NEWRUN']._serialized_start=1683
+  _globals['_NEWRUN']._serialized_end=2116
+  _globals['_APPENDREQUEST']._serialized_start=2118
+  _globals['_APPENDREQUEST']._serialized_end=2188
+  _globals['_APPENDRESPONSE']._serialized_start=2190
+  _globals['_APPENDRESPONSE']._serialized_end=2259
+  _globals['_CREATERUNREQUEST']._serialized_start=2261
+  _globals['_CREATERUNREQUEST']._serialized_end=2327
+  _globals['_CREATERUNRESPONSE']._serialized_start=2329
+  _globals['_CREATERUNRESPONSE']._serialized_end=2390
+  _globals['_READJOURNALREQUEST']._serialized_start=2392
+  _globals['_READJOURNALREQUEST']._serialized_end=2494
+  _globals['_READJOURNALRESPONSE']._serialized_start=2496
+  _globals['_READJOURNALRESPONSE']._serialized_end=2564
+  _globals['_WATCHJOURNALREQUEST']._serialized_start=2566
+  _globals['_WATCHJOURNALREQUEST']._serialized_end=2665
+  _globals['_WATCHJOURNALRESPONSE']._serialized_start=2668
+  _globals['_WATCHJOURNALRESPONSE']._serialized_end=2819
+  _globals['_READBLOBREQUEST']._serialized_start=2821
+  _globals['_READBLOBREQUEST']._serialized_end=2890
+  _globals['_READBLOBRESPONSE']._serialized_start=2892
+  _globals['_READBLOBRESPONSE']._serialized_end=2938
+  _globals['_JOURNALSERVICE']._serialized_start=3025
+  _globals['_JOURNALSERVICE']._serialized_end=3633
 # @@protoc_insertion_point(module_scope)

@@ -25,22 +25,34 @@ LANE_INTERACTIVE: Lane
 LANE_BATCH: Lane
 
 class CheckpointRequest(_message.Message):
-    __slots__ = ("operations", "deltas")
+    __slots__ = ("operations", "deltas", "withdrawn")
     OPERATIONS_FIELD_NUMBER: _ClassVar[int]
     DELTAS_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     operations: _containers.RepeatedCompositeFieldContainer[Operation]
     deltas: _containers.RepeatedCompositeFieldContainer[_run_pb2.Delta]
-    def __init__(self, operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ..., deltas: _Optional[_Iterable[_Union[_run_pb2.Delta, _Mapping]]] = ...) -> None: ...
+    withdrawn: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ..., deltas: _Optional[_Iterable[_Union[_run_pb2.Delta, _Mapping]]] = ..., withdrawn: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Operation(_message.Message):
-    __slots__ = ("id", "transition", "new_run")
+    __slots__ = ("id", "transition", "new_run", "await_end")
     ID_FIELD_NUMBER: _ClassVar[int]
     TRANSITION_FIELD_NUMBER: _ClassVar[int]
     NEW_RUN_FIELD_NUMBER: _ClassVar[int]
+    AWAIT_END_FIELD_NUMBER: _ClassVar[int]
     id: int
     transition: Transition
     new_run: NewRun
-    def __init__(self, id: _Optional[int] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., new_run: _Optional[_Union[NewRun, _Mapping]] = ...) -> None: ...
+    await_end: AwaitEnd
+    def __init__(self, id: _Optional[int] = ..., transition: _Optional[_Union[Transition, _Mapping]] = ..., new_run: _Optional[_Union[NewRun, _Mapping]] = ..., await_end: _Optional[_Union[AwaitEnd, _Mapping]] = ...) -> None: ...
+
+class AwaitEnd(_message.Message):
+    __slots__ = ("workspace_id", "run_id")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    run_id: str
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class CheckpointResponse(_message.Message):
     __slots__ = ("results",)
@@ -49,16 +61,18 @@ class CheckpointResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[OperationResult, _Mapping]]] = ...) -> None: ...
 
 class OperationResult(_message.Message):
-    __slots__ = ("id", "committed", "refused", "run")
+    __slots__ = ("id", "committed", "refused", "run", "is_claimed")
     ID_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
+    IS_CLAIMED_FIELD_NUMBER: _ClassVar[int]
     id: int
     committed: Committed
     refused: Refused
     run: _run_pb2.Run
-    def __init__(self, id: _Optional[int] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ...) -> None: ...
+    is_claimed: bool
+    def __init__(self, id: _Optional[int] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ..., is_claimed: bool = ...) -> None: ...
 
 class Committed(_message.Message):
     __slots__ = ("seq", "time")
@@ -131,7 +145,7 @@ class NewCall(_message.Message):
     def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., revision: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., call_id: _Optional[str] = ...) -> None: ...
 
 class NewRun(_message.Message):
-    __slots__ = ("workspace_id", "run_id", "session_id", "new_session_id", "agent", "revision", "user_id", "input", "blobs", "reject_when_busy", "request_id", "request_fingerprint", "traceparent", "lane", "agent_limit")
+    __slots__ = ("workspace_id", "run_id", "session_id", "new_session_id", "agent", "revision", "user_id", "input", "blobs", "reject_when_busy", "request_id", "request_fingerprint", "traceparent", "lane", "agent_limit", "label", "claim_for")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +161,8 @@ class NewRun(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     AGENT_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_FOR_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     run_id: str
     session_id: str
@@ -162,7 +178,9 @@ class NewRun(_message.Message):
     traceparent: str
     lane: Lane
     agent_limit: int
-    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., new_session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., reject_when_busy: bool = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., agent_limit: _Optional[int] = ...) -> None: ...
+    label: str
+    claim_for: str
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., new_session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., reject_when_busy: bool = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., agent_limit: _Optional[int] = ..., label: _Optional[str] = ..., claim_for: _Optional[str] = ...) -> None: ...
 
 class AppendRequest(_message.Message):
     __slots__ = ("transition",)

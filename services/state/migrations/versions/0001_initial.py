@@ -66,12 +66,34 @@ runs = sa.Table(
     sa.Column("ended_at", Timestamp()),
     sa.Index("ix_runs_workspace_id_run_id", "workspace_id", "run_id"),
     sa.Index("ix_runs_session_id_ordinal", "session_id", "ordinal"),
+    # What is claimed, in the order of claims; runs of agents with a limit apart, each agent a queue of its own, so that
+    # one that is at its limit is passed over however many of its runs are ready.
     sa.Index(
         "ix_runs_ready",
+        "workspace_id",
+        "lane",
         "ready_at",
         "run_id",
-        postgresql_where=sa.text("state = 1 AND NOT blocked"),
-        sqlite_where=sa.text("state = 1 AND NOT blocked"),
+        postgresql_where=sa.text("state = 1 AND NOT blocked AND agent_limit = 0"),
+        sqlite_where=sa.text("state = 1 AND NOT blocked AND agent_limit = 0"),
+    ),
+    sa.Index(
+        "ix_runs_ready_limited",
+        "workspace_id",
+        "agent",
+        "lane",
+        "ready_at",
+        "run_id",
+        postgresql_where=sa.text("state = 1 AND NOT blocked AND agent_limit > 0"),
+        sqlite_where=sa.text("state = 1 AND NOT blocked AND agent_limit > 0"),
+    ),
+    # Counted where a workspace or an agent has a limit.
+    sa.Index(
+        "ix_runs_running",
+        "workspace_id",
+        "agent",
+        postgresql_where=sa.text("state = 2"),
+        sqlite_where=sa.text("state = 2"),
     ),
     sa.Index(
         "ix_runs_wake",
@@ -110,6 +132,17 @@ journal = sa.Table(
 # On PostgreSQL the journal has one column more, `txid xid8 DEFAULT pg_current_xact_id()`, with an index: the order of
 # the change feed. SQLite has one writer, so that its rowid is the order of commits. Only change_feed.py reads either.
 
+# One row, on PostgreSQL: which feed that order belongs to, and where it was written.
+feed = sa.Table(
+    "feed",
+    metadata,
+    sa.Column("feed_id", _id(), primary_key=True),
+    # Cluster, database and table; another place means that they were restored from a dump.
+    sa.Column("origin", sa.Text, nullable=False),
+    # What is added to transaction ids.
+    sa.Column("base", sa.BigInteger, nullable=False),
+)
+
 blobs = sa.Table(
     "blobs",
     metadata,
@@ -117,6 +150,17 @@ blobs = sa.Table(
     sa.Column("hash", sa.LargeBinary(32), primary_key=True),
     sa.Column("data", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Timestamp(), nullable=False),
+)
+
+# Which runs refer to a body. Invariant: a row is stored with the event that refers to the body, under a lock on the
+# body's own row, and goes with its run; a body without one may be deleted by whoever holds the lock.
+blob_references = sa.Table(
+    "blob_references",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    sa.Column("hash", sa.LargeBinary(32), primary_key=True),
+    sa.Column("run_id", _id(), primary_key=True),
+    sa.Index("ix_blob_references_run_id", "run_id"),
 )
 
 sessions = sa.Table(
@@ -128,6 +172,8 @@ sessions = sa.Table(
     sa.Column("last_run_id", _id()),
     sa.Column("run_count", sa.Integer, nullable=False),
     sa.Column("created_at", Timestamp(), nullable=False),
+    # When the last of its runs that were removed had ended.
+    sa.Column("idle_since", Timestamp()),
 )
 
 approvals = sa.Table(
@@ -256,7 +302,31 @@ workspaces = sa.Table(
     # Seconds after its end that a run is kept, and after its last run that a session is; 0 keeps them for ever.
     sa.Column("ended_runs_kept", sa.BigInteger, nullable=False),
     sa.Column("idle_sessions_kept", sa.BigInteger, nullable=False),
+    # Of each agent, the newest so many runs are kept whatever their age.
+    sa.Column("keep_latest_runs", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("updated_at", Timestamp(), nullable=False),
+)
+
+# Runs that are gone for everybody, and whose events are still to be deleted; one that was erased stays here as long as
+# the event that says so.
+removed_runs = sa.Table(
+    "removed_runs",
+    metadata,
+    sa.Column("run_id", _id(), primary_key=True),
+    sa.Column("workspace_id", _id(), nullable=False),
+    # The last of its events that are to be deleted, and up to which they are left: a part of a run is its beginning.
+    sa.Column("last_seq", sa.BigInteger, nullable=False),
+    sa.Column("left_seq", sa.BigInteger, nullable=False),
+    # Set when it was erased: the event after `last_seq` says so.
+    sa.Column("erased_at", Timestamp()),
+    sa.Index(
+        "ix_removed_runs_undeleted",
+        "workspace_id",
+        "run_id",
+        postgresql_where=sa.text("left_seq > 0"),
+        sqlite_where=sa.text("left_seq > 0"),
+    ),
+    sa.Index("ix_removed_runs_erased_at", "erased_at"),
 )
 
 executors = sa.Table(

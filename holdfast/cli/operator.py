@@ -1,0 +1,199 @@
+"""The operator's way to state: with the suite's own service token, not with a workspace's API key.
+
+Whoever holds that token may do everything in the suite; it never goes into a profile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import grpc
+import grpc.aio
+import typer
+
+from holdfast.errors import FailedPrecondition, HoldfastError, Unavailable, from_rpc_error
+from holdfast.settings import split_addresses, write_private
+from holdfast.transport import channel_options
+
+OPERATOR: Final = "operator"
+"""The name by which state's access table knows these calls."""
+
+_ADDRESSES: Final = "addresses.json"
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Data folder of a suite that `holdfast up` runs. Not used when HOLDFAST_STATE_ADDRESS is set.",
+        show_default="the user's data folder",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """Where state is and what it takes an operator by.
+
+    Attributes:
+        state_address: As host:port, or ip:port,ip:port for several replicas.
+        service_token: The suite's token.
+    """
+
+    state_address: str
+    service_token: str
+
+    def __repr__(self) -> str:
+        return f"<OperatorSettings {self.state_address}>"
+
+
+def write_addresses(data: Path, addresses: Mapping[str, str]) -> None:
+    """Keeps where the services of a data folder listen, beside their token, for its owner only.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    write_private(data / _ADDRESSES, json.dumps(dict(addresses)) + "\n")
+
+
+def operator_settings(data: Path | None = None) -> OperatorSettings:
+    """Returns what is needed to reach state: HOLDFAST_STATE_ADDRESS and HOLDFAST_SERVICE_TOKEN, as the services use.
+
+    Args:
+        data: Data folder of a suite that `holdfast up` runs; the user's own when not given. It says what the
+            environment does not, and is asked first when it is given.
+
+    Raises:
+        FailedPrecondition: Neither says it.
+    """
+    environ = os.environ
+    address = environ.get("HOLDFAST_STATE_ADDRESS", "") if data is None else ""
+    token = _token_of_environment() if data is None else ""
+    if not (address and token):
+        folder = _data_folder(data)
+        address = address or stored_addresses(folder).get("state", "")
+        token = token or _read(folder / "service.token")
+    if not (address and token):
+        raise FailedPrecondition(
+            "this is the operator's command: set HOLDFAST_STATE_ADDRESS and HOLDFAST_SERVICE_TOKEN (or "
+            "HOLDFAST_SERVICE_TOKEN_FILE) as the services have them, or name the folder of `holdfast up` with --data"
+        )
+    split_addresses(address)
+    return OperatorSettings(address, token)
+
+
+def _token_of_environment() -> str:
+    path = os.environ.get("HOLDFAST_SERVICE_TOKEN_FILE")
+    return os.environ.get("HOLDFAST_SERVICE_TOKEN", "").strip() or (_read(Path(path)) if path else "")
+
+
+def _data_folder(data: Path | None) -> Path:
+    if data is not None:
+        return data.expanduser()
+    import platformdirs
+
+    return platformdirs.user_data_path("holdfast")
+
+
+def stored_addresses(folder: Path) -> dict[str, str]:
+    """Returns where the services of a data folder listen; empty when it does not say."""
+    try:
+        stored: Any = json.loads(_read(folder.expanduser() / _ADDRESSES) or "{}")
+    except ValueError:
+        return {}
+    items = stored.items() if isinstance(stored, dict) else ()
+    return {name: address for name, address in items if isinstance(address, str)}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise FailedPrecondition(f"{path} can't be read: {error.strerror}") from error
+
+
+class _Signing:
+    """Shows the token with every call."""
+
+    def __init__(self, token: str) -> None:
+        self._authorization = f"Service {OPERATOR}:{token}"
+
+    def signed(self, details: Any) -> grpc.aio.ClientCallDetails:
+        """The call with the authorization."""
+        metadata = grpc.aio.Metadata(*(details.metadata or ()))
+        metadata.add("authorization", self._authorization)
+        return grpc.aio.ClientCallDetails(
+            method=details.method,
+            timeout=details.timeout,
+            metadata=metadata,
+            credentials=details.credentials,
+            wait_for_ready=details.wait_for_ready,
+        )
+
+
+# Two classes: of an interceptor of both kinds, the channel takes only the first.
+class _SignedCalls(_Signing, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self.signed(client_call_details), request)
+
+
+class _SignedStreams(_Signing, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self.signed(client_call_details), request)
+
+
+@asynccontextmanager
+async def operator_channel(data: Path | None = None) -> AsyncIterator[grpc.aio.Channel]:
+    """Opens a channel to state on which every call carries the operator's authorization.
+
+    What a call raises inside the context is raised as `holdfast.errors`. The caller gives each call its deadline.
+
+    Args:
+        data: Data folder of a suite that `holdfast up` runs.
+
+    Raises:
+        FailedPrecondition: Nothing says where state is, or with which token.
+        HoldfastError: As state raised it; `Unavailable` with the address when it can't be reached.
+    """
+    settings = operator_settings(data)
+    addresses = split_addresses(settings.state_address)
+    scheme, host, port = addresses[0]
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if len(addresses) > 1:
+        # Of several replicas, the first that answers.
+        target = "ipv4:" + ",".join(f"{host}:{port}" for _, host, port in addresses)
+    # The suite's own traffic never goes through a proxy that the environment names for the internet.
+    options = [*channel_options(), ("grpc.enable_http_proxy", 0)]
+    interceptors: list[grpc.aio.ClientInterceptor] = [
+        _SignedCalls(settings.service_token),
+        _SignedStreams(settings.service_token),
+    ]
+    if scheme == "https://":
+        channel = grpc.aio.secure_channel(
+            target, grpc.ssl_channel_credentials(), options=options, interceptors=interceptors
+        )
+    else:
+        channel = grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+    async with channel:
+        with _errors_of_state(settings.state_address):
+            yield channel
+
+
+@contextmanager
+def _errors_of_state(address: str) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raised: HoldfastError = from_rpc_error(error, peer="state")
+        if isinstance(raised, Unavailable) and raised.origin == "foreign":
+            raise Unavailable(
+                f"state at {address} can't be reached", reason=raised.reason, metadata={"address": address}
+            ) from error
+        raise raised from error

@@ -1,0 +1,350 @@
+"""Transitions of many runs by one statement, each on its own condition: one that is refused fails alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
+from services.shared.database import Database
+from services.state import tables as t
+from services.state.arrays import array
+from services.state.journal import CALL_OVER, CALL_QUEUED, TOTALS, add_usage, body_of, put_blobs, to_micros
+from services.state.transitions import ENDED, RUNNING
+
+
+class TransitionRow(NamedTuple):
+    """A transition in the form of the batch statement: first its columns, in their order, then what is beside them."""
+
+    run_id: str
+    workspace_id: str
+    epoch: int
+    seq: int
+    body: bytes
+    # 0 leaves the run RUNNING.
+    state: int = 0
+    wait_reason: int = 0
+    wake_at: datetime | None = None
+    failure: bytes | None = None
+    is_end: bool = False
+    has_output: bool = False
+    steps: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd_nanos: int = 0
+    unpriced_calls: int = 0
+    # Steps whose worker call is over; of those that are finished, the questions are void too.
+    failed_steps: tuple[int, ...] = ()
+    finished_steps: tuple[int, ...] = ()
+    # Rare things, stored beside the batch when the row was applied.
+    transition: journal_pb2.Transition | None = None
+
+
+def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
+    """Reads from a transition what the run row takes from it."""
+    values: dict[str, Any] = {}
+    has_output = False
+    has_effects = bool(transition.blobs or transition.calls)
+    failed_steps: list[int] = []
+    finished_steps: list[int] = []
+    for change in transition.changes:
+        kind = change.WhichOneof("kind")
+        if kind == "step_started":
+            values["steps"] = max(values.get("steps", 0), change.step_started.step)
+        elif kind == "step_finished":
+            finished = change.step_finished
+            has_output = finished.HasField("message") and not _is_tool_result(finished)
+            if not has_output:
+                finished_steps.append(finished.step)
+            if finished.HasField("usage"):
+                add_usage(values, finished.usage)
+        elif kind == "attempt_failed":
+            failed_steps.append(change.attempt_failed.step)
+        elif kind == "step_in_doubt":
+            failed_steps.append(change.step_in_doubt.step)
+        elif kind in ("approval_requested", "approval_closed"):
+            has_effects = True
+        elif kind == "run_state_changed":
+            changed = change.run_state_changed
+            values["state"] = changed.state
+            values["wait_reason"] = changed.wait_reason
+            values["is_end"] = changed.state in ENDED
+            if changed.HasField("wake_time") and not values["is_end"]:
+                values["wake_at"] = changed.wake_time.ToDatetime(tzinfo=UTC)
+            if changed.HasField("failure"):
+                values["failure"] = changed.failure.SerializeToString()
+    values["has_output"] = has_output and values.get("state") == run_pb2.RUN_STATE_SUCCEEDED
+    return TransitionRow(
+        run_id=transition.run_id,
+        workspace_id=transition.workspace_id,
+        epoch=transition.epoch,
+        seq=transition.seq,
+        body=body_of(transition.changes),
+        failed_steps=tuple(failed_steps),
+        finished_steps=tuple(finished_steps),
+        transition=transition if has_effects else None,
+        **values,
+    )
+
+
+def _is_tool_result(finished: run_pb2.StepFinished) -> bool:
+    message = finished.message
+    return message.WhichOneof("body") == "message" and message.message.role == content_pb2.ROLE_TOOL
+
+
+# Name in TransitionRow, type on PostgreSQL.
+_COLUMNS = (
+    ("run_id", "uuid"),
+    ("workspace_id", "uuid"),
+    ("epoch", "bigint"),
+    ("seq", "bigint"),
+    ("body", "bytea"),
+    ("state", "smallint"),
+    ("wait_reason", "smallint"),
+    ("wake_at", "timestamptz"),
+    ("failure", "bytea"),
+    ("is_end", "boolean"),
+    ("has_output", "boolean"),
+    ("steps", "integer"),
+    ("input_tokens", "bigint"),
+    ("output_tokens", "bigint"),
+    ("cache_read_tokens", "bigint"),
+    ("cache_write_tokens", "bigint"),
+    ("reasoning_tokens", "bigint"),
+    ("cost_usd_nanos", "bigint"),
+    ("unpriced_calls", "integer"),
+)
+_NAMES = tuple(name for name, _ in _COLUMNS)
+# {max} is GREATEST on PostgreSQL and MAX on SQLite, {now} the time of the write.
+_UPDATE_RUNS = f"""
+UPDATE runs SET
+  last_seq = b.seq,
+  step_count = {{max}}(runs.step_count, b.steps),
+  {", ".join(f"{name} = runs.{name} + b.{name}" for name in TOTALS)},
+  state = CASE WHEN b.state = 0 THEN runs.state ELSE b.state END,
+  wait_reason = b.wait_reason,
+  wake_at = b.wake_at,
+  failure = COALESCE(b.failure, runs.failure),
+  holder = CASE WHEN b.state = 0 THEN runs.holder END,
+  output_seq = CASE WHEN b.has_output THEN b.seq ELSE runs.output_seq END,
+  updated_at = CASE WHEN b.state = 0 THEN runs.updated_at ELSE {{now}} END,
+  ended_at = CASE WHEN b.is_end THEN {{now}} END
+FROM {{batch}} AS b
+WHERE runs.run_id = b.run_id AND runs.workspace_id = b.workspace_id
+  AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state = {RUNNING}
+"""
+
+# The bodies go as one value: an array of them would be written as text and read again, byte by byte, on both sides.
+_SENT = (
+    *((name, kind) for name, kind in _COLUMNS if name != "body"),
+    ("body_at", "integer"),
+    ("body_size", "integer"),
+)
+
+_POSTGRES_BATCH = f"""
+WITH b AS MATERIALIZED (
+  SELECT * FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _SENT)})
+    AS b({", ".join(name for name, _ in _SENT)})
+), applied AS (
+  {_UPDATE_RUNS.format(max="GREATEST", now="clock_timestamp()", batch="b")}
+  -- A successor that another replica stored while this statement waited for the row is not in its snapshot, and would
+  -- never be unblocked: the end is applied by a statement that sees it.
+  AND (NOT b.is_end OR runs.successor_run_id IS NULL
+       OR EXISTS (SELECT 1 FROM runs AS successor WHERE successor.run_id = runs.successor_run_id))
+  RETURNING runs.run_id, runs.successor_run_id, b.is_end
+), written AS (
+  INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
+  SELECT b.run_id, b.seq, b.workspace_id, b.epoch, statement_timestamp(),
+    substring(CAST(:bodies AS bytea) FROM b.body_at FOR b.body_size)
+  FROM b JOIN applied ON applied.run_id = b.run_id
+), unblocked AS (
+  UPDATE runs SET blocked = false, ready_at = clock_timestamp()
+  FROM applied WHERE applied.is_end AND runs.run_id = applied.successor_run_id
+), closing AS (
+  SELECT run_id, CAST(NULL AS integer) AS step, true AS is_finished FROM applied WHERE is_end
+  UNION ALL
+  SELECT c.run_id, c.step, c.is_finished
+  FROM unnest(
+    CAST(:closing_run_id AS uuid[]), CAST(:closing_step AS integer[]), CAST(:closing_is_finished AS boolean[])
+  ) AS c(run_id, step, is_finished) JOIN applied ON applied.run_id = c.run_id
+), closed AS (
+  UPDATE approvals SET state = {run_pb2.APPROVAL_STATE_CANCELLED}
+  FROM closing AS c WHERE approvals.run_id = c.run_id AND approvals.state = {run_pb2.APPROVAL_STATE_PENDING}
+    AND c.is_finished AND approvals.step = COALESCE(c.step, approvals.step)
+), over AS (
+  UPDATE calls SET state = {CALL_OVER}
+  FROM closing AS c WHERE calls.run_id = c.run_id AND calls.state <> {CALL_OVER}
+    AND calls.step = COALESCE(c.step, calls.step)
+)
+SELECT CAST(run_id AS text), statement_timestamp(), CASE WHEN is_end THEN CAST(successor_run_id AS text) END
+FROM applied
+"""
+
+POSTGRES_BATCH = sa.text(_POSTGRES_BATCH)
+
+# SQLite has no arrays: the batch goes through a temporary table of the connection, the statements are the same.
+_SQLITE_CREATE = f"CREATE TEMPORARY TABLE IF NOT EXISTS batch ({', '.join(name for name, _ in _COLUMNS)})"
+_SQLITE_FILL = f"INSERT INTO temp.batch VALUES ({', '.join('?' * len(_COLUMNS))})"
+_SQLITE_UPDATE = (
+    _UPDATE_RUNS.format(max="MAX", now=":now", batch="temp.batch")
+    # The bare column: SQLite 3.40 answers `ended_at IS NOT NULL` with 1 here, whatever the column holds.
+    + " RETURNING run_id, successor_run_id, ended_at"
+)
+_SQLITE_INSERT = (
+    "INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body) "
+    "SELECT run_id, seq, workspace_id, epoch, :now, body FROM temp.batch "
+    "WHERE run_id IN (SELECT value FROM json_each(:applied))"
+)
+_SQLITE_END_CALLS = f"UPDATE calls SET state = {CALL_OVER} WHERE run_id = ? AND step = ? AND state <> {CALL_OVER}"
+_SQLITE_CLOSE_QUESTIONS = (
+    f"UPDATE approvals SET state = {run_pb2.APPROVAL_STATE_CANCELLED} "
+    f"WHERE run_id = ? AND step = ? AND state = {run_pb2.APPROVAL_STATE_PENDING}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a batch did to one run."""
+
+    at: datetime
+    unblocked_run_id: str | None
+
+
+def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[TransitionRow]) -> dict[str, Applied]:
+    """Applies those of the rows whose condition holds; at most one of a run may be in a batch.
+
+    Returns:
+        What was applied, by run. A run that is missing here was not written to at all.
+    """
+    if db.dialect == "postgresql":
+        return _apply_on_postgres(connection, rows)
+    now = db.now(connection)
+    micros = to_micros(now)
+    connection.exec_driver_sql(_SQLITE_CREATE)
+    connection.exec_driver_sql("DELETE FROM temp.batch")
+    connection.exec_driver_sql(_SQLITE_FILL, [_sqlite_values(row) for row in rows])
+    returned = connection.exec_driver_sql(_SQLITE_UPDATE, {"now": micros}).all()
+    updated = [(run, successor, ended_at is not None) for run, successor, ended_at in returned]
+    connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps([run for run, _, _ in updated])})
+    applied = {run: Applied(now, successor if is_end else None) for run, successor, is_end in updated}
+    for run_id, step, is_finished in _closing(row for row in rows if row.run_id in applied):
+        connection.exec_driver_sql(_SQLITE_END_CALLS, (run_id, step))
+        if is_finished:
+            connection.exec_driver_sql(_SQLITE_CLOSE_QUESTIONS, (run_id, step))
+    ended = [run for run, _, is_end in updated if is_end]
+    if ended:
+        after_ends(connection, now, ended, [successor for _, successor, is_end in updated if is_end and successor])
+    return applied
+
+
+def _apply_on_postgres(connection: sa.Connection, rows: Sequence[TransitionRow]) -> dict[str, Applied]:
+    columns = dict(zip(_NAMES, zip(*rows, strict=True), strict=False))
+    bodies = columns.pop("body")
+    sizes = [len(body) for body in bodies]
+    closing = list(_closing(rows))
+    values: dict[str, Any] = {
+        **{name: array(column) for name, column in columns.items()},
+        "bodies": b"".join(bodies),
+        # SQL counts from 1.
+        "body_at": array(accumulate(sizes[:-1], initial=1)),
+        "body_size": array(sizes),
+        "closing_run_id": array(run_id for run_id, _, _ in closing),
+        "closing_step": array(step for _, step, _ in closing),
+        "closing_is_finished": array(is_finished for _, _, is_finished in closing),
+    }
+    return {run_id: Applied(at, unblocked) for run_id, at, unblocked in connection.execute(POSTGRES_BATCH, values)}
+
+
+def _closing(rows: Iterable[TransitionRow]) -> Iterator[tuple[str, int, bool]]:
+    for row in rows:
+        for step, is_finished in chain(
+            ((step, False) for step in row.failed_steps), ((step, True) for step in row.finished_steps)
+        ):
+            yield row.run_id, step, is_finished
+
+
+def after_ends(connection: sa.Connection, now: datetime, ended: list[str], successors: list[str]) -> None:
+    """What the end of runs means for what stands beside the journal (PostgreSQL's batch does it in its statement)."""
+    if successors:
+        connection.execute(sa.update(t.runs).where(t.runs.c.run_id.in_(successors)).values(blocked=False, ready_at=now))
+    connection.execute(
+        sa.update(t.approvals)
+        .where(t.approvals.c.run_id.in_(ended), t.approvals.c.state == run_pb2.APPROVAL_STATE_PENDING)
+        .values(state=run_pb2.APPROVAL_STATE_CANCELLED)
+    )
+    connection.execute(sa.update(t.calls).where(t.calls.c.run_id.in_(ended)).values(state=CALL_OVER))
+
+
+def _sqlite_values(row: TransitionRow) -> tuple[Any, ...]:
+    if row.wake_at is not None:
+        row = row._replace(wake_at=to_micros(row.wake_at))  # type: ignore[arg-type]
+    return row[: len(_NAMES)]
+
+
+def store_effects(connection: sa.Connection, now: datetime, transitions: Iterable[journal_pb2.Transition]) -> None:
+    """Stores what applied transitions carry beside their changes: bodies, questions, workers' calls."""
+    for transition in transitions:
+        put_blobs(connection, transition.workspace_id, transition.run_id, transition.blobs, now)
+        for change in transition.changes:
+            kind = change.WhichOneof("kind")
+            if kind == "approval_requested":
+                approval = change.approval_requested.approval
+                connection.execute(
+                    sa.insert(t.approvals).values(
+                        run_id=transition.run_id,
+                        approval_id=approval.approval_id,
+                        workspace_id=transition.workspace_id,
+                        step=approval.step,
+                        state=run_pb2.APPROVAL_STATE_PENDING,
+                        body=approval.SerializeToString(),
+                        created_at=now,
+                    )
+                )
+            elif kind == "approval_closed":
+                closed = change.approval_closed
+                connection.execute(
+                    sa.update(t.approvals)
+                    .where(
+                        t.approvals.c.run_id == transition.run_id,
+                        t.approvals.c.approval_id == closed.approval_id,
+                        # Its step may be finished by the same transition, which has just voided it.
+                        t.approvals.c.state != run_pb2.APPROVAL_STATE_DECIDED,
+                    )
+                    .values(state=closed.state)
+                )
+        for call in transition.calls:
+            _put_call(connection, now, transition, call)
+
+
+def _put_call(
+    connection: sa.Connection, now: datetime, transition: journal_pb2.Transition, call: journal_pb2.NewCall
+) -> None:
+    c = t.calls.c
+    key = (c.run_id == transition.run_id) & (c.step == call.step)
+    connection.execute(sa.update(t.calls).where(key, c.state != CALL_OVER).values(state=CALL_OVER))
+    # What the attempt before said of itself last goes on to this one.
+    before = connection.execute(sa.select(c.details).where(key).order_by(c.attempt.desc()).limit(1)).scalar()
+    connection.execute(
+        sa.insert(t.calls).values(
+            run_id=transition.run_id,
+            step=call.step,
+            workspace_id=transition.workspace_id,
+            attempt=call.attempt,
+            tool=call.tool,
+            state=CALL_QUEUED,
+            body=call.SerializeToString(),
+            not_before=call.not_before.ToDatetime(tzinfo=UTC) if call.HasField("not_before") else now,
+            start_deadline=call.start_deadline.ToDatetime(tzinfo=UTC),
+            details=before or call.last_heartbeat_details,
+        )
+    )

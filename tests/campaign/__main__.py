@@ -1,0 +1,48 @@
+"""`python -m tests.campaign`: one campaign, or many, by hand. Exit code 1 when something was found."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+
+from tests.campaign.campaign import Plan, run_campaign
+
+
+def main() -> int:
+    """Runs the campaign of the arguments."""
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
+    parser.add_argument("--faults", type=int, default=500)
+    parser.add_argument("--runs", type=int, default=300, help="at least so many; more when the faults take longer")
+    parser.add_argument("--window", type=int, default=40, help="runs that are under way at once")
+    parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
+    parser.add_argument("--executors", type=int, default=2)
+    parser.add_argument("--states", type=int, default=2, help="one with sqlite")
+    parser.add_argument("--only", action="append", default=[], help="only faults of this kind; several times")
+    parser.add_argument("--quiet", action="store_true", help="print the result only")
+    given = parser.parse_args()
+    plan = Plan(
+        seed=given.seed,
+        faults=given.faults,
+        runs=given.runs,
+        window=given.window,
+        database=given.database,
+        executors=given.executors,
+        states=given.states,
+        kinds=tuple(given.only),
+    )
+
+    def say(line: str) -> None:
+        if not given.quiet:
+            print(line, flush=True)
+
+    say(f"seed {plan.seed}")
+    outcome = asyncio.run(run_campaign(plan, say=say))
+    print(outcome.report(), flush=True)
+    return 1 if outcome.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

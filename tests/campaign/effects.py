@@ -1,0 +1,38 @@
+"""What the campaign's tools did, counted where no fault reaches: calls by idempotency key."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+from tests.suite.effects import Answer, HttpCall, HttpEffects
+
+TOOLS = ("look", "put", "pay", "pack", "label")
+ONCE = ("pay", "pack")
+"""Of these a second call would be a second effect."""
+
+
+class Counted:
+    """Counts the calls that arrive at an endpoint.
+
+    Args:
+        http: The endpoint.
+        chance: Decides how long each answer takes.
+    """
+
+    def __init__(self, http: HttpEffects, chance: random.Random) -> None:
+        self._chance = chance
+        self.calls: Counter[str] = Counter()
+        self.tool_of: dict[str, str] = {}
+        self.run_of: dict[str, str] = {}
+        for tool in TOOLS:
+            http.on(f"/{tool}", self._answer)
+
+    async def _answer(self, made: HttpCall) -> Answer:
+        tool = made.path.removeprefix("/")
+        # The effect happens on arrival, whether or not anybody hears the answer.
+        self.calls[made.key] += 1
+        self.tool_of[made.key], self.run_of[made.key] = tool, made.run_id
+        await asyncio.sleep(self._chance.choice((0.0, 0.0, 0.01, 0.05, 0.2)))
+        return Answer(f"{tool} done")

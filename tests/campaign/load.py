@@ -1,0 +1,249 @@
+"""The load: runs that are started, watched, answered and now and then cancelled, through whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from holdfast import Agent, Client
+from holdfast.agent import http_tool
+from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.errors import (
+    Aborted,
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    HoldfastError,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+)
+from holdfast.ids import new_uuid7
+from holdfast.runs import RunEvent, RunHandle
+from holdfast.testing import call, scripted, turn
+from tests.campaign.effects import Counted
+from tests.campaign.worker import tools as worker_tools
+
+T = TypeVar("T")
+
+AGENTS = 8
+# Of runs.
+_IN_AN_EARLIER_SESSION = 0.2
+_CANCELLED = 0.04
+_ASKED_FOR_TWICE = 0.1
+_PASSING = (Unavailable, DeadlineExceeded, Cancelled, Aborted, ResourceExhausted)
+
+
+@dataclass
+class Record:
+    """What the campaign knows of a run from outside.
+
+    Attributes:
+        number: Which run of the campaign it is.
+        run_id: As acknowledged.
+        agent: Which agent it runs.
+        events: What its watcher was told, in order.
+        decisions: What was said about calls in doubt, by idempotency key.
+        is_cancelled: Whether somebody asked to cancel it.
+        problems: What went wrong with it on the way.
+    """
+
+    number: int
+    run_id: str
+    session_id: str
+    agent: str
+    events: list[run_pb2.Event] = field(default_factory=list)
+    decisions: dict[str, str] = field(default_factory=dict)
+    is_cancelled: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+def agents(seed: int, url: Callable[[str], str], *, lost_after: float = 2.0) -> list[Agent]:
+    """The agents of a seed: scripts of a few turns with every kind of tool.
+
+    Args:
+        seed: Decides the scripts.
+        url: Where a path of the endpoint is.
+        lost_after: Seconds after which a silent worker's call is lost.
+    """
+    chance = random.Random(f"agents {seed}")
+    specs: list[Any] = [
+        http_tool("look", url("/look"), effect="read_only"),
+        http_tool("put", url("/put"), effect="idempotent"),
+        http_tool("pay", url("/pay")),
+        *(made.spec() for made in worker_tools("")),
+    ]
+    for spec in specs:
+        # However often an attempt is lost, it is not the tool's fault.
+        spec.retry.max_attempts = 100
+        spec.retry.initial_interval.CopyFrom(_duration(0.05))
+        spec.retry.max_interval.CopyFrom(_duration(0.5))
+        if spec.WhichOneof("kind") == "worker":
+            spec.heartbeat_timeout.CopyFrom(_duration(lost_after))
+    return [Agent(f"agent-{n}", model=_script(chance), tools=[*specs, *BUILT_IN]) for n in range(AGENTS)]
+
+
+BUILT_IN = ("noop", "ask_user", "sleep_until")
+
+
+def _script(chance: random.Random) -> agent_pb2.ModelSpec:
+    turns: list[Any] = []
+    for number in range(chance.randint(2, 5)):
+        calls = [_call(chance, 10 * number + n) for n in range(chance.choice((1, 1, 1, 2, 3)))]
+        turns.append(turn(f"Turn {number}.", *calls, delay=chance.choice((0.0, 0.0, 0.02, 0.1))))
+    return scripted(*turns, "All done.")
+
+
+def _call(chance: random.Random, number: int) -> agent_pb2.ScriptCall:
+    tool = chance.choices(
+        ("look", "put", "pay", "pack", "label", "noop", "ask_user", "sleep_until"), (3, 3, 5, 4, 2, 2, 1, 1)
+    )[0]
+    match tool:
+        case "pack" | "label":
+            return call(tool, box=number)
+        case "ask_user":
+            return call(tool, question=f"May I go on? ({number})")
+        case "sleep_until":
+            return call(tool, seconds=chance.choice((0.1, 0.5)))
+        case _:
+            return call(tool, n=number)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
+
+
+class Load:
+    """Keeps runs under way.
+
+    Args:
+        seed: Decides what each run is and what happens to it.
+        clients: Each knows all executors, in an order of its own.
+        counted: What really happened.
+        settled: Returns when no process is stopped that may hold a call it has not made yet.
+    """
+
+    def __init__(
+        self, seed: int, clients: Sequence[Client], counted: Counted, settled: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._seed = seed
+        self._clients = clients
+        self._counted = counted
+        self._settled = settled
+        self.records: list[Record] = []
+        self.unfinished: set[str] = set()
+        self.attached = 0
+
+    async def run(self, count: int, window: int, go_on: Callable[[], bool]) -> None:
+        """Starts runs, `window` at a time: `count` of them at least, and as long as `go_on` says so; sees all end."""
+        slots = asyncio.Semaphore(window)
+        async with asyncio.TaskGroup() as tasks:
+            number = 0
+            while number < count or go_on():
+                await slots.acquire()
+                task = tasks.create_task(self._one(number))
+                task.add_done_callback(lambda _: slots.release())
+                number += 1
+
+    async def _one(self, number: int) -> None:
+        chance = random.Random(f"run {self._seed} {number}")
+        client = self._clients[number % len(self._clients)]
+        agent = f"agent-{chance.randrange(AGENTS)}"
+        session = ""
+        if self.records and chance.random() < _IN_AN_EARLIER_SESSION:
+            session = chance.choice(self.records[-20:]).session_id
+        request_id = new_uuid7()
+
+        async def start() -> RunHandle:
+            return await client.start(agent, f"run {number}", session_id=session, request_id=request_id)
+
+        twice = chance.random() < _ASKED_FOR_TWICE
+        handles = await asyncio.gather(*(persist(start) for _ in range(2 if twice else 1)))
+        handle = handles[0]
+        record = Record(number, handle.id, handle.run.session_id, agent)
+        self.records.append(record)
+        if {other.id for other in handles} != {handle.id}:
+            record.problems.append(f"one request made the runs {sorted(other.id for other in handles)}")
+        self.unfinished.add(handle.id)
+        async with asyncio.TaskGroup() as tasks:
+            if chance.random() < _CANCELLED:
+                tasks.create_task(self._cancel(handle, record, chance.uniform(0.0, 2.0)))
+            await self._watch(handle, record, client, chance, tasks)
+        self.unfinished.discard(handle.id)
+
+    async def _watch(
+        self, handle: RunHandle, record: Record, client: Client, chance: random.Random, tasks: asyncio.TaskGroup
+    ) -> None:
+        async for event in handle.events(deltas=False, reattach_seconds=300):
+            assert isinstance(event, RunEvent)
+            record.events.append(event.message)
+            for change in event.changes:
+                if change.HasField("approval_requested"):
+                    delay = chance.choice((0.0, 0.05, 0.3, 1.0))
+                    approval = change.approval_requested.approval
+                    tasks.create_task(self._answer(client, record, approval, delay))
+
+    async def _cancel(self, handle: RunHandle, record: Record, delay: float) -> None:
+        await asyncio.sleep(delay)
+        record.is_cancelled = True
+        try:
+            await persist(handle.cancel)
+        except FailedPrecondition:
+            # It had ended.
+            pass
+
+    async def _answer(self, client: Client, record: Record, approval: run_pb2.Approval, delay: float) -> None:
+        await asyncio.sleep(delay)
+        if approval.kind == run_pb2.APPROVAL_KIND_QUESTION:
+
+            async def decide() -> run_pb2.Approval:
+                return await client.approvals.answer(approval.approval_id, "yes")
+        else:
+            # A person looks once nobody is left who may still make the call.
+            await self._settled()
+            key = key_of(record.events, approval.step)
+            was_made = self._counted.calls[key] > 0
+            record.decisions[key] = "done" if was_made else "not_done"
+
+            async def decide() -> run_pb2.Approval:
+                if was_made:
+                    return await client.approvals.resolve(approval.approval_id, "done", result="seen to be done")
+                return await client.approvals.resolve(approval.approval_id, "not_done")
+
+        try:
+            await persist(decide)
+        except FailedPrecondition as error:
+            if not record.is_cancelled:
+                record.problems.append(f"the question {approval.approval_id} could not be answered: {error.message}")
+
+
+def key_of(events: Sequence[run_pb2.Event], step: int) -> str:
+    """The idempotency key of a tool's step."""
+    for event in events:
+        for change in event.changes:
+            if change.HasField("step_started") and change.step_started.step == step:
+                return change.step_started.tool.idempotency_key
+    raise AssertionError(f"step {step} is asked about and has not begun")
+
+
+async def persist(work: Callable[[], Awaitable[T]]) -> T:
+    """Does what may be done again until it is answered; what is refused for good is raised."""
+    while True:
+        try:
+            return await work()
+        except _PASSING:
+            await asyncio.sleep(0.1)
+        except Internal as error:
+            # A connection that is cut in the middle of a frame; an error that a service made itself is none of these.
+            if error.origin != "foreign":
+                raise
+            await asyncio.sleep(0.1)
+        except HoldfastError:
+            raise

@@ -1,0 +1,99 @@
+"""A TCP proxy before PostgreSQL that loses answers: what was sent arrives and counts, its sender never hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+
+class LosingProxy:
+    """Forwards everything, until it is told to cut at a word.
+
+    Attributes:
+        port: Where it listens.
+        cuts: How many connections it has cut.
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self.port = 0
+        self.cuts = 0
+        self._words: tuple[bytes, ...] = ()
+        self._left = 0
+        self._has_cut = asyncio.Event()
+        self._pipes: set[asyncio.Task[None]] = set()
+
+    def lose_answer_to(self, *words: bytes, times: int = 1) -> None:
+        """From now on: a connection that sends one of the words is cut once the server has answered it."""
+        self._words = words
+        self._left = times
+        self._has_cut.clear()
+
+    async def until_cut(self) -> None:
+        """Returns when all of the cuts were made."""
+        async with asyncio.timeout(30):
+            await self._has_cut.wait()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._pipes.add(task)
+        try:
+            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            is_losing = asyncio.Event()
+
+            async def forwards() -> None:
+                while data := await reader.read(256 * 1024):
+                    if self._left and any(word in data for word in self._words):
+                        self._left -= 1
+                        is_losing.set()
+                    upstream_writer.write(data)
+                    await upstream_writer.drain()
+                upstream_writer.close()
+
+            async def backwards() -> None:
+                while data := await upstream_reader.read(256 * 1024):
+                    if is_losing.is_set():
+                        # The server answers a commit when it is durable: it has happened, and nobody is told.
+                        self.cuts += 1
+                        if not self._left:
+                            self._has_cut.set()
+                        break
+                    writer.write(data)
+                    await writer.drain()
+
+            sending = asyncio.create_task(forwards())
+            try:
+                await backwards()
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+                upstream_writer.close()
+                writer.transport.abort()
+        except (ConnectionError, OSError):
+            writer.transport.abort()
+        finally:
+            self._pipes.discard(task)
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        for task in list(self._pipes):
+            task.cancel()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+
+
+@asynccontextmanager
+async def losing_proxy(target_port: int) -> AsyncIterator[LosingProxy]:
+    """A proxy on a free port while the block runs."""
+    proxy = LosingProxy(target_port)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        await proxy.close()
+        with suppress(asyncio.CancelledError):
+            await server.wait_closed()
