@@ -114,10 +114,11 @@ async def main() -> None:
         print(json.dumps(await measure_take_over()), flush=True)
     rows = await measure_steps(arguments)
     print(f"\n{STEPS} steps a run; times in ms; CPU in seconds per 1,000 steps over all processes")
-    print(f"{'database':<12}{'runs':>5}{'steps/s':>10}{'step p50':>10}{'run p50':>10}{'run p99':>10}{'CPU':>8}")
+    titles = ("steps/s", "step p50", "gap p50", "run p50", "run p99")
+    print(f"{'database':<12}{'runs':>5}{''.join(f'{title:>10}' for title in titles)}{'CPU':>8}")
     for row in rows:
         print(
-            f"{row['database']:<12}{row['concurrency']:>5}{row['steps_per_s']:>10}{row['step_p50_ms']:>10}"
+            f"{row['database']:<12}{row['concurrency']:>5}{row['steps_per_s']:>10}{row['step_p50_ms']:>10}{row['gap_p50_ms']:>10}"
             f"{row['run_p50_ms']:>10}{row['run_p99_ms']:>10}{row['cpu_s_per_1000_steps']:>8}"
         )
 

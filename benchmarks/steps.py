@@ -11,15 +11,18 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from google.protobuf import json_format
 
 from benchmarks.processes import CpuMeter
 from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.runs import RunEvent
 from holdfast.testing import Suite
 
 TURNS = 5
+SAMPLED_RUNS = 50
 # Of each turn the model's and the tool's, and at the end the model's last.
 STEPS = 2 * TURNS + 1
 
@@ -43,6 +46,8 @@ class Measured:
     runs: int = 0
     seconds: float = 0.0
     run_seconds: list[float] = field(default_factory=list)
+    # From the commit of one step to that of the next, of some of the runs.
+    step_gaps: list[float] = field(default_factory=list)
     cpu_seconds: dict[str, float] = field(default_factory=dict)
 
     def row(self, **labels: Any) -> dict[str, Any]:
@@ -54,6 +59,9 @@ class Measured:
             "steps_per_s": round(steps / self.seconds, 1),
             # Of the whole run, its acceptance and the news of its end included.
             "step_p50_ms": _milliseconds([seconds / STEPS for seconds in self.run_seconds], 50),
+            # Without the run's start and end: what lies between two bodies, as these take no time.
+            "gap_p50_ms": _milliseconds(self.step_gaps, 50),
+            "gap_p99_ms": _milliseconds(self.step_gaps, 99),
             "run_p50_ms": _milliseconds(self.run_seconds, 50),
             "run_p99_ms": _milliseconds(self.run_seconds, 99),
             "cpu_s_per_1000_steps": round(sum(per_thousand.values()), 3),
@@ -68,6 +76,7 @@ async def closed_loop(
     async with suite.client() as client, client.run_stream() as stream:
         await client.apply(noop_agent(body_bytes))
         found = Measured()
+        sampled: list[str] = []
         measuring = asyncio.Event()
         stopping = asyncio.Event()
 
@@ -79,6 +88,8 @@ async def closed_loop(
             if measuring.is_set() and not stopping.is_set():
                 found.runs += 1
                 found.run_seconds.append(time.perf_counter() - began)
+                if len(sampled) < SAMPLED_RUNS:
+                    sampled.append(run.run_id)
 
         async def lane() -> None:
             while not stopping.is_set():
@@ -100,6 +111,10 @@ async def closed_loop(
             found.seconds = time.perf_counter() - began
             found.cpu_seconds = meter.stop()
             stopping.set()
+        for run_id in sampled:
+            events = (await client.run(run_id)).events(deltas=False)
+            times = [event.time.timestamp() async for event in events if isinstance(event, RunEvent)]
+            found.step_gaps.extend(after - before for before, after in pairwise(times[1:]))
     return found
 
 

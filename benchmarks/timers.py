@@ -47,16 +47,12 @@ def sleeper(name: str, due: datetime) -> agent_pb2.AgentSpec:
 async def park(client: Client, connection: Connection, agents: list[str], timers: int) -> float:
     """Starts so many runs, spread over the agents, and returns the seconds until the last one waits."""
     before = await count(connection, run_pb2.RUN_STATE_WAITING)
-    slots = asyncio.Semaphore(64)
     began = time.perf_counter()
-
-    async def start(number: int) -> None:
-        async with slots:
-            await client.start(agents[number % len(agents)], "go")
-
-    # In portions: a task for each of 100,000 timers would be memory of this process only.
-    for first in range(0, timers, 1_000):
-        await asyncio.gather(*(start(number) for number in range(first, min(first + 1_000, timers))))
+    async with client.run_stream() as stream:
+        # In portions: a task for each of 100,000 timers would be memory of this process only.
+        for first in range(0, timers, 1_000):
+            numbers = range(first, min(first + 1_000, timers))
+            await asyncio.gather(*(stream.start(agents[number % len(agents)], "go") for number in numbers))
     async with asyncio.timeout(FIRE_SECONDS):
         # The database is asked and not the suite, which has other things to do.
         while await count(connection, run_pb2.RUN_STATE_WAITING) < before + timers:  # noqa: ASYNC110

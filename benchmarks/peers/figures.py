@@ -64,9 +64,8 @@ STEP_COLUMNS: Final = (
     Column("wal_syncs_per_step", "syncs/step", 3),
     Column("transactions_per_step", "tx/step", 2),
 )
-RATIO_COLUMNS: Final = tuple(
-    column for column in STEP_COLUMNS if column.field in ("steps_per_s", "step_p50_ms", "cpu_s_per_1000_steps")
-)
+_COMPARED: Final = ("steps_per_s", "step_p50_ms", "gap_p50_ms", "cpu_s_per_1000_steps")
+RATIO_COLUMNS: Final = tuple(column for column in STEP_COLUMNS if column.field in _COMPARED)
 
 Row = dict[str, Any]
 _Key = tuple[int, str]

@@ -245,9 +245,9 @@ class Driver:
                 begins = None
             model_steps = self._view.model_steps_succeeded
             if begins is None and self._parts.local_calls.is_instant(self._context, call, model_steps):
-                self._outcomes.append(
-                    self._parts.local_calls.execute_instantly(self._context, call, self._messages(), model_steps)
-                )
+                outcome = self._parts.local_calls.execute_instantly(self._context, call, self._messages(), model_steps)
+                crash_point("executor.after_call")
+                self._outcomes.append(outcome)
                 continue
             self._running[call.step.number] = _Running(tasks.create_task(self._execute(call, begins)), begins)
 

@@ -99,6 +99,8 @@ class Scheduler:
         if self._free_slots() <= self._max_runs // 8:
             return False
         self._reserved += 1
+        if self._free_slots() <= 0 < self._offered:
+            self._must_report.set()
         return True
 
     def release(self) -> None:
@@ -247,7 +249,11 @@ class Scheduler:
             self._lease_seconds = response.lease_duration.ToTimedelta().total_seconds()
         self._offered -= len(response.claims)
         for claim in response.claims:
-            self._begin_drive(claim, tasks)
+            if self._free_slots() > 0 or claim.run.run_id in self._drives:
+                self._begin_drive(claim, tasks)
+            else:
+                # It crossed the start of another run on the way.
+                self._give_back(claim.run.run_id, claim.epoch)
         for run_id in response.nudged_run_ids:
             if run_id in self._drives:
                 self._drives[run_id].driver.nudge()

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from holdfast.api.common.v1.agent_pb2 import AgentSpec
 from holdfast.api.common.v1.content_pb2 import BlobRef, Message, StoredMessage
-from holdfast.api.common.v1.run_pb2 import STEP_KIND_MODEL, Approval, ModelIntent, StepFinished, ToolIntent
+from holdfast.api.common.v1.run_pb2 import STEP_KIND_MODEL, Approval, Event, ModelIntent, StepFinished, ToolIntent
 from holdfast.errors import DeadlineExceeded, NotFound, Reason
 from holdfast.ids import is_uuid
 from services.shared.clock import Clock
@@ -27,7 +27,10 @@ _ANSWER_SECONDS: Final = 0.2
 
 
 class ImmutableBodies(Protocol):
-    """Where definitions and large bodies are read."""
+    """Where definitions, what was said, and large bodies are read."""
+
+    async def events(self, workspace_id: str, run_id: str) -> list[Event]:
+        """Returns a run's events with all that was said."""
 
     async def agent_spec(self, workspace_id: str, agent: str, revision: str) -> AgentSpec:
         """Returns the definition of a revision."""
@@ -88,7 +91,7 @@ class Queries:
 
     Args:
         store: What trace has read.
-        bodies: Definitions and large bodies, from state.
+        bodies: Definitions, what was said, and large bodies, from state.
         progress: Wakes readers that wait for more.
         clock: Time for waiting.
     """
@@ -149,40 +152,47 @@ class Queries:
         """Returns one step with its full input and output.
 
         Raises:
-            NotFound: The workspace has no such run, or the run no such step.
-            Unavailable: State, which has definitions and large bodies, does not answer.
+            NotFound: The workspace has no such run, or the run no such step, or what was said is not stored any more
+                (CONTENT_REMOVED).
+            Unavailable: State, which has definitions and what was said, does not answer.
         """
         _check_run_id(run_id)
         history = await self._store.find_history(workspace_id, run_id)
         if history is None:
             raise _run_not_found(run_id)
-        timeline = Timeline(history.events)
-        step = timeline.steps.get(number)
-        if step is None:
+        if number not in Timeline(history.events).steps:
             raise NotFound(
                 "the run has no such step",
                 reason=Reason.STEP_NOT_FOUND,
                 metadata={"run_id": run_id, "step": str(number)},
             )
+        history = await self._with_content(workspace_id, history)
+        timeline = Timeline(history.events)
+        step = timeline.steps[number]
         spans = SpanBuilder(history.run, timeline)
         detail: ModelDetail | ToolDetail
         if step.kind == STEP_KIND_MODEL:
-            detail = await self._model_detail(workspace_id, history.run, timeline, step)
+            detail = await self._model_detail(workspace_id, history, timeline, step)
         else:
             detail = await self._tool_detail(workspace_id, history, step)
         return StepDetail(spans.step(step), list(spans.attempts(step)), detail)
 
-    async def _model_detail(self, workspace_id: str, run: RunRecord, timeline: Timeline, step: Step) -> ModelDetail:
+    async def _with_content(self, workspace_id: str, history: RunHistory) -> RunHistory:
+        """The same history with what was said, which trace does not keep a second time."""
+        events = await self._bodies.events(workspace_id, history.run.run_id)
+        return RunHistory(history.run, [event for event in events if event.seq <= history.run.last_seq])
+
+    async def _model_detail(
+        self, workspace_id: str, history: RunHistory, timeline: Timeline, step: Step
+    ) -> ModelDetail:
+        run = history.run
         intent = step.model if step.model is not None else ModelIntent()
-        chain = await self._store.find_conversation(workspace_id, run.run_id)
+        earlier_runs = await self._store.find_predecessors(workspace_id, run)
         messages = [
-            collect_messages(
-                history.run.run_id,
-                history.events,
-                before_step=step.number if history.run.run_id == run.run_id else None,
-            )
-            for history in chain
+            collect_messages(earlier.run_id, await self._bodies.events(workspace_id, earlier.run_id))
+            for earlier in earlier_runs
         ]
+        messages.append(collect_messages(run.run_id, history.events, before_step=step.number))
         output = _message_of(step)
         async with asyncio.TaskGroup() as group:
             reading_spec = group.create_task(self._bodies.agent_spec(workspace_id, run.agent, run.revision))

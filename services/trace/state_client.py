@@ -1,4 +1,4 @@
-"""What trace reads from state when somebody asks for a step: definitions and large bodies. Both never change."""
+"""What trace reads from state when somebody asks for a step: definitions, what was said, and large bodies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import grpc.aio
 
 from holdfast.api.common.v1.agent_pb2 import AgentSpec
 from holdfast.api.common.v1.content_pb2 import BlobRef
+from holdfast.api.common.v1.run_pb2 import Event
 from holdfast.api.state.v1.agent_store_service_pb2 import GetAgentRevisionRequest
 from holdfast.api.state.v1.agent_store_service_pb2_grpc import AgentStoreServiceStub
-from holdfast.api.state.v1.journal_service_pb2 import ReadBlobRequest
+from holdfast.api.state.v1.journal_service_pb2 import ReadBlobRequest, ReadJournalRequest
 from holdfast.api.state.v1.journal_service_pb2_grpc import JournalServiceStub
+from holdfast.errors import NotFound, Reason
 from services.shared.channels import calling
 
 _REVISIONS: Final = 256
@@ -25,7 +27,7 @@ _REVISION_DEADLINE_SECONDS: Final = 10.0
 
 
 class StateClient:
-    """Typed reads from state. What was read is kept, bounded, because revisions and blobs are immutable.
+    """Typed reads from state. Revisions and blobs are kept, bounded, because they are immutable.
 
     Args:
         channel: To the state service.
@@ -61,6 +63,25 @@ class StateClient:
         while len(self._revisions) > _REVISIONS:
             self._revisions.popitem(last=False)
         return spec
+
+    async def events(self, workspace_id: str, run_id: str) -> list[Event]:
+        """Returns a run's events with all that was said.
+
+        Raises:
+            NotFound: State does not have the run (any more); the reason is CONTENT_REMOVED.
+            Unavailable: State does not answer.
+        """
+        request = ReadJournalRequest(workspace_id=workspace_id, run_id=run_id)
+        try:
+            with calling("state"):
+                stream = self._journal.ReadJournal(request, timeout=_BLOB_DEADLINE_SECONDS)
+                return [event async for frame in stream for event in frame.events]
+        except NotFound as error:
+            raise NotFound(
+                "what was said in the run is not stored any more",
+                reason=Reason.CONTENT_REMOVED,
+                metadata={"run_id": run_id},
+            ) from error
 
     async def blobs(self, workspace_id: str, refs: Iterable[BlobRef]) -> dict[bytes, bytes]:
         """Returns the bodies under their hashes.

@@ -98,8 +98,5 @@ class TraceStore(Protocol):
     async def find_history(self, workspace_id: str, run_id: str) -> RunHistory | None:
         """Returns a run with its events; None when the workspace has none of that id."""
 
-    async def find_conversation(self, workspace_id: str, run_id: str) -> list[RunHistory]:
-        """Returns the runs that a run follows, from the first of its session, and the run itself as the last.
-
-        All are seen in one moment. Empty when the workspace has no such run.
-        """
+    async def find_predecessors(self, workspace_id: str, run: RunRecord) -> list[RunRecord]:
+        """Returns the runs that a run follows, from the first of its session."""

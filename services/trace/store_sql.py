@@ -65,9 +65,9 @@ class SqlTraceStore:
         """Returns a run with its events; None when the workspace has none of that id."""
         return await self._db.read(_find_history, workspace_id, run_id)
 
-    async def find_conversation(self, workspace_id: str, run_id: str) -> list[RunHistory]:
-        """Returns the runs that a run follows, and the run itself as the last."""
-        return await self._db.read(_find_conversation, workspace_id, run_id)
+    async def find_predecessors(self, workspace_id: str, run: RunRecord) -> list[RunRecord]:
+        """Returns the runs that a run follows, the session's first one first."""
+        return await self._db.read(_find_predecessors, workspace_id, run)
 
 
 class SqlProjection:
@@ -111,6 +111,13 @@ def _to_entry(entry: FeedEntry) -> _Entry:
     run_id = event.run_id
     # The row's key has it.
     event.ClearField("run_id")
+    # What was said stays where it is stored, in state: no span needs it, and it is erased in one place.
+    for change in event.changes:
+        kind = change.WhichOneof("kind")
+        if kind == "step_finished" and change.step_finished.message.HasField("message"):
+            change.step_finished.message.message.ClearField("parts")
+        elif kind == "run_created" and change.run_created.input.HasField("message"):
+            change.run_created.input.message.ClearField("parts")
     return _Entry(entry.workspace_id, run_id, event, event.SerializeToString())
 
 
@@ -267,10 +274,7 @@ def _find_history(connection: sa.Connection, workspace_id: str, run_id: str) -> 
     return None if run is None else _history(connection, run)
 
 
-def _find_conversation(connection: sa.Connection, workspace_id: str, run_id: str) -> list[RunHistory]:
-    run = _find_run(connection, workspace_id, run_id)
-    if run is None:
-        return []
+def _find_predecessors(connection: sa.Connection, workspace_id: str, run: RunRecord) -> list[RunRecord]:
     chain = [run]
     if run.previous_run_id:
         of_session = _select_run(workspace_id).where(runs.c.session_id == run.session_id)
@@ -278,7 +282,7 @@ def _find_conversation(connection: sa.Connection, workspace_id: str, run_id: str
         # Popped, so that a chain that met itself would end.
         while (previous := by_id.pop(chain[-1].previous_run_id, None)) is not None:
             chain.append(previous)
-    return [_history(connection, run) for run in reversed(chain)]
+    return chain[:0:-1]
 
 
 def _history(connection: sa.Connection, run: RunRecord) -> RunHistory:

@@ -131,6 +131,7 @@ class FakeExecutor:
                     {
                         "StartRun": _unary(self._start_run, run_service_pb2.StartRunRequest),
                         "GetRun": _unary(self._get_run, run_service_pb2.GetRunRequest),
+                        "WaitRun": _unary(self._wait_run, run_service_pb2.WaitRunRequest),
                         "ListRuns": _unary(self._list_runs, run_service_pb2.ListRunsRequest),
                         "CancelRun": _unary(self._cancel_run, run_service_pb2.CancelRunRequest),
                         "WatchRun": _stream(self._watch_run, run_service_pb2.WatchRunRequest),
@@ -195,6 +196,17 @@ class FakeExecutor:
     async def _get_run(self, request: run_service_pb2.GetRunRequest, context: Any) -> Any:
         self._check(context)
         return run_service_pb2.GetRunResponse(run=self._find(request.run_id).run)
+
+    async def _wait_run(self, request: run_service_pb2.WaitRunRequest, context: Any) -> Any:
+        self._check(context)
+        run = self._find(request.run_id)
+        run.watches.put_nowait(0)
+        for step in run.streams.popleft() if run.streams else ():
+            if isinstance(step, HoldfastError):
+                raise step
+        if run.run.state == run_pb2.RUN_STATE_RUNNING:
+            await run.hold.wait()
+        return run_service_pb2.WaitRunResponse(run=run.run)
 
     async def _list_runs(self, request: run_service_pb2.ListRunsRequest, context: Any) -> Any:
         self._check(context)

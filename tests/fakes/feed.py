@@ -35,6 +35,7 @@ class FakeFeed:
         generation: Part of every cursor; another one makes the cursors of before unknown.
         starts: The cursors with which readers began, in order.
         frames_sent: Frames with events, over all streams.
+        removed: Runs whose events were read and are not stored any more.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,7 @@ class FakeFeed:
         self.generation = 1
         self.starts: list[bytes] = []
         self.frames_sent = 0
+        self.removed: set[str] = set()
         self.open_streams = 0
         self._entries: list[FeedEntry] = []
         self._allowed: int | None = None
@@ -108,6 +110,19 @@ class FakeFeed:
                         await self._changed.wait()
         finally:
             await self._count_stream(-1)
+
+    async def ReadJournal(
+        self, request: journal_service_pb2.ReadJournalRequest, context: Any
+    ) -> AsyncIterator[journal_service_pb2.ReadJournalResponse]:
+        """The events of a run, each once."""
+        events = {
+            entry.event.seq: entry.event
+            for entry in self._entries
+            if (entry.workspace_id, entry.event.run_id) == (request.workspace_id, request.run_id)
+        }
+        if not events or request.run_id in self.removed:
+            raise NotFound("there is no such run", reason=Reason.RUN_NOT_FOUND)
+        yield journal_service_pb2.ReadJournalResponse(events=[events[seq] for seq in sorted(events)])
 
     def _may_send(self) -> bool:
         return self._allowed is None or self.frames_sent < self._allowed
@@ -195,13 +210,14 @@ class FakePeers:
         access = {
             **service_access(FEED, {"Follow": trace}),
             **service_access(AGENTS, {"GetAgentRevision": trace}),
-            **service_access(JOURNAL, {"ReadBlob": trace}),
+            **service_access(JOURNAL, {"ReadBlob": trace, "ReadJournal": trace}),
             **service_access(KEYS, {"VerifyApiKey": trace}),
         }
         server = Server(settings, service="state", access=access, telemetry=telemetry)
         server.add(_registers(FEED, "Follow", change_feed_service_pb2.FollowRequest, streams=True), self.feed)
         server.add(_registers(AGENTS, "GetAgentRevision", agent_store_service_pb2.GetAgentRevisionRequest), self.agents)
         server.add(_registers(JOURNAL, "ReadBlob", journal_service_pb2.ReadBlobRequest, streams=True), self.blobs)
+        server.add(_registers(JOURNAL, "ReadJournal", journal_service_pb2.ReadJournalRequest, streams=True), self.feed)
         server.add(_registers(KEYS, "VerifyApiKey", api_key_service_pb2.VerifyApiKeyRequest), self.keys)
         return server
 

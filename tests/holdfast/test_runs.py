@@ -175,14 +175,15 @@ async def test_result_is_the_text_of_the_answer(executor: FakeExecutor, client: 
 async def test_result_waits_for_a_run_that_is_still_going(executor: FakeExecutor, client: Client) -> None:
     run = executor.add_run("r", [event("r", 1)])
     handle = await client.run("r")
-    waiting = asyncio.create_task(handle.result(timeout=10))
     run.streams.append([Unavailable("cut")])
-    run.streams.append([ended("r", 2)])
     run.run.state = run_pb2.RUN_STATE_RUNNING
+    waiting = asyncio.create_task(handle.result(timeout=10))
     async with asyncio.timeout(10):
         await run.watches.get()
         await run.watches.get()
+    assert not waiting.done()
     run.run.state = run_pb2.RUN_STATE_SUCCEEDED
+    run.hold.set()
     assert await waiting == ""
 
 

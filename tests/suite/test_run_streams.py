@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC
+from itertools import pairwise
 
 import grpc.aio
 import pytest
@@ -99,6 +101,22 @@ async def test_a_wait_for_a_cancelled_run_ends(stage: Stage) -> None:
         await handle.cancel()
         with pytest.raises(RunCancelled):
             await waiting
+
+
+async def test_an_executor_drives_no_more_runs_than_it_has_slots_for() -> None:
+    slow = Agent("slow", model=scripted(turn("done", delay=0.1)))
+    settings = {"HOLDFAST_MAX_RUNS": "1"}
+    async with asyncio.timeout(60), Suite(settings=settings) as suite, suite.client() as client:
+        await client.apply(slow)
+        async with client.run_stream() as stream:
+            runs = await asyncio.gather(*(stream.run("slow", "go") for _ in range(8)))
+        times = []
+        for run in runs:
+            events = [event async for event in (await client.run(run.run_id)).events()]
+            claimed = next(e for e in events if any(c.HasField("run_claimed") for c in e.changes))  # type: ignore[union-attr]
+            times.append((claimed.time, run.end_time.ToDatetime(tzinfo=UTC)))  # type: ignore[union-attr]
+    times.sort()
+    assert all(ended <= begun for (_, ended), (begun, _) in pairwise(times))
 
 
 async def test_orders_survive_the_executor_and_state() -> None:

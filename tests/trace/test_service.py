@@ -534,3 +534,13 @@ async def test_unknown_step_is_not_found(trace: Trace, step: int) -> None:
     await trace.read(journal)
     error = await refusal(trace.client.step(journal.run_id, step))
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "STEP_NOT_FOUND")
+
+
+async def test_run_that_state_no_longer_has_keeps_its_spans_and_says_that_its_content_is_gone(trace: Trace) -> None:
+    journal = Journal().claim().drive(start_model(1, 1))
+    journal.drive(finish_model(1, answer("forgotten")), ends(run_pb2.RUN_STATE_SUCCEEDED))
+    await trace.read(journal)
+    trace.suite.peers.feed.removed.add(journal.run_id)
+    assert (await trace.client.tree(journal.run_id)).spans
+    error = await refusal(trace.client.step(journal.run_id, 1))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CONTENT_REMOVED")
