@@ -34,6 +34,7 @@ log = get_logger(__name__)
 @dataclass(slots=True)
 class _Pending:
     operation: journal_pb2.Operation
+    size: int
     answer: asyncio.Future[journal_pb2.OperationResult]
 
 
@@ -50,7 +51,7 @@ class JournalClient:
         self._next_id = 0
         # Invariant: insertion order is the order of submission; that is the order of sending again.
         self._pending: dict[int, _Pending] = {}
-        self._unsent: deque[journal_pb2.Operation] = deque()
+        self._unsent: deque[_Pending] = deque()
         self._withdrawn: list[int] = []
         self._deltas: deque[run_pb2.Delta] = deque(maxlen=MAX_PENDING_DELTAS)
         self._something_to_send = asyncio.Event()
@@ -127,8 +128,8 @@ class JournalClient:
         self._next_id += 1
         operation.id = self._next_id
         answer: asyncio.Future[journal_pb2.OperationResult] = asyncio.get_running_loop().create_future()
-        self._pending[operation.id] = _Pending(operation, answer)
-        self._unsent.append(operation)
+        pending = self._pending[operation.id] = _Pending(operation, size, answer)
+        self._unsent.append(pending)
         self._something_to_send.set()
         try:
             return await answer
@@ -139,7 +140,7 @@ class JournalClient:
         call = self._stub.Checkpoint()
         has_answered = False
         # What was sent on the last stream and not answered goes first, in its order.
-        self._unsent = deque(pending.operation for pending in self._pending.values())
+        self._unsent = deque(self._pending.values())
         self._withdrawn.clear()
         self._something_to_send.set()
         try:
@@ -168,18 +169,19 @@ class JournalClient:
             await self._something_to_send.wait()
             self._something_to_send.clear()
             while self._unsent or self._deltas or self._withdrawn:
-                frame = journal_pb2.CheckpointRequest(withdrawn=self._withdrawn)
-                self._withdrawn.clear()
+                operations: list[journal_pb2.Operation] = []
                 size = 0
-                while self._unsent and len(frame.operations) < MAX_FRAME_OPERATIONS:
-                    operation = self._unsent[0]
+                while self._unsent and len(operations) < MAX_FRAME_OPERATIONS:
+                    pending = self._unsent[0]
                     # One that is larger than a frame goes alone.
-                    if frame.operations and size + operation.ByteSize() > MAX_FRAME_BYTES:
+                    if operations and size + pending.size > MAX_FRAME_BYTES:
                         break
                     self._unsent.popleft()
-                    if operation.id in self._pending:
-                        frame.operations.append(operation)
-                        size += operation.ByteSize()
+                    if pending.operation.id in self._pending:
+                        operations.append(pending.operation)
+                        size += pending.size
+                frame = journal_pb2.CheckpointRequest(operations=operations, withdrawn=self._withdrawn)
+                self._withdrawn.clear()
                 while self._deltas and size < MAX_FRAME_BYTES:
                     delta = self._deltas.popleft()
                     frame.deltas.append(delta)
