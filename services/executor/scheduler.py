@@ -279,6 +279,10 @@ class Scheduler:
             return
         older = self._drives.get(run_id)
         if older is not None:
+            # Invariant: one drive for each lease. A second one would find intents that are stored under its own lease,
+            # and take them for calls that were not made yet.
+            if older.driver.epoch >= claim.epoch:
+                return
             older.task.cancel()
         driver = Driver(self._parts, claim, self._lease_holds)
         drive = _Drive(driver, tasks.create_task(self._drive(driver)))

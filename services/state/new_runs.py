@@ -69,8 +69,13 @@ def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun)
 
 
 def is_claimed_for(new: journal_pb2.NewRun, row: Any) -> bool:
-    """Whether a run is driven by the executor that asked for it with the run itself, and was never anybody else's."""
-    return bool(new.claim_for) and row.holder == new.claim_for and row.epoch == 1 and row.state == RUNNING
+    """Whether a run is driven by the executor that asked for it with the run itself, and was never anybody else's.
+
+    Not a run that an earlier request made, even if the same executor drives it: that request was told so, and to be
+    told twice would be to drive it twice under one lease.
+    """
+    is_own = bool(new.claim_for) and row.run_id == new.run_id
+    return is_own and row.holder == new.claim_for and row.epoch == 1 and row.state == RUNNING
 
 
 def _has_label(connection: sa.Connection, new: journal_pb2.NewRun) -> bool:

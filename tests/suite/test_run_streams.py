@@ -17,6 +17,7 @@ from holdfast.errors import NotFound
 from holdfast.ids import new_uuid7
 from holdfast.runs import RunCancelled
 from holdfast.testing import Suite, call, scripted, turn
+from tests.suite.effects import Gate
 from tests.suite.stages import Stage, question_of, until_waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -57,6 +58,23 @@ async def test_the_same_request_id_is_the_same_run(stage: Stage) -> None:
         again = await stream.run("streamed", "go", request_id=request_id)
         started = await stream.start("streamed", "go", request_id=request_id)
     assert first.run_id == again.run_id == started.run_id
+
+
+async def test_a_request_that_is_repeated_while_its_run_makes_a_call_makes_no_second_call(stage: Stage) -> None:
+    gate = Gate("paid")
+    stage.http.on("/pay", gate.answer)
+    paying = Agent("paying", model=scripted(call("pay"), "done"), tools=[stage.tool("pay")])
+    await stage.client.apply(paying)
+    request_id = new_uuid7()
+    async with asyncio.timeout(30), stage.client.run_stream() as stream:
+        first = await stream.start("paying", "go", request_id=request_id)
+        await stage.http.until(lambda: len(stage.http.of(first.run_id, "/pay")) == 1)
+        for _ in range(5):
+            again = await stream.start("paying", "go", request_id=request_id)
+            assert again.run_id == first.run_id
+        gate.open()
+        await (await stage.client.run(first.run_id)).result()
+    assert len(stage.http.of(first.run_id, "/pay")) == 1
 
 
 async def test_a_new_revision_is_followed_by_the_next_run(stage: Stage) -> None:
