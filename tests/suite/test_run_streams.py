@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from holdfast import Agent
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.api.executor.v1 import run_service_pb2
 from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceStub
-from holdfast.errors import NotFound
+from holdfast.errors import NotFound, Unavailable
 from holdfast.ids import new_uuid7
 from holdfast.runs import RunCancelled
 from holdfast.testing import Suite, call, scripted, turn
@@ -156,3 +157,34 @@ async def test_orders_survive_the_executor_and_state() -> None:
     # One run for each order, and the one that was only started.
     assert len({run.run_id for run in ended}) == 200
     assert len(listed) == len(set(listed)) == 201
+
+
+async def test_a_run_whose_creation_was_not_answered_is_one_run_and_driven() -> None:
+    settings = {"state": {"HOLDFAST_CRASH_POINT": "state.after_commit:1"}}
+    async with asyncio.timeout(60), Suite(service_settings=settings) as suite, suite.client() as client:
+        await client.apply(agent("streamed"))
+        async with client.run_stream() as stream:
+            running = asyncio.create_task(stream.run("streamed", "go"))
+            # Dead between the commit that creates and claims the run, and its answer.
+            await suite.wait_for_exit("state")
+            await suite.restart("state", settings={"HOLDFAST_CRASH_POINT": ""})
+            ended = await running
+        listed = [run.run_id async for run in client.runs.list(agent="streamed")]
+    assert ended.state == SUCCEEDED
+    assert listed == [ended.run_id]
+
+
+async def test_a_run_that_was_claimed_as_it_was_created_is_taken_over() -> None:
+    async with asyncio.timeout(60), Suite(executors=2) as suite, suite.client() as client:
+        await client.apply(agent("streamed"))
+        await suite.restart("executor", settings={"HOLDFAST_CRASH_POINT": "executor.before_commit:1"})
+        request_id = new_uuid7()
+        # Dead with the claim stored, and nothing else of the run; the answer may have been sent or not.
+        with suppress(Unavailable):
+            await client.start("streamed", "go", request_id=request_id)
+        await suite.wait_for_exit("executor")
+        async with suite.client(executor="executor-2") as other:
+            ended = await (await other.start("streamed", "go", request_id=request_id)).wait()
+            listed = [run.run_id async for run in other.runs.list(agent="streamed")]
+    assert ended.state == SUCCEEDED
+    assert listed == [ended.run_id]
