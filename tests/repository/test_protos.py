@@ -29,6 +29,8 @@ READING_VERBS = (
     "Check",
     "Resolve",
     "Export",
+    # Signs something; nothing is stored.
+    "Issue",
 )
 # State is internal: its positions, epochs and leases are chosen by the services that call it.
 INTERNAL = "holdfast.api.state."

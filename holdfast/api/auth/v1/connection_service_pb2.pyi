@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from holdfast.api.auth.v1 import integration_service_pb2 as _integration_service_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -15,12 +16,20 @@ class ConnectionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONNECTION_STATE_UNSPECIFIED: _ClassVar[ConnectionState]
     CONNECTION_STATE_ACTIVE: _ClassVar[ConnectionState]
     CONNECTION_STATE_REVOKED: _ClassVar[ConnectionState]
+    CONNECTION_STATE_DEGRADED: _ClassVar[ConnectionState]
+    CONNECTION_STATE_UNAVAILABLE: _ClassVar[ConnectionState]
+    CONNECTION_STATE_NEEDS_REAUTH: _ClassVar[ConnectionState]
+    CONNECTION_STATE_DISABLED: _ClassVar[ConnectionState]
 CONNECTION_STATE_UNSPECIFIED: ConnectionState
 CONNECTION_STATE_ACTIVE: ConnectionState
 CONNECTION_STATE_REVOKED: ConnectionState
+CONNECTION_STATE_DEGRADED: ConnectionState
+CONNECTION_STATE_UNAVAILABLE: ConnectionState
+CONNECTION_STATE_NEEDS_REAUTH: ConnectionState
+CONNECTION_STATE_DISABLED: ConnectionState
 
 class Connection(_message.Message):
-    __slots__ = ("connection_id", "name", "provider", "state", "base_url", "fingerprint", "create_time", "update_time")
+    __slots__ = ("connection_id", "name", "provider", "state", "base_url", "fingerprint", "create_time", "update_time", "user_id", "integration", "kind", "state_reason", "account_label", "scopes", "missing_scopes", "expire_time", "grant_expire_time", "last_use_time", "agents", "allow_raw_token")
     CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +38,18 @@ class Connection(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATE_REASON_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCOPES_FIELD_NUMBER: _ClassVar[int]
+    MISSING_SCOPES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    GRANT_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    LAST_USE_TIME_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_RAW_TOKEN_FIELD_NUMBER: _ClassVar[int]
     connection_id: str
     name: str
     provider: str
@@ -37,23 +58,45 @@ class Connection(_message.Message):
     fingerprint: str
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
-    def __init__(self, connection_id: _Optional[str] = ..., name: _Optional[str] = ..., provider: _Optional[str] = ..., state: _Optional[_Union[ConnectionState, str]] = ..., base_url: _Optional[str] = ..., fingerprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    user_id: str
+    integration: str
+    kind: _integration_service_pb2.CredentialKind
+    state_reason: str
+    account_label: str
+    scopes: _containers.RepeatedScalarFieldContainer[str]
+    missing_scopes: _containers.RepeatedScalarFieldContainer[str]
+    expire_time: _timestamp_pb2.Timestamp
+    grant_expire_time: _timestamp_pb2.Timestamp
+    last_use_time: _timestamp_pb2.Timestamp
+    agents: _containers.RepeatedScalarFieldContainer[str]
+    allow_raw_token: bool
+    def __init__(self, connection_id: _Optional[str] = ..., name: _Optional[str] = ..., provider: _Optional[str] = ..., state: _Optional[_Union[ConnectionState, str]] = ..., base_url: _Optional[str] = ..., fingerprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., user_id: _Optional[str] = ..., integration: _Optional[str] = ..., kind: _Optional[_Union[_integration_service_pb2.CredentialKind, str]] = ..., state_reason: _Optional[str] = ..., account_label: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., missing_scopes: _Optional[_Iterable[str]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., grant_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., agents: _Optional[_Iterable[str]] = ..., allow_raw_token: bool = ...) -> None: ...
 
 class CreateConnectionRequest(_message.Message):
-    __slots__ = ("name", "provider", "api_key", "base_url", "replace", "request_id")
+    __slots__ = ("name", "provider", "api_key", "base_url", "replace", "request_id", "user_id", "integration", "username", "agents", "allow_raw_token")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     API_KEY_FIELD_NUMBER: _ClassVar[int]
     BASE_URL_FIELD_NUMBER: _ClassVar[int]
     REPLACE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_FIELD_NUMBER: _ClassVar[int]
+    USERNAME_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_RAW_TOKEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     provider: str
     api_key: str
     base_url: str
     replace: bool
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., provider: _Optional[str] = ..., api_key: _Optional[str] = ..., base_url: _Optional[str] = ..., replace: bool = ..., request_id: _Optional[str] = ...) -> None: ...
+    user_id: str
+    integration: str
+    username: str
+    agents: _containers.RepeatedScalarFieldContainer[str]
+    allow_raw_token: bool
+    def __init__(self, name: _Optional[str] = ..., provider: _Optional[str] = ..., api_key: _Optional[str] = ..., base_url: _Optional[str] = ..., replace: bool = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., integration: _Optional[str] = ..., username: _Optional[str] = ..., agents: _Optional[_Iterable[str]] = ..., allow_raw_token: bool = ...) -> None: ...
 
 class CreateConnectionResponse(_message.Message):
     __slots__ = ("connection",)
@@ -62,10 +105,12 @@ class CreateConnectionResponse(_message.Message):
     def __init__(self, connection: _Optional[_Union[Connection, _Mapping]] = ...) -> None: ...
 
 class GetConnectionRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "user_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    user_id: str
+    def __init__(self, name: _Optional[str] = ..., user_id: _Optional[str] = ...) -> None: ...
 
 class GetConnectionResponse(_message.Message):
     __slots__ = ("connection",)
@@ -74,12 +119,18 @@ class GetConnectionResponse(_message.Message):
     def __init__(self, connection: _Optional[_Union[Connection, _Mapping]] = ...) -> None: ...
 
 class ListConnectionsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
+    __slots__ = ("page_size", "page_token", "user_id", "integration", "state")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    user_id: str
+    integration: str
+    state: ConnectionState
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., user_id: _Optional[str] = ..., integration: _Optional[str] = ..., state: _Optional[_Union[ConnectionState, str]] = ...) -> None: ...
 
 class ListConnectionsResponse(_message.Message):
     __slots__ = ("connections", "next_page_token")
@@ -90,12 +141,14 @@ class ListConnectionsResponse(_message.Message):
     def __init__(self, connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class RevokeConnectionRequest(_message.Message):
-    __slots__ = ("name", "request_id")
+    __slots__ = ("name", "request_id", "user_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    user_id: str
+    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ...) -> None: ...
 
 class RevokeConnectionResponse(_message.Message):
     __slots__ = ("connection",)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ConnectionServiceStub(object):
-    """Connections: credentials of third parties. The secret goes in and never comes out through this service.
+    """Connections: credentials of third parties. The secret goes in and never comes out through this service. A connection
+    belongs to one user, or is shared by the workspace (`user_id` empty); its name is unique among those.
     """
 
     def __init__(self, channel):
@@ -58,12 +59,15 @@ class ConnectionServiceStub(object):
 
 
 class ConnectionServiceServicer(object):
-    """Connections: credentials of third parties. The secret goes in and never comes out through this service.
+    """Connections: credentials of third parties. The secret goes in and never comes out through this service. A connection
+    belongs to one user, or is shared by the workspace (`user_id` empty); its name is unique among those.
     """
 
     def CreateConnection(self, request, context):
-        """Stores an API key as a connection. A second one of the same name is ALREADY_EXISTS (CONNECTION_EXISTS) unless
-        `replace` is set. Errors: INVALID_ARGUMENT; RESOURCE_EXHAUSTED, UNAVAILABLE when the store can't take it.
+        """Stores an API key or a password as a connection, or connects an integration of kind CLIENT_CREDENTIALS. Accounts of
+        users at OAuth providers are connected with ConnectService. A second one of the same name is ALREADY_EXISTS
+        (CONNECTION_EXISTS) unless `replace` is set. Errors: INVALID_ARGUMENT; NOT_FOUND (INTEGRATION_NOT_FOUND);
+        RESOURCE_EXHAUSTED, UNAVAILABLE when the store can't take it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,7 +88,8 @@ class ConnectionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevokeConnection(self, request, context):
-        """Revokes a connection and deletes its secret. Errors: NOT_FOUND (CONNECTION_NOT_FOUND).
+        """Revokes a connection: it is refused from now on, its secret is deleted, and the provider is told (RFC 7009; repeated
+        for 24 hours when it can't be reached). Errors: NOT_FOUND (CONNECTION_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +127,8 @@ def add_ConnectionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ConnectionService(object):
-    """Connections: credentials of third parties. The secret goes in and never comes out through this service.
+    """Connections: credentials of third parties. The secret goes in and never comes out through this service. A connection
+    belongs to one user, or is shared by the workspace (`user_id` empty); its name is unique among those.
     """
 
     @staticmethod

@@ -13,22 +13,30 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ConnectionServiceStub:
-    """Connections: credentials of third parties. The secret goes in and never comes out through this service."""
+    """Connections: credentials of third parties. The secret goes in and never comes out through this service. A connection
+    belongs to one user, or is shared by the workspace (`user_id` empty); its name is unique among those.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateConnection: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.CreateConnectionRequest, _connection_service_pb2.CreateConnectionResponse]
-    """Stores an API key as a connection. A second one of the same name is ALREADY_EXISTS (CONNECTION_EXISTS) unless
-    `replace` is set. Errors: INVALID_ARGUMENT; RESOURCE_EXHAUSTED, UNAVAILABLE when the store can't take it.
+    """Stores an API key or a password as a connection, or connects an integration of kind CLIENT_CREDENTIALS. Accounts of
+    users at OAuth providers are connected with ConnectService. A second one of the same name is ALREADY_EXISTS
+    (CONNECTION_EXISTS) unless `replace` is set. Errors: INVALID_ARGUMENT; NOT_FOUND (INTEGRATION_NOT_FOUND);
+    RESOURCE_EXHAUSTED, UNAVAILABLE when the store can't take it.
     """
     GetConnection: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.GetConnectionRequest, _connection_service_pb2.GetConnectionResponse]
     """One connection. Errors: NOT_FOUND (CONNECTION_NOT_FOUND)."""
     ListConnections: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.ListConnectionsRequest, _connection_service_pb2.ListConnectionsResponse]
     """The connections by name."""
     RevokeConnection: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.RevokeConnectionRequest, _connection_service_pb2.RevokeConnectionResponse]
-    """Revokes a connection and deletes its secret. Errors: NOT_FOUND (CONNECTION_NOT_FOUND)."""
+    """Revokes a connection: it is refused from now on, its secret is deleted, and the provider is told (RFC 7009; repeated
+    for 24 hours when it can't be reached). Errors: NOT_FOUND (CONNECTION_NOT_FOUND).
+    """
 
 class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Connections: credentials of third parties. The secret goes in and never comes out through this service."""
+    """Connections: credentials of third parties. The secret goes in and never comes out through this service. A connection
+    belongs to one user, or is shared by the workspace (`user_id` empty); its name is unique among those.
+    """
 
     @_abc_1.abstractmethod
     def CreateConnection(
@@ -36,8 +44,10 @@ class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _connection_service_pb2.CreateConnectionRequest,
         context: _aio.ServicerContext[_connection_service_pb2.CreateConnectionRequest, _abc.Awaitable[_connection_service_pb2.CreateConnectionResponse]],
     ) -> _abc.Awaitable[_connection_service_pb2.CreateConnectionResponse]:
-        """Stores an API key as a connection. A second one of the same name is ALREADY_EXISTS (CONNECTION_EXISTS) unless
-        `replace` is set. Errors: INVALID_ARGUMENT; RESOURCE_EXHAUSTED, UNAVAILABLE when the store can't take it.
+        """Stores an API key or a password as a connection, or connects an integration of kind CLIENT_CREDENTIALS. Accounts of
+        users at OAuth providers are connected with ConnectService. A second one of the same name is ALREADY_EXISTS
+        (CONNECTION_EXISTS) unless `replace` is set. Errors: INVALID_ARGUMENT; NOT_FOUND (INTEGRATION_NOT_FOUND);
+        RESOURCE_EXHAUSTED, UNAVAILABLE when the store can't take it.
         """
 
     @_abc_1.abstractmethod
@@ -62,6 +72,8 @@ class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _connection_service_pb2.RevokeConnectionRequest,
         context: _aio.ServicerContext[_connection_service_pb2.RevokeConnectionRequest, _abc.Awaitable[_connection_service_pb2.RevokeConnectionResponse]],
     ) -> _abc.Awaitable[_connection_service_pb2.RevokeConnectionResponse]:
-        """Revokes a connection and deletes its secret. Errors: NOT_FOUND (CONNECTION_NOT_FOUND)."""
+        """Revokes a connection: it is refused from now on, its secret is deleted, and the provider is told (RFC 7009; repeated
+        for 24 hours when it can't be reached). Errors: NOT_FOUND (CONNECTION_NOT_FOUND).
+        """
 
 def add_ConnectionServiceServicer_to_server(servicer: ConnectionServiceServicer, server: _aio.Server) -> None: ...

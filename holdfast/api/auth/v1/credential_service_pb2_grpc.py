@@ -48,8 +48,11 @@ class CredentialServiceServicer(object):
 
     def ResolveCredential(self, request, context):
         """The credential of a connection, for use in one step. Every use is recorded. Errors: NOT_FOUND
-        (CONNECTION_NOT_FOUND) when the workspace has no active connection of the name; UNAVAILABLE
-        (STORAGE_UNAVAILABLE) while the store can't be read.
+        (CONNECTION_NOT_FOUND) when the run's user and the workspace have no connection of the name, exactly as for
+        somebody else's; FAILED_PRECONDITION (CONNECTION_NEEDS_REAUTH, SCOPE_INSUFFICIENT, CONNECTION_AMBIGUOUS,
+        INTEGRATION_DISABLED); PERMISSION_DENIED (RUN_GRANT_INVALID, CONNECTION_NOT_GRANTED, HOST_NOT_ALLOWED,
+        RAW_TOKEN_NOT_ALLOWED); UNAVAILABLE (STORAGE_UNAVAILABLE, CREDENTIAL_UNAVAILABLE) while the store can't be read or
+        the token can't be renewed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

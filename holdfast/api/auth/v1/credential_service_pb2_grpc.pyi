@@ -18,8 +18,11 @@ class CredentialServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     ResolveCredential: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.ResolveCredentialRequest, _credential_service_pb2.ResolveCredentialResponse]
     """The credential of a connection, for use in one step. Every use is recorded. Errors: NOT_FOUND
-    (CONNECTION_NOT_FOUND) when the workspace has no active connection of the name; UNAVAILABLE
-    (STORAGE_UNAVAILABLE) while the store can't be read.
+    (CONNECTION_NOT_FOUND) when the run's user and the workspace have no connection of the name, exactly as for
+    somebody else's; FAILED_PRECONDITION (CONNECTION_NEEDS_REAUTH, SCOPE_INSUFFICIENT, CONNECTION_AMBIGUOUS,
+    INTEGRATION_DISABLED); PERMISSION_DENIED (RUN_GRANT_INVALID, CONNECTION_NOT_GRANTED, HOST_NOT_ALLOWED,
+    RAW_TOKEN_NOT_ALLOWED); UNAVAILABLE (STORAGE_UNAVAILABLE, CREDENTIAL_UNAVAILABLE) while the store can't be read or
+    the token can't be renewed.
     """
 
 class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -32,8 +35,11 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_credential_service_pb2.ResolveCredentialRequest, _abc.Awaitable[_credential_service_pb2.ResolveCredentialResponse]],
     ) -> _abc.Awaitable[_credential_service_pb2.ResolveCredentialResponse]:
         """The credential of a connection, for use in one step. Every use is recorded. Errors: NOT_FOUND
-        (CONNECTION_NOT_FOUND) when the workspace has no active connection of the name; UNAVAILABLE
-        (STORAGE_UNAVAILABLE) while the store can't be read.
+        (CONNECTION_NOT_FOUND) when the run's user and the workspace have no connection of the name, exactly as for
+        somebody else's; FAILED_PRECONDITION (CONNECTION_NEEDS_REAUTH, SCOPE_INSUFFICIENT, CONNECTION_AMBIGUOUS,
+        INTEGRATION_DISABLED); PERMISSION_DENIED (RUN_GRANT_INVALID, CONNECTION_NOT_GRANTED, HOST_NOT_ALLOWED,
+        RAW_TOKEN_NOT_ALLOWED); UNAVAILABLE (STORAGE_UNAVAILABLE, CREDENTIAL_UNAVAILABLE) while the store can't be read or
+        the token can't be renewed.
         """
 
 def add_CredentialServiceServicer_to_server(servicer: CredentialServiceServicer, server: _aio.Server) -> None: ...

@@ -37,6 +37,7 @@ class WaitReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WAIT_REASON_IN_DOUBT: _ClassVar[WaitReason]
     WAIT_REASON_TOOL: _ClassVar[WaitReason]
     WAIT_REASON_TIMER: _ClassVar[WaitReason]
+    WAIT_REASON_AUTH: _ClassVar[WaitReason]
 
 class StepKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -59,6 +60,7 @@ class ApprovalKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     APPROVAL_KIND_UNSPECIFIED: _ClassVar[ApprovalKind]
     APPROVAL_KIND_QUESTION: _ClassVar[ApprovalKind]
     APPROVAL_KIND_IN_DOUBT: _ClassVar[ApprovalKind]
+    APPROVAL_KIND_SIGN_IN: _ClassVar[ApprovalKind]
 
 class ApprovalState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -90,6 +92,7 @@ WAIT_REASON_INPUT: WaitReason
 WAIT_REASON_IN_DOUBT: WaitReason
 WAIT_REASON_TOOL: WaitReason
 WAIT_REASON_TIMER: WaitReason
+WAIT_REASON_AUTH: WaitReason
 STEP_KIND_UNSPECIFIED: StepKind
 STEP_KIND_MODEL: StepKind
 STEP_KIND_TOOL: StepKind
@@ -103,6 +106,7 @@ STEP_STATE_CANCELLED: StepState
 APPROVAL_KIND_UNSPECIFIED: ApprovalKind
 APPROVAL_KIND_QUESTION: ApprovalKind
 APPROVAL_KIND_IN_DOUBT: ApprovalKind
+APPROVAL_KIND_SIGN_IN: ApprovalKind
 APPROVAL_STATE_UNSPECIFIED: ApprovalState
 APPROVAL_STATE_PENDING: ApprovalState
 APPROVAL_STATE_DECIDED: ApprovalState
@@ -347,7 +351,7 @@ class CancelRequested(_message.Message):
     def __init__(self, requested_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Approval(_message.Message):
-    __slots__ = ("approval_id", "run_id", "step", "kind", "state", "prompt", "answer_schema", "tool", "arguments_json", "create_time", "expire_time", "decide_time", "decision")
+    __slots__ = ("approval_id", "run_id", "step", "kind", "state", "prompt", "answer_schema", "tool", "arguments_json", "create_time", "expire_time", "decide_time", "decision", "sign_in")
     APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +365,7 @@ class Approval(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     DECIDE_TIME_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
+    SIGN_IN_FIELD_NUMBER: _ClassVar[int]
     approval_id: str
     run_id: str
     step: int
@@ -374,7 +379,24 @@ class Approval(_message.Message):
     expire_time: _timestamp_pb2.Timestamp
     decide_time: _timestamp_pb2.Timestamp
     decision: ApprovalDecided
-    def __init__(self, approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., kind: _Optional[_Union[ApprovalKind, str]] = ..., state: _Optional[_Union[ApprovalState, str]] = ..., prompt: _Optional[str] = ..., answer_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decide_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision: _Optional[_Union[ApprovalDecided, _Mapping]] = ...) -> None: ...
+    sign_in: SignInNeeded
+    def __init__(self, approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., kind: _Optional[_Union[ApprovalKind, str]] = ..., state: _Optional[_Union[ApprovalState, str]] = ..., prompt: _Optional[str] = ..., answer_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decide_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., sign_in: _Optional[_Union[SignInNeeded, _Mapping]] = ...) -> None: ...
+
+class SignInNeeded(_message.Message):
+    __slots__ = ("connection", "user_id", "scopes", "connect_url", "connect_session_id", "reason")
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    SCOPES_FIELD_NUMBER: _ClassVar[int]
+    CONNECT_URL_FIELD_NUMBER: _ClassVar[int]
+    CONNECT_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    connection: str
+    user_id: str
+    scopes: _containers.RepeatedScalarFieldContainer[str]
+    connect_url: str
+    connect_session_id: str
+    reason: str
+    def __init__(self, connection: _Optional[str] = ..., user_id: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., connect_url: _Optional[str] = ..., connect_session_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ApprovalRequested(_message.Message):
     __slots__ = ("approval",)
