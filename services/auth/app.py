@@ -12,6 +12,7 @@ from typing import Any, Final
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
 from holdfast.api.auth.v1.connection_service_pb2_grpc import add_ConnectionServiceServicer_to_server
 from holdfast.api.auth.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
+from holdfast.api.auth.v1.grant_service_pb2_grpc import add_GrantServiceServicer_to_server
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
 from services.auth.access import ACCESS
 from services.auth.api_keys import ApiKeys, LocalAuthenticator
@@ -19,6 +20,7 @@ from services.auth.audit import AuditTrail
 from services.auth.bootstrap import bootstrap
 from services.auth.connections import Connections
 from services.auth.credentials import Credentials
+from services.auth.grants import RunGrants
 from services.auth.housekeeping import Housekeeper
 from services.auth.keyring import Keyring
 from services.auth.master_key import unlock
@@ -27,6 +29,7 @@ from services.auth.secrets_embedded import EmbeddedSecretStore
 from services.auth.servicers.api_keys import ApiKeyServicer
 from services.auth.servicers.connections import ConnectionServicer
 from services.auth.servicers.credentials import CredentialServicer
+from services.auth.servicers.grants import GrantServicer
 from services.auth.servicers.workspaces import WorkspaceServicer
 from services.auth.settings import AuthSettings, StorageSettings
 from services.auth.store import AuthStore
@@ -112,17 +115,20 @@ async def auth_server(
         credentials = Credentials(core.store, secrets, audit, clock)
         connections = Connections(core.store, secrets, core.keyring, on_change=credentials.forget)
         housekeeper = Housekeeper(core.store, core.api_keys, connections, clock)
+        grants = RunGrants(core.keyring, clock)
+        authenticator = LocalAuthenticator(core.api_keys)
         server = Server(
             settings,
             service=SERVICE,
             access=ACCESS,
             telemetry=telemetry,
-            authenticator=LocalAuthenticator(core.api_keys),
+            authenticator=authenticator,
         )
         key = page_key(settings.service_token)
         server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, key))
         server.add(add_ConnectionServiceServicer_to_server, ConnectionServicer(connections, key))
         server.add(add_CredentialServiceServicer_to_server, CredentialServicer(credentials))
+        server.add(add_GrantServiceServicer_to_server, GrantServicer(grants, authenticator))
         server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(core.workspaces))
         # Order matters: it is undone from the end. The last calls are served, then what they left is written, then
         # the database is closed.

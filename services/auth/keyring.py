@@ -24,14 +24,14 @@ _SEAL_ID: Final = 1
 _CHECK_PATH: Final = "check"
 _CHECK_TEXT: Final = b"holdfast"
 # Keys that have to outlive a rotation of the master key: what they made cannot be made again.
-_KEPT_PURPOSES: Final = ("api-key-pepper", "audit", "requests")
+_KEPT_PURPOSES: Final = ("api-key-pepper", "audit", "requests", "run-grants")
 _ROTATION_BATCH: Final = 500
 
 
 class Keyring(Opaque):
     """What the master key of one database opens."""
 
-    __slots__ = ("audit_key", "epoch", "master", "pepper", "request_key", "store_id")
+    __slots__ = ("audit_key", "epoch", "grant_key", "master", "pepper", "request_key", "store_id")
 
     def __init__(self, master: MasterKey, store_id: str, epoch: int, kept: dict[str, bytes]) -> None:
         self.master = master
@@ -45,6 +45,8 @@ class Keyring(Opaque):
         """Key of the fingerprints by which a secret can be matched."""
         self.request_key = kept["requests"]
         """Key of the fingerprints of idempotent requests."""
+        self.grant_key = kept["run-grants"]
+        """Key that signs the grants of runs."""
 
     def sealer(self, purpose: str) -> Sealer:
         """Returns the sealer of one purpose."""
@@ -83,6 +85,9 @@ async def open_keyring(db: Database, master: MasterKey) -> Keyring:
         await db.write(_initialise, master)
     try:
         keyring = await db.read(_open, master)
+        if keyring is None:
+            # Also for a database of an earlier release, which has fewer keys.
+            keyring = await db.write(_complete, master)
     except SecretDamagedError as error:
         raise StartupError(f"the keys in {db.location} are damaged ({error}): restore it from a backup") from error
     if keyring is None:
@@ -153,19 +158,32 @@ def _initialise(connection: sa.Connection, master: MasterKey) -> None:
     )
     if not is_first:
         return
+    _make_keys(connection, master, store_id, epoch)
+
+
+def _make_keys(connection: sa.Connection, master: MasterKey, store_id: str, epoch: int) -> None:
+    sealer = Sealer(master, store_id=store_id, purpose=_KEYRING_PURPOSE, epoch=epoch)
     for purpose in _KEPT_PURPOSES:
-        key = master.derive(store_id=store_id, purpose=purpose, epoch=epoch)
-        sealed = sealer.seal(purpose, epoch, key)
-        connection.execute(
-            sealed_keys.insert().values(purpose=purpose, nonce=sealed.nonce, ciphertext=sealed.ciphertext)
-        )
+        sealed = sealer.seal(purpose, epoch, master.derive(store_id=store_id, purpose=purpose, epoch=epoch))
+        insert_ignore(connection, sealed_keys, purpose=purpose, nonce=sealed.nonce, ciphertext=sealed.ciphertext)
 
 
 def _open(connection: sa.Connection, master: MasterKey) -> Keyring | None:
     row = _read_seal(connection)
     if row is None or not row.opens_with(master):
         return None
-    return Keyring(master, row.store_id, row.epoch, _kept_keys(connection, master, row.store_id, row.epoch))
+    kept = _kept_keys(connection, master, row.store_id, row.epoch)
+    return Keyring(master, row.store_id, row.epoch, kept) if kept.keys() >= set(_KEPT_PURPOSES) else None
+
+
+def _complete(connection: sa.Connection, master: MasterKey) -> Keyring | None:
+    row = _read_seal(connection)
+    if row is None or not row.opens_with(master):
+        return None
+    # A rotation waits, and so finds the new keys too.
+    require_epoch(connection, row.epoch)
+    _make_keys(connection, master, row.store_id, row.epoch)
+    return _open(connection, master)
 
 
 def _kept_keys(connection: sa.Connection, master: MasterKey, store_id: str, epoch: int) -> dict[str, bytes]:

@@ -579,4 +579,5 @@ def _list_audit_records(connection: sa.Connection, workspace_id: str, limit: int
         .order_by(audit_records.c.seq)
         .limit(limit)
     )
-    return [AuditRecord(**row._mapping) for row in connection.execute(statement)]
+    fields = [field.name for field in dataclasses.fields(AuditRecord)]
+    return [AuditRecord(**{name: row._mapping[name] for name in fields}) for row in connection.execute(statement)]

@@ -17,6 +17,7 @@ from holdfast.api.auth.v1.connection_service_pb2 import CreateConnectionRequest
 from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.auth.v1.credential_service_pb2 import ResolveCredentialRequest
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
+from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.errors import HoldfastError, from_rpc_error
 from services.auth.app import auth_server, open_core
@@ -60,6 +61,7 @@ class Client:
         self.api_keys = ApiKeyServiceStub(self.channel)
         self.connections = ConnectionServiceStub(self.channel)
         self.credentials = CredentialServiceStub(self.channel)
+        self.grants = GrantServiceStub(self.channel)
         self.workspaces = WorkspaceServiceStub(self.channel)
 
 

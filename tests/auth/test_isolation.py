@@ -45,7 +45,7 @@ WITHOUT_NAME = {
     "WorkspaceService/GetWorkspace",
 }
 # Takes a key, which is the identity itself.
-BY_KEY = {"ApiKeyService/VerifyApiKey"}
+BY_KEY = {"ApiKeyService/VerifyApiKey", "GrantService/IssueRunGrant"}
 
 
 def test_every_rpc_is_looked_at() -> None:

@@ -1,0 +1,36 @@
+"""GrantService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.api.auth.v1 import grant_service_pb2 as pb
+from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceServicer
+from services.auth.grants import GrantedConnection, RunGrants
+from services.auth.servicers.messages import to_timestamp
+from services.shared.interceptors import Authenticator
+
+
+class GrantServicer(GrantServiceServicer):
+    """Serves GrantService.
+
+    Args:
+        grants: The rules.
+        authenticator: Tells who the caller of the run's start is.
+    """
+
+    def __init__(self, grants: RunGrants, authenticator: Authenticator) -> None:
+        self._grants = grants
+        self._authenticator = authenticator
+
+    async def IssueRunGrant(self, request: pb.IssueRunGrantRequest, context: Any) -> pb.IssueRunGrantResponse:
+        """Signs a run's grant."""
+        caller = await self._authenticator.verify(request.caller_credential)
+        grant, expire_time = self._grants.issue(
+            caller,
+            run_id=request.run_id,
+            user_id=request.user_id,
+            agent=request.agent,
+            connections=[GrantedConnection(item.name, tuple(item.scopes)) for item in request.connections],
+        )
+        return pb.IssueRunGrantResponse(run_grant=grant, expire_time=to_timestamp(expire_time))
