@@ -61,6 +61,8 @@ ACCESS: Final[Mapping[str, Access]] = {
             "ListSessionMessages": _EXECUTOR,
             "GetApproval": _EXECUTOR,
             "ListApprovals": _EXECUTOR,
+            "GetRunGrant": _EXECUTOR,
+            "ListSignIns": _EXECUTOR,
             "DecideApproval": _EXECUTOR,
         },
     ),

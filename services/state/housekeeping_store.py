@@ -245,7 +245,7 @@ def remove_runs(
         run_ids = [row.run_id for row in chosen]
         # Order matters: before the runs are deleted, as it reads when they ended.
         _close_the_gap(connection, workspace_id, by_session, run_ids)
-        for table in (t.approvals, t.calls, t.runs):
+        for table in (t.approvals, t.calls, t.run_grants, t.runs):
             connection.execute(sa.delete(table).where(table.c.run_id.in_(run_ids)))
         f = t.blob_references.c
         hashes = connection.execute(

@@ -62,10 +62,20 @@ def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun)
             run_id=new.run_id, seq=1, workspace_id=new.workspace_id, epoch=0, at=now, body=created_body(new, previous)
         )
     )
+    _put_grants(connection, [new])
     remember_request(connection, new.workspace_id, new.request_id, "StartRun", new.request_fingerprint, new.run_id, now)
     stored = select_run(connection, new.workspace_id, new.run_id)
     assert stored is not None
     return stored
+
+
+def _put_grants(connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]) -> None:
+    granted = [new for new in batch if new.run_grant]
+    if granted:
+        connection.execute(
+            sa.insert(t.run_grants),
+            [{"run_id": new.run_id, "workspace_id": new.workspace_id, "run_grant": new.run_grant} for new in granted],
+        )
 
 
 def is_claimed_for(new: journal_pb2.NewRun, row: Any) -> bool:
@@ -268,6 +278,7 @@ def insert_new_sessions(
         claimed = _claimable(connection, now, fresh)
         stored = {new.run_id: (now, new.run_id in claimed) for new in fresh}
         _insert_new_sessions(connection, now, fresh, claimed)
+    _put_grants(connection, [new for new in batch if new.run_id in stored])
     rows: dict[str, SimpleNamespace] = {}
     for new in batch:
         if new.run_id in stored:

@@ -380,6 +380,42 @@ def list_approvals(
     return [approval_of(row) for row in connection.execute(query.order_by(a.approval_id.desc()).limit(limit))]
 
 
+def list_sign_ins(
+    connection: sa.Connection, workspace_id: str, limit: int, after: tuple[str, str] | None
+) -> list[tuple[str, run_pb2.Approval]]:
+    """Pending questions of kind SIGN_IN with their workspaces, by workspace and id."""
+    a = t.approvals.c
+    # Literally as in the partial index, which is used only then.
+    query = sa.select(t.approvals).where(sa.text("kind = 3 AND state = 1"))
+    if workspace_id:
+        check_ids(workspace_id=workspace_id)
+        query = query.where(a.workspace_id == workspace_id)
+    if after is not None:
+        check_ids(after_workspace_id=after[0], after_approval_id=after[1])
+        query = query.where(
+            sa.tuple_(a.workspace_id, a.approval_id)
+            > sa.tuple_(*after, types=[a.workspace_id.type, a.approval_id.type])
+        )
+    query = query.order_by(a.workspace_id, a.approval_id).limit(limit)
+    return [(row.workspace_id, approval_of(row)) for row in connection.execute(query)]
+
+
+def get_run_grant(connection: sa.Connection, workspace_id: str, run_id: str) -> str:
+    """The run's grant; empty when it has none.
+
+    Raises:
+        NotFound: RUN_NOT_FOUND.
+    """
+    g = t.run_grants.c
+    check_ids(workspace_id=workspace_id, run_id=run_id)
+    query = sa.select(g.run_grant).where(g.run_id == run_id, g.workspace_id == workspace_id)
+    found: str | None = connection.execute(query).scalar_one_or_none()
+    if found is None:
+        # Tells a run without a grant from one that is not there.
+        get_run(connection, workspace_id, run_id)
+    return found or ""
+
+
 def decide_approval(
     connection: sa.Connection, db: Database, workspace_id: str, decision: run_pb2.ApprovalDecided
 ) -> tuple[run_pb2.Approval, Written]:

@@ -180,6 +180,8 @@ approvals = sa.Table(
     sa.Column("approval_id", _id(), primary_key=True),
     sa.Column("workspace_id", _id(), nullable=False),
     sa.Column("step", sa.Integer, nullable=False),
+    # ApprovalKind; 0 in rows of a release that did not write it.
+    sa.Column("kind", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("state", sa.SmallInteger, nullable=False),
     # The serialized Approval as it was asked.
     sa.Column("body", sa.LargeBinary, nullable=False),
@@ -188,6 +190,23 @@ approvals = sa.Table(
     sa.Column("created_at", Timestamp(), nullable=False),
     sa.Column("decided_at", Timestamp()),
     sa.Index("ix_approvals_workspace_id_approval_id", "workspace_id", "approval_id"),
+    # Sign-ins that runs wait for, of one workspace or of all.
+    sa.Index(
+        "ix_approvals_sign_ins",
+        "workspace_id",
+        "approval_id",
+        postgresql_where=sa.text("kind = 3 AND state = 1"),
+        sqlite_where=sa.text("kind = 3 AND state = 1"),
+    ),
+)
+
+# The right of a run to use connections, signed by auth; a run of an agent that uses none has no row.
+run_grants = sa.Table(
+    "run_grants",
+    metadata,
+    sa.Column("run_id", _id(), primary_key=True),
+    sa.Column("workspace_id", _id(), nullable=False),
+    sa.Column("run_grant", sa.Text, nullable=False),
 )
 
 # One row for each attempt. A row outlives its call: a late report is recognised by it, and the next attempt is given

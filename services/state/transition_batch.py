@@ -306,6 +306,7 @@ def store_effects(connection: sa.Connection, now: datetime, transitions: Iterabl
                         approval_id=approval.approval_id,
                         workspace_id=transition.workspace_id,
                         step=approval.step,
+                        kind=approval.kind,
                         state=run_pb2.APPROVAL_STATE_PENDING,
                         body=approval.SerializeToString(),
                         created_at=now,

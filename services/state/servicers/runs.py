@@ -115,6 +115,17 @@ class RunStoreServicer(RunStoreServiceServicer):
         )
         return pb.ListApprovalsResponse(approvals=approvals[: _size(request)], has_more=len(approvals) > _size(request))
 
+    async def GetRunGrant(self, request: pb.GetRunGrantRequest, context: Context) -> pb.GetRunGrantResponse:
+        grant = await self._db.read(run_store.get_run_grant, request.workspace_id, request.run_id)
+        return pb.GetRunGrantResponse(run_grant=grant)
+
+    async def ListSignIns(self, request: pb.ListSignInsRequest, context: Context) -> pb.ListSignInsResponse:
+        size = _size(request)
+        after = (request.after_workspace_id, request.after_approval_id) if request.after_approval_id else None
+        found = await self._db.read(run_store.list_sign_ins, request.workspace_id, size + 1, after)
+        sign_ins = [pb.StoredSignIn(workspace_id=workspace, approval=approval) for workspace, approval in found[:size]]
+        return pb.ListSignInsResponse(sign_ins=sign_ins, has_more=len(found) > size)
+
     async def DecideApproval(self, request: pb.DecideApprovalRequest, context: Context) -> pb.DecideApprovalResponse:
         approval, written = await self._db.write(
             run_store.decide_approval, self._db, request.workspace_id, request.decision

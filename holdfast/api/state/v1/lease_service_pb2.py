@@ -26,15 +26,13 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from holdfast.api.common.v1 import run_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)holdfast/api/state/v1/lease_service.proto\x12\x15holdfast.api.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a holdfast/api/common/v1/run.proto\"\xa8\x01\n\x0bWorkRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x12\n\nfree_slots\x18\x02 \x01(\x05\x12\x30\n\x08released\x18\x03 \x03(\x0b\x32\x1e.holdfast.api.state.v1.HeldRun\x12,\n\x04held\x18\x04 \x03(\x0b\x32\x1e.holdfast.api.state.v1.HeldRun\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"(\n\x07HeldRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"\xc5\x02\n\x0cWorkResponse\x12,\n\x06\x63laims\x18\x01 \x03(\x0b\x32\x1c.holdfast.api.state.v1.Claim\x12\x16\n\x0enudged_run_ids\x18\x02 \x03(\t\x12,\n\x04lost\x18\x03 \x03(\x0b\x32\x1e.holdfast.api.state.v1.HeldRun\x12\x38\n\x0c\x63\x61lls_queued\x18\x04 \x03(\x0b\x32\".holdfast.api.state.v1.CallsQueued\x12\x1d\n\x15\x63\x61ncelled_call_leases\x18\x05 \x03(\t\x12\x35\n\x12heartbeat_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0elease_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9d\x01\n\x05\x43laim\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12(\n\x03run\x18\x02 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12-\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Event\x12\x16\n\trun_grant\x18\x05 \x01(\tB\x03\x80\x01\x01\"1\n\x0b\x43\x61llsQueued\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t2c\n\x0cLeaseService\x12S\n\x04Work\x12\".holdfast.api.state.v1.WorkRequest\x1a#.holdfast.api.state.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)holdfast/api/state/v1/lease_service.proto\x12\x15holdfast.api.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a holdfast/api/common/v1/run.proto\"\xa8\x01\n\x0bWorkRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x12\n\nfree_slots\x18\x02 \x01(\x05\x12\x30\n\x08released\x18\x03 \x03(\x0b\x32\x1e.holdfast.api.state.v1.HeldRun\x12,\n\x04held\x18\x04 \x03(\x0b\x32\x1e.holdfast.api.state.v1.HeldRun\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"(\n\x07HeldRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"\xc5\x02\n\x0cWorkResponse\x12,\n\x06\x63laims\x18\x01 \x03(\x0b\x32\x1c.holdfast.api.state.v1.Claim\x12\x16\n\x0enudged_run_ids\x18\x02 \x03(\t\x12,\n\x04lost\x18\x03 \x03(\x0b\x32\x1e.holdfast.api.state.v1.HeldRun\x12\x38\n\x0c\x63\x61lls_queued\x18\x04 \x03(\x0b\x32\".holdfast.api.state.v1.CallsQueued\x12\x1d\n\x15\x63\x61ncelled_call_leases\x18\x05 \x03(\t\x12\x35\n\x12heartbeat_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0elease_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x85\x01\n\x05\x43laim\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12(\n\x03run\x18\x02 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12-\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Event\"1\n\x0b\x43\x61llsQueued\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t2c\n\x0cLeaseService\x12S\n\x04Work\x12\".holdfast.api.state.v1.WorkRequest\x1a#.holdfast.api.state.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.api.state.v1.lease_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CLAIM'].fields_by_name['run_grant']._loaded_options = None
-  _globals['_CLAIM'].fields_by_name['run_grant']._serialized_options = b'\200\001\001'
   _globals['_WORKREQUEST']._serialized_start=135
   _globals['_WORKREQUEST']._serialized_end=303
   _globals['_HELDRUN']._serialized_start=305
@@ -42,9 +40,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKRESPONSE']._serialized_start=348
   _globals['_WORKRESPONSE']._serialized_end=673
   _globals['_CLAIM']._serialized_start=676
-  _globals['_CLAIM']._serialized_end=833
-  _globals['_CALLSQUEUED']._serialized_start=835
-  _globals['_CALLSQUEUED']._serialized_end=884
-  _globals['_LEASESERVICE']._serialized_start=886
-  _globals['_LEASESERVICE']._serialized_end=985
+  _globals['_CLAIM']._serialized_end=809
+  _globals['_CALLSQUEUED']._serialized_start=811
+  _globals['_CALLSQUEUED']._serialized_end=860
+  _globals['_LEASESERVICE']._serialized_start=862
+  _globals['_LEASESERVICE']._serialized_end=961
 # @@protoc_insertion_point(module_scope)

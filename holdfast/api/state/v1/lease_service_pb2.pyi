@@ -51,18 +51,16 @@ class WorkResponse(_message.Message):
     def __init__(self, claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., nudged_run_ids: _Optional[_Iterable[str]] = ..., lost: _Optional[_Iterable[_Union[HeldRun, _Mapping]]] = ..., calls_queued: _Optional[_Iterable[_Union[CallsQueued, _Mapping]]] = ..., cancelled_call_leases: _Optional[_Iterable[str]] = ..., heartbeat_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lease_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Claim(_message.Message):
-    __slots__ = ("workspace_id", "run", "epoch", "events", "run_grant")
+    __slots__ = ("workspace_id", "run", "epoch", "events")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
-    RUN_GRANT_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     run: _run_pb2.Run
     epoch: int
     events: _containers.RepeatedCompositeFieldContainer[_run_pb2.Event]
-    run_grant: str
-    def __init__(self, workspace_id: _Optional[str] = ..., run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ..., epoch: _Optional[int] = ..., events: _Optional[_Iterable[_Union[_run_pb2.Event, _Mapping]]] = ..., run_grant: _Optional[str] = ...) -> None: ...
+    def __init__(self, workspace_id: _Optional[str] = ..., run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ..., epoch: _Optional[int] = ..., events: _Optional[_Iterable[_Union[_run_pb2.Event, _Mapping]]] = ...) -> None: ...
 
 class CallsQueued(_message.Message):
     __slots__ = ("workspace_id", "tool")

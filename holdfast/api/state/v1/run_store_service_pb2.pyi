@@ -222,3 +222,45 @@ class DecideApprovalResponse(_message.Message):
     APPROVAL_FIELD_NUMBER: _ClassVar[int]
     approval: _run_pb2.Approval
     def __init__(self, approval: _Optional[_Union[_run_pb2.Approval, _Mapping]] = ...) -> None: ...
+
+class GetRunGrantRequest(_message.Message):
+    __slots__ = ("workspace_id", "run_id")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    run_id: str
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+
+class GetRunGrantResponse(_message.Message):
+    __slots__ = ("run_grant",)
+    RUN_GRANT_FIELD_NUMBER: _ClassVar[int]
+    run_grant: str
+    def __init__(self, run_grant: _Optional[str] = ...) -> None: ...
+
+class ListSignInsRequest(_message.Message):
+    __slots__ = ("workspace_id", "page_size", "after_workspace_id", "after_approval_id")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    page_size: int
+    after_workspace_id: str
+    after_approval_id: str
+    def __init__(self, workspace_id: _Optional[str] = ..., page_size: _Optional[int] = ..., after_workspace_id: _Optional[str] = ..., after_approval_id: _Optional[str] = ...) -> None: ...
+
+class StoredSignIn(_message.Message):
+    __slots__ = ("workspace_id", "approval")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    APPROVAL_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    approval: _run_pb2.Approval
+    def __init__(self, workspace_id: _Optional[str] = ..., approval: _Optional[_Union[_run_pb2.Approval, _Mapping]] = ...) -> None: ...
+
+class ListSignInsResponse(_message.Message):
+    __slots__ = ("sign_ins", "has_more")
+    SIGN_INS_FIELD_NUMBER: _ClassVar[int]
+    HAS_MORE_FIELD_NUMBER: _ClassVar[int]
+    sign_ins: _containers.RepeatedCompositeFieldContainer[StoredSignIn]
+    has_more: bool
+    def __init__(self, sign_ins: _Optional[_Iterable[_Union[StoredSignIn, _Mapping]]] = ..., has_more: bool = ...) -> None: ...

@@ -85,6 +85,16 @@ class RunStoreServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.DecideApprovalRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.DecideApprovalResponse.FromString,
                 _registered_method=True)
+        self.GetRunGrant = channel.unary_unary(
+                '/holdfast.api.state.v1.RunStoreService/GetRunGrant',
+                request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantResponse.FromString,
+                _registered_method=True)
+        self.ListSignIns = channel.unary_unary(
+                '/holdfast.api.state.v1.RunStoreService/ListSignIns',
+                request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSignInsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSignInsResponse.FromString,
+                _registered_method=True)
 
 
 class RunStoreServiceServicer(object):
@@ -163,6 +173,20 @@ class RunStoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRunGrant(self, request, context):
+        """The grant of a run (NewRun.run_grant); empty when it has none. Errors: NOT_FOUND (RUN_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSignIns(self, request, context):
+        """Sign-ins that runs wait for, of one workspace or of all, by workspace and id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunStoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -215,6 +239,16 @@ def add_RunStoreServiceServicer_to_server(servicer, server):
                     servicer.DecideApproval,
                     request_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.DecideApprovalRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.DecideApprovalResponse.SerializeToString,
+            ),
+            'GetRunGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRunGrant,
+                    request_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantResponse.SerializeToString,
+            ),
+            'ListSignIns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSignIns,
+                    request_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSignInsRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSignInsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -488,6 +522,60 @@ class RunStoreService(object):
             '/holdfast.api.state.v1.RunStoreService/DecideApproval',
             holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.DecideApprovalRequest.SerializeToString,
             holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.DecideApprovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRunGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.state.v1.RunStoreService/GetRunGrant',
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantRequest.SerializeToString,
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSignIns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.state.v1.RunStoreService/ListSignIns',
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSignInsRequest.SerializeToString,
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSignInsResponse.FromString,
             options,
             channel_credentials,
             insecure,

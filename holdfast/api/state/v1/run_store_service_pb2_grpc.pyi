@@ -40,6 +40,10 @@ class RunStoreServiceStub:
     """Writes ApprovalDecided and wakes the run. Errors: NOT_FOUND (APPROVAL_NOT_FOUND), FAILED_PRECONDITION
     (APPROVAL_ALREADY_DECIDED).
     """
+    GetRunGrant: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.GetRunGrantRequest, _run_store_service_pb2.GetRunGrantResponse]
+    """The grant of a run (NewRun.run_grant); empty when it has none. Errors: NOT_FOUND (RUN_NOT_FOUND)."""
+    ListSignIns: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.ListSignInsRequest, _run_store_service_pb2.ListSignInsResponse]
+    """Sign-ins that runs wait for, of one workspace or of all, by workspace and id."""
 
 class RunStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs, sessions and questions to people: what clients read, and what people outside write."""
@@ -127,5 +131,21 @@ class RunStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """Writes ApprovalDecided and wakes the run. Errors: NOT_FOUND (APPROVAL_NOT_FOUND), FAILED_PRECONDITION
         (APPROVAL_ALREADY_DECIDED).
         """
+
+    @_abc_1.abstractmethod
+    def GetRunGrant(
+        self,
+        request: _run_store_service_pb2.GetRunGrantRequest,
+        context: _aio.ServicerContext[_run_store_service_pb2.GetRunGrantRequest, _abc.Awaitable[_run_store_service_pb2.GetRunGrantResponse]],
+    ) -> _abc.Awaitable[_run_store_service_pb2.GetRunGrantResponse]:
+        """The grant of a run (NewRun.run_grant); empty when it has none. Errors: NOT_FOUND (RUN_NOT_FOUND)."""
+
+    @_abc_1.abstractmethod
+    def ListSignIns(
+        self,
+        request: _run_store_service_pb2.ListSignInsRequest,
+        context: _aio.ServicerContext[_run_store_service_pb2.ListSignInsRequest, _abc.Awaitable[_run_store_service_pb2.ListSignInsResponse]],
+    ) -> _abc.Awaitable[_run_store_service_pb2.ListSignInsResponse]:
+        """Sign-ins that runs wait for, of one workspace or of all, by workspace and id."""
 
 def add_RunStoreServiceServicer_to_server(servicer: RunStoreServiceServicer, server: _aio.Server) -> None: ...
