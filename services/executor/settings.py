@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.executor.tools.targets import parse_allowed_targets
+from services.shared.egress.addresses import parse_allowed_targets
 from services.shared.settings import (
     CommonSettings,
     auth_address_setting,

@@ -15,7 +15,7 @@ import pytest
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2
 from services.executor.tools.http import HttpTools, ToolFailed
-from services.executor.tools.targets import TargetPolicy, TargetRefused, parse_allowed_targets
+from services.shared.egress.addresses import TargetPolicy, TargetRefused, parse_allowed_targets
 from services.executor.tools.url_template import UrlTemplate
 
 RETRYABLE = content_pb2.FAILURE_CLASS_RETRYABLE

@@ -1,4 +1,4 @@
-"""Where `http` tools may connect: the public internet, and what the operator allows; never a cloud's metadata.
+"""Which addresses may be connected to: the public internet and what the operator allows, never metadata services.
 
 The address is checked after the name is resolved, and the connection goes to the address that was checked, so that a
 name that resolves differently a moment later leads nowhere else.
@@ -39,7 +39,7 @@ _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
 class TargetRefused(Exception):
-    """The target is not one that tools may call. The text is for the operator and the model."""
+    """The target is not one that may be called. The text is for the operator and the model."""
 
 
 class TargetPolicy:
@@ -47,12 +47,14 @@ class TargetPolicy:
 
     Args:
         allowed: Beyond the public internet: networks (`10.0.0.0/8`), addresses, and host names (`crm.internal`).
+        setting: The setting in which the operator lists them, named in a refusal.
 
     Raises:
         ValueError: One of them is none of these.
     """
 
-    def __init__(self, allowed: Iterable[str] = ()) -> None:
+    def __init__(self, allowed: Iterable[str] = (), *, setting: str = "HOLDFAST_HTTP_TOOLS_ALLOW") -> None:
+        self._setting = setting
         self._networks: list[IPNetwork] = []
         self._hosts: set[str] = set()
         for entry in allowed:
@@ -75,11 +77,11 @@ class TargetPolicy:
         for text in addresses:
             address = ipaddress.ip_address(text.partition("%")[0])
             if any(form in _METADATA for form in _forms(address)):
-                raise TargetRefused(f"{host} leads to {address}, a metadata service; tools never call those")
+                raise TargetRefused(f"{host} leads to {address}, a metadata service; those are never called")
             if not self._allows(host, address):
                 raise TargetRefused(
                     f"{host} leads to {address}, which is not on the public internet; an operator can allow it with "
-                    "HOLDFAST_HTTP_TOOLS_ALLOW"
+                    f"{self._setting}"
                 )
             checked.append(str(address))
         return checked
