@@ -122,6 +122,8 @@ class FakeState:
                     "GetApproval",
                     "ListApprovals",
                     "DecideApproval",
+                    "GetRunGrant",
+                    "ListSignIns",
                 ),
                 "JournalService": ("Checkpoint", "Append", "CreateRun", "ReadJournal", "WatchJournal", "ReadBlob"),
                 "CallQueueService": (
@@ -433,6 +435,23 @@ class FakeRunStore(RunStoreServiceServicer):
             approvals, request.page_size, request.before_approval_id, lambda approval: str(approval.approval_id)
         )
         return run_store.ListApprovalsResponse(approvals=page, has_more=has_more)
+
+    async def GetRunGrant(self, request: run_store.GetRunGrantRequest, context: Any) -> run_store.GetRunGrantResponse:
+        self.state.run_of(request.workspace_id, request.run_id)
+        grants = [new.run_grant for new in self.state.new_runs if new.run_id == request.run_id]
+        return run_store.GetRunGrantResponse(run_grant=grants[0] if grants else "")
+
+    async def ListSignIns(self, request: run_store.ListSignInsRequest, context: Any) -> run_store.ListSignInsResponse:
+        pending = [
+            run_store.StoredSignIn(workspace_id=workspace_id, approval=approval)
+            for (workspace_id, _), approval in sorted(self.state.approvals.items())
+            if approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN
+            and approval.state == run_pb2.APPROVAL_STATE_PENDING
+            and request.workspace_id in ("", workspace_id)
+            and (workspace_id, approval.approval_id) > (request.after_workspace_id, request.after_approval_id)
+        ]
+        size = request.page_size
+        return run_store.ListSignInsResponse(sign_ins=pending[:size], has_more=len(pending) > size)
 
     async def DecideApproval(
         self, request: run_store.DecideApprovalRequest, context: Any
