@@ -19,9 +19,9 @@ import httpcore
 from holdfast.api.common.v1 import agent_pb2, content_pb2
 from services.executor.tools.output import RESULT_LIMIT_BYTES, shorten
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, parse_json
-from services.shared.egress.addresses import CheckedBackend, Resolver, TargetPolicy, TargetRefused, resolve
 from services.executor.tools.url_template import UrlTemplate, query_value
 from services.shared.clock import Clock, SystemClock
+from services.shared.egress.addresses import CheckedBackend, Resolver, TargetPolicy, TargetRefused, resolve
 
 DEFAULT_METHOD: Final = "POST"
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")

@@ -15,8 +15,8 @@ import pytest
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2
 from services.executor.tools.http import HttpTools, ToolFailed
-from services.shared.egress.addresses import TargetPolicy, TargetRefused, parse_allowed_targets
 from services.executor.tools.url_template import UrlTemplate
+from services.shared.egress.addresses import TargetPolicy, TargetRefused, parse_allowed_targets
 
 RETRYABLE = content_pb2.FAILURE_CLASS_RETRYABLE
 RATE_LIMITED = content_pb2.FAILURE_CLASS_RATE_LIMITED
