@@ -18,6 +18,8 @@ from services.auth.access import ACCESS
 from services.auth.api_keys import ApiKeys, LocalAuthenticator
 from services.auth.audit import AuditTrail
 from services.auth.bootstrap import bootstrap
+from services.auth.connection_store import ConnectionStore
+from services.auth.connection_store_sql import SqlConnectionStore
 from services.auth.connections import Connections
 from services.auth.credentials import Credentials
 from services.auth.grants import RunGrants
@@ -55,6 +57,7 @@ class Core:
     db: Database
     keyring: Keyring
     store: AuthStore
+    connection_store: ConnectionStore
     workspaces: Workspaces
     api_keys: ApiKeys
 
@@ -81,7 +84,7 @@ async def open_core(
         await make_ready(db, MIGRATIONS, migrate_on_start=settings.migrate_on_start, stop=stop)
         keyring = await unlock(db, settings)
         store = SqlAuthStore(db) if store is None else store
-        yield Core(db, keyring, store, Workspaces(store), ApiKeys(store, keyring, clock))
+        yield Core(db, keyring, store, SqlConnectionStore(db), Workspaces(store), ApiKeys(store, keyring, clock))
 
 
 @asynccontextmanager
@@ -112,9 +115,9 @@ async def auth_server(
         await bootstrap(settings, core.workspaces, core.api_keys, clock)
         secrets = EmbeddedSecretStore(core.db, core.keyring) if secrets is None else secrets
         audit = AuditTrail(core.store, clock)
-        credentials = Credentials(core.store, secrets, audit, clock)
-        connections = Connections(core.store, secrets, core.keyring, on_change=credentials.forget)
-        housekeeper = Housekeeper(core.store, core.api_keys, connections, clock)
+        credentials = Credentials(core.connection_store, secrets, audit, clock)
+        connections = Connections(core.connection_store, secrets, core.keyring, on_change=credentials.forget)
+        housekeeper = Housekeeper(core.store, core.connection_store, core.api_keys, connections, clock)
         grants = RunGrants(core.keyring, clock)
         authenticator = LocalAuthenticator(core.api_keys)
         server = Server(

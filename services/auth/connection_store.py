@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from holdfast.errors import AlreadyExists, Reason
 from services.auth.store import Request
 
 SHARED = ""
@@ -55,6 +56,8 @@ class Connection:
     name: str
     user_id: str = SHARED
     integration_id: str | None = None
+    integration: str = ""
+    """Name of the integration, read with the row."""
     provider: str
     kind: CredentialKind = CredentialKind.API_KEY
     state: ConnectionState
@@ -131,6 +134,8 @@ class SavedConnection:
 class TokenStatus:
     """What a row says of a token document that has been written to the secret store."""
 
+    secret_path: str
+    """Where the document lies."""
     token_version: int
     fingerprint: str
     scopes: tuple[str, ...]
@@ -148,6 +153,15 @@ class ConnectionEvent:
     connection_id: str
     state: ConnectionState
     create_time: datetime
+
+
+def connection_exists(name: str) -> AlreadyExists:
+    """Returns the error of a connection whose name is held by one that is not revoked."""
+    return AlreadyExists(
+        f"there is a connection {name!r} already; set `replace` to give it another key",
+        reason=Reason.CONNECTION_EXISTS,
+        metadata={"connection": name},
+    )
 
 
 class ConnectionStore(Protocol):
@@ -203,8 +217,8 @@ class ConnectionStore(Protocol):
     async def record_tokens(self, workspace_id: str, connection_id: str, status: TokenStatus) -> Connection | None:
         """Makes the row say what the secret store holds: ACTIVE, no failures.
 
-        Ignored when the row knows the same or a later token version, or is REVOKED or DISABLED. Returns the row as it
-        is afterwards; None when there is no such connection.
+        Ignored when the row has another secret by now, knows the same or a later version of it, or is REVOKED or
+        DISABLED. Returns the row as it is afterwards; None when there is no such connection.
         """
 
     async def record_refresh_failure(
@@ -212,6 +226,7 @@ class ConnectionStore(Protocol):
         workspace_id: str,
         connection_id: str,
         *,
+        secret_path: str,
         token_version: int,
         state: ConnectionState,
         state_reason: str,
@@ -219,11 +234,15 @@ class ConnectionStore(Protocol):
     ) -> Connection | None:
         """Notes that the token of `token_version` could not be renewed. Returns the row as it is afterwards.
 
-        Ignored when the row knows a later version, or is REVOKED or DISABLED: a loser never downgrades a winner.
+        Ignored when the row has another secret by now, knows a later version of it, or is REVOKED or DISABLED: a loser
+        never downgrades a winner.
         """
 
     async def connections_due(self, *, limit: int) -> list[Connection]:
-        """Returns connections whose `refresh_time` has come, of all workspaces, longest due first."""
+        """Returns usable, UNAVAILABLE and NEEDS_REAUTH connections whose `refresh_time` has come, of all workspaces.
+
+        Longest due first.
+        """
 
     async def postpone_refresh(self, workspace_id: str, connection_id: str, refresh_time: datetime | None) -> None:
         """Sets when the next refresh is due, and nothing else."""
@@ -242,6 +261,9 @@ class ConnectionStore(Protocol):
 
     async def last_event_id(self) -> int:
         """Returns the id of the newest event, 0 when there is none."""
+
+    async def forget_events(self, *, older_than_seconds: float) -> int:
+        """Forgets old events, but never the newest one, and returns how many."""
 
     async def condemn_strays(self, *, older_than_seconds: float, limit: int) -> list[str]:
         """Returns paths whose secrets may be deleted: no connection has them, and none will get them from now on.

@@ -16,10 +16,18 @@ from urllib.parse import urlsplit
 from holdfast.errors import HoldfastError, InvalidArgument, NotFound, Reason
 from holdfast.ids import new_uuid7
 from services.auth.callers import Caller
+from services.auth.connection_store import (
+    SHARED,
+    Connection,
+    ConnectionState,
+    ConnectionStore,
+    NewConnection,
+    connection_exists,
+)
 from services.auth.keyring import Keyring
 from services.auth.requests import identify, is_name, require_name
+from services.auth.secret_paths import connection_path, new_connection_path
 from services.auth.secrets import Secret, SecretDamagedError, SecretStore
-from services.auth.store import AuthStore, Connection, ConnectionState, NewConnection, connection_exists
 from services.shared.telemetry import get_logger
 
 PROVIDERS_WITH_ADDRESS: Final = frozenset({"anthropic", "openai"})
@@ -51,7 +59,7 @@ class Connections:
         on_change: Called after each committed change, before the caller is answered.
     """
 
-    def __init__(self, store: AuthStore, secrets: SecretStore, keyring: Keyring, *, on_change: Listener) -> None:
+    def __init__(self, store: ConnectionStore, secrets: SecretStore, keyring: Keyring, *, on_change: Listener) -> None:
         self._store = store
         self._secrets = secrets
         self._audit_key = keyring.audit_key
@@ -92,12 +100,12 @@ class Connections:
             if answered is not None:
                 return answered
         if not replace:
-            existing = await self._store.get_connection(workspace_id, name)
-            if existing is not None and existing.state is ConnectionState.ACTIVE:
+            existing = await self._store.find_connection(workspace_id, SHARED, name)
+            if existing is not None and existing.state is not ConnectionState.REVOKED:
                 raise connection_exists(name)
         path = None
         if not api_key.is_empty:
-            path = f"{_folder(workspace_id)}{new_uuid7()}"
+            path = new_connection_path(workspace_id, SHARED)
         new = NewConnection(
             workspace_id=workspace_id,
             connection_id=new_uuid7(),
@@ -106,6 +114,7 @@ class Connections:
             base_url=base_url,
             fingerprint=self._fingerprint(api_key),
             secret_path=path,
+            token_version=0 if path is None else 1,
         )
         try:
             if path is not None:
@@ -128,13 +137,13 @@ class Connections:
         Raises:
             NotFound: The workspace has none of the name.
         """
-        found = await self._store.get_connection(workspace_id, name) if is_name(name) else None
+        found = await self._store.find_connection(workspace_id, SHARED, name) if is_name(name) else None
         if found is None:
             raise connection_not_found()
         return found
 
-    async def page(self, workspace_id: str, *, limit: int, after: str | None) -> list[Connection]:
-        """Returns up to `limit` connections in the order of their names, after the given one."""
+    async def page(self, workspace_id: str, *, limit: int, after: tuple[str, str] | None) -> list[Connection]:
+        """Returns up to `limit` connections in the order of their names and users, after the given one."""
         return await self._store.list_connections(workspace_id, limit=limit, after=after)
 
     async def revoke(self, caller: Caller, name: str, *, request_id: str = "") -> Connection:
@@ -149,7 +158,9 @@ class Connections:
         request = identify(self._request_key, "RevokeConnection", request_id, name)
         saved = None
         if is_name(name):
-            saved = await self._store.revoke_connection(caller.workspace_id, name, actor=caller.actor, request=request)
+            saved = await self._store.revoke_connection(
+                caller.workspace_id, SHARED, name, actor=caller.actor, request=request
+            )
         if saved is None:
             raise connection_not_found()
         self._on_change(caller.workspace_id, name)
@@ -194,10 +205,6 @@ def connection_not_found() -> NotFound:
     return NotFound("there is no such connection", reason=Reason.CONNECTION_NOT_FOUND)
 
 
-def _folder(workspace_id: str) -> str:
-    return f"ws/{workspace_id}/shared/c/"
-
-
 def _document(new: NewConnection, api_key: Secret) -> Secret:
     # Sealed as one: whoever can write to the database cannot have the key sent to another address, or used elsewhere.
     return Secret(
@@ -221,11 +228,9 @@ async def read_api_key(secrets: SecretStore, connection: Connection) -> Secret |
         SecretDamagedError: The secret does not belong to this connection as it stands.
         Unavailable: The secret store is away.
     """
-    path = connection.secret_path
+    path = connection_path(connection)
     if path is None:
         return Secret("")
-    if not path.startswith(_folder(connection.workspace_id)):
-        raise SecretDamagedError("a connection refers to a secret of another workspace")
     stored = await secrets.get(path)
     if stored is None:
         return None

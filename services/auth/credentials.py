@@ -12,10 +12,11 @@ from weakref import WeakValueDictionary
 from holdfast.errors import InvalidArgument, NotFound, Reason, Unavailable
 from holdfast.ids import is_uuid, new_uuid7
 from services.auth.audit import AuditTrail
+from services.auth.connection_store import SHARED, ConnectionStore
 from services.auth.connections import connection_not_found, read_api_key
 from services.auth.requests import is_name
 from services.auth.secrets import Secret, SecretStore
-from services.auth.store import AuthStore, ConnectionState, CredentialUse
+from services.auth.store import CredentialUse
 from services.shared.clock import Clock
 
 CACHE_SECONDS: Final = 5.0
@@ -41,7 +42,7 @@ class Credential:
 class Credentials:
     """Resolves connections to credentials; every use is recorded before the credential is handed out."""
 
-    def __init__(self, store: AuthStore, secrets: SecretStore, audit: AuditTrail, clock: Clock) -> None:
+    def __init__(self, store: ConnectionStore, secrets: SecretStore, audit: AuditTrail, clock: Clock) -> None:
         self._store = store
         self._secrets = secrets
         self._audit = audit
@@ -124,8 +125,8 @@ class Credentials:
 
     async def _read(self, workspace_id: str, name: str) -> Credential:
         for _ in range(_READ_ATTEMPTS):
-            connection = await self._store.get_connection(workspace_id, name)
-            if connection is None or connection.state is not ConnectionState.ACTIVE:
+            connection = await self._store.find_connection(workspace_id, SHARED, name)
+            if connection is None or not connection.is_usable:
                 raise connection_not_found()
             api_key = await read_api_key(self._secrets, connection)
             if api_key is not None:

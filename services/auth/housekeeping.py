@@ -6,6 +6,7 @@ from typing import Final, NoReturn
 
 from holdfast.errors import HoldfastError
 from services.auth.api_keys import ApiKeys
+from services.auth.connection_store import ConnectionStore
 from services.auth.connections import Connections
 from services.auth.store import AuthStore
 from services.shared.clock import Clock
@@ -14,6 +15,9 @@ from services.shared.telemetry import get_logger
 REQUEST_MEMORY_SECONDS: Final = 24 * 3600.0
 """How long a repeated request is answered as the first one was."""
 
+EVENT_MEMORY_SECONDS: Final = 24 * 3600.0
+"""How long it is remembered which connections have changed, for those who follow."""
+
 _USES_SECONDS: Final = 5.0
 _SWEEP_SECONDS: Final = 60.0
 
@@ -21,10 +25,18 @@ log = get_logger(__name__)
 
 
 class Housekeeper:
-    """Writes when keys were used, sweeps secrets that nobody refers to, forgets the answers to old requests."""
+    """Writes when keys were used, sweeps secrets that nobody refers to, forgets old events and answers."""
 
-    def __init__(self, store: AuthStore, api_keys: ApiKeys, connections: Connections, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: AuthStore,
+        connection_store: ConnectionStore,
+        api_keys: ApiKeys,
+        connections: Connections,
+        clock: Clock,
+    ) -> None:
         self._store = store
+        self._connection_store = connection_store
         self._api_keys = api_keys
         self._connections = connections
         self._clock = clock
@@ -52,6 +64,7 @@ class Housekeeper:
             count = await self._connections.sweep()
             if count:
                 log.info("stray_secrets_deleted", count=count)
+            await self._connection_store.forget_events(older_than_seconds=EVENT_MEMORY_SECONDS)
             await self._store.forget_requests(older_than_seconds=REQUEST_MEMORY_SECONDS)
         except HoldfastError as error:
             log.info("sweep_delayed", reason=error.reason)

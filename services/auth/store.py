@@ -8,8 +8,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from holdfast.errors import AlreadyExists, Reason
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
@@ -55,58 +53,6 @@ class FoundApiKey:
     digest: bytes
     now: datetime
     """The storage's time: all replicas agree on when a key ends."""
-
-
-class ConnectionState(StrEnum):
-    """Where a connection stands."""
-
-    ACTIVE = "ACTIVE"
-    REVOKED = "REVOKED"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """A credential of a third party, without the secret."""
-
-    workspace_id: str
-    connection_id: str
-    name: str
-    provider: str
-    state: ConnectionState
-    base_url: str
-    fingerprint: str
-    secret_path: str | None
-    """Where the secret lies; None when the connection has none."""
-    version: int
-    """From 1, one higher with each replacement."""
-    create_time: datetime
-    update_time: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewConnection:
-    """A connection that is to be stored."""
-
-    workspace_id: str
-    connection_id: str
-    """Used unless an existing connection is replaced, which keeps its own."""
-    name: str
-    provider: str
-    base_url: str
-    fingerprint: str
-    secret_path: str | None
-    """Written before, and announced with `announce_secret`."""
-
-
-@dataclass(frozen=True, slots=True)
-class SavedConnection:
-    """What became of a new connection."""
-
-    connection: Connection
-    is_replay: bool = False
-    """The request was answered before; nothing was changed, and the announced secret stays a stray."""
-    abandoned_path: str | None = None
-    """The secret that the connection had until now; a stray that waits to be deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +113,6 @@ class AuditRecord:
     step: int | None = None
 
 
-def connection_exists(name: str) -> AlreadyExists:
-    """Returns the error of a connection whose name is held by an active one."""
-    return AlreadyExists(
-        f"there is a connection {name!r} already; set `replace` to give it another key",
-        reason=Reason.CONNECTION_EXISTS,
-        metadata={"connection": name},
-    )
-
-
 class AuthStore(Protocol):
     """Auth's own data.
 
@@ -216,50 +153,8 @@ class AuthStore(Protocol):
     async def record_key_uses(self, uses: Mapping[tuple[str, str], datetime]) -> None:
         """Notes when keys (workspace, id) were last used. A time before the stored one is ignored."""
 
-    async def get_connection(self, workspace_id: str, name: str) -> Connection | None:
-        """Returns the connection, active or revoked, or None."""
-
-    async def list_connections(self, workspace_id: str, *, limit: int, after: str | None) -> list[Connection]:
-        """Returns up to `limit` connections of the workspace in the order of their names, after the given one."""
-
     async def find_answered_api_key(self, workspace_id: str, request: Request) -> ApiKey | None:
         """Returns the answer to an earlier `create_api_key` with this request, or None."""
-
-    async def find_answered_connection(self, workspace_id: str, request: Request) -> Connection | None:
-        """Returns the answer to an earlier `save_connection` with this request, or None."""
-
-    async def announce_secret(self, path: str) -> None:
-        """Notes that a secret is about to be written to `path`, so that it is deleted if no connection takes it."""
-
-    async def save_connection(
-        self, new: NewConnection, *, replace: bool, actor: str, request: Request | None
-    ) -> SavedConnection:
-        """Stores a connection that takes the announced secret; the one that it had before becomes a stray.
-
-        A revoked connection does not hold its name: a new one with another id takes its place, unless `replace` is
-        set, which keeps the id.
-
-        Raises:
-            AlreadyExists: There is an active connection of the name, and `replace` is not set (CONNECTION_EXISTS).
-            Unavailable: The announced secret was given up as a stray; it has to be written again.
-        """
-
-    async def revoke_connection(
-        self, workspace_id: str, name: str, *, actor: str, request: Request | None
-    ) -> SavedConnection | None:
-        """Revokes a connection; its secret becomes a stray. None when there is no connection of the name."""
-
-    async def condemn_strays(self, *, older_than_seconds: float, limit: int) -> list[str]:
-        """Returns paths whose secrets may be deleted: no connection has them, and none will get them from now on.
-
-        Those are the abandoned ones, and the announced ones that nobody has taken for `older_than_seconds`.
-        """
-
-    async def condemn_stray(self, path: str) -> bool:
-        """Gives up one announced secret at once; False when a connection has it, or nobody announced it."""
-
-    async def forget_stray(self, path: str) -> None:
-        """Removes the note about a secret that has been deleted."""
 
     async def append_credential_uses(self, uses: Sequence[CredentialUse]) -> None:
         """Appends audit records in the given order. One whose `record_id` is stored already is skipped, and so is one

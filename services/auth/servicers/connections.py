@@ -49,11 +49,13 @@ class ConnectionServicer(ConnectionServiceServicer):
         bound_to = ("ListConnections", workspace_id)
         size = page_size(request.page_size)
         position = decode_page_token(self._page_key, request.page_token, bound_to=bound_to)
-        after = None if position is None else position["name"]
+        after = None if position is None else (position["name"], position["user_id"])
         found = await self._connections.page(workspace_id, limit=size + 1, after=after)
         token = ""
         if len(found) > size:
-            token = encode_page_token(self._page_key, {"name": found[size - 1].name}, bound_to=bound_to)
+            last = found[size - 1]
+            end = {"name": last.name, "user_id": last.user_id}
+            token = encode_page_token(self._page_key, end, bound_to=bound_to)
         return pb.ListConnectionsResponse(
             connections=[to_connection(connection) for connection in found[:size]], next_page_token=token
         )

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from holdfast.api.auth.v1 import api_key_service_pb2, connection_service_pb2
+from holdfast.api.auth.v1 import api_key_service_pb2, connection_service_pb2, integration_service_pb2
 from holdfast.errors import InvalidArgument
 from services.auth.callers import Caller
-from services.auth.store import ApiKey, Connection, ConnectionState
+from services.auth.connection_store import Connection, ConnectionState, CredentialKind
+from services.auth.store import ApiKey
 from services.shared.interceptors import current_identity, current_workspace
 
-_STATES = {
+CONNECTION_STATES: Final = {
     ConnectionState.ACTIVE: connection_service_pb2.CONNECTION_STATE_ACTIVE,
+    ConnectionState.DEGRADED: connection_service_pb2.CONNECTION_STATE_DEGRADED,
+    ConnectionState.UNAVAILABLE: connection_service_pb2.CONNECTION_STATE_UNAVAILABLE,
+    ConnectionState.NEEDS_REAUTH: connection_service_pb2.CONNECTION_STATE_NEEDS_REAUTH,
+    ConnectionState.DISABLED: connection_service_pb2.CONNECTION_STATE_DISABLED,
     ConnectionState.REVOKED: connection_service_pb2.CONNECTION_STATE_REVOKED,
+}
+CREDENTIAL_KINDS: Final = {
+    CredentialKind.API_KEY: integration_service_pb2.CREDENTIAL_KIND_API_KEY,
+    CredentialKind.BASIC: integration_service_pb2.CREDENTIAL_KIND_BASIC,
+    CredentialKind.OAUTH2: integration_service_pb2.CREDENTIAL_KIND_OAUTH2,
+    CredentialKind.CLIENT_CREDENTIALS: integration_service_pb2.CREDENTIAL_KIND_CLIENT_CREDENTIALS,
 }
 
 
@@ -70,9 +82,21 @@ def to_connection(connection: Connection) -> connection_service_pb2.Connection:
         connection_id=connection.connection_id,
         name=connection.name,
         provider=connection.provider,
-        state=_STATES[connection.state],
+        state=CONNECTION_STATES[connection.state],
         base_url=connection.base_url,
         fingerprint=connection.fingerprint,
         create_time=to_timestamp(connection.create_time),
         update_time=to_timestamp(connection.update_time),
+        user_id=connection.user_id,
+        integration=connection.integration,
+        kind=CREDENTIAL_KINDS[connection.kind],
+        state_reason=connection.state_reason,
+        account_label=connection.account_label,
+        scopes=connection.scopes,
+        missing_scopes=connection.missing_scopes,
+        expire_time=to_timestamp(connection.expire_time),
+        grant_expire_time=to_timestamp(connection.grant_expire_time),
+        last_use_time=to_timestamp(connection.last_use_time),
+        agents=connection.agents,
+        allow_raw_token=connection.allow_raw_token,
     )
