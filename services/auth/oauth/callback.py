@@ -6,9 +6,11 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
+from services.auth.oauth import requests
 from services.auth.oauth.refusals import RefusalKind, TokenRefused
 from services.auth.oauth.tokens import OAuthApp
 from services.auth.providers.schema import CaptureSource
+from services.auth.providers.templates import VariableMissing, fill
 
 
 def check_callback(app: OAuthApp, params: Mapping[str, str]) -> None:
@@ -28,7 +30,7 @@ def check_callback(app: OAuthApp, params: Mapping[str, str]) -> None:
     if spec is None:
         raise ValueError(f"{app.provider.slug} is not connected by OAuth")
     issuer = params.get("iss")
-    expected = None if spec.issuer is None or "{" in spec.issuer else spec.issuer
+    expected = _expected_issuer(app, spec.issuer)
     if issuer is None:
         if spec.iss_in_callback:
             raise _foreign("does not say who sent it")
@@ -38,6 +40,16 @@ def check_callback(app: OAuthApp, params: Mapping[str, str]) -> None:
         raise _foreign("is not from this provider")
     if spec.callback_hmac_param is not None:
         _check_hmac(app, params, spec.callback_hmac_param)
+
+
+def _expected_issuer(app: OAuthApp, template: str | None) -> str | None:
+    """Returns the issuer; None where the data names none, or one that only an ID token completes."""
+    if template is None or "{claim." in template:
+        return None
+    try:
+        return fill(template, requests.values_of(app))
+    except VariableMissing:
+        return None
 
 
 def captured_from(app: OAuthApp, params: Mapping[str, str]) -> dict[str, str]:
