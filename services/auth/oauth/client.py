@@ -134,8 +134,7 @@ class OAuthClient:
             params["redirect_uri"] = redirect_uri
         if spec.pkce is not Pkce.NONE:
             params["code_verifier"] = code_verifier
-        if resource is not None:
-            params["resource"] = resource
+        params |= requests.resource_params(app, resource)
         params |= spec.extra_token_params
         tokens = await self._tokens(app, params, spec.token_url, captured, timeout_seconds)
         return tokens.with_extra(captured)
@@ -173,8 +172,7 @@ class OAuthClient:
             params["scope"] = requests.scope_text(spec, tokens.scopes)
         if spec.resend_redirect_uri and redirect_uri is not None:
             params["redirect_uri"] = redirect_uri
-        if resource is not None:
-            params["resource"] = resource
+        params |= requests.resource_params(app, resource)
         params |= spec.extra_refresh_params
         return await self._tokens(app, params, spec.refresh_url or spec.token_url, tokens.extra, timeout_seconds)
 
@@ -195,8 +193,7 @@ class OAuthClient:
         params = {"grant_type": "client_credentials"}
         if scopes:
             params["scope"] = requests.scope_text(spec, scopes)
-        if resource is not None:
-            params["resource"] = resource
+        params |= requests.resource_params(app, resource)
         params |= spec.extra_token_params
         return await self._tokens(app, params, spec.token_url, {}, timeout_seconds)
 

@@ -89,8 +89,7 @@ def authorization_url(
         params |= {"code_challenge": code_challenge, "code_challenge_method": "S256"}
     if nonce is not None:
         params["nonce"] = nonce
-    if resource is not None:
-        params["resource"] = resource
+    params |= resource_params(app, resource)
     params |= _filled(app, spec.extra_authorize_params)
     if force_consent:
         params |= _filled(app, spec.force_consent_params)
@@ -134,6 +133,12 @@ def token_request(
         headers["content-type"] = "application/x-www-form-urlencoded"
         body = urlencode(sent).encode()
     return TokenRequest(to, headers, body)
+
+
+def resource_params(app: OAuthApp, resource: str | None) -> dict[str, str]:
+    """Returns whom the tokens are for: as the caller says, or else as the provider's data does."""
+    named = resource or oauth_of(app).resource
+    return {} if named is None else _filled(app, {"resource": named})
 
 
 def scope_text(spec: OAuthSpec, scopes: tuple[str, ...]) -> str:

@@ -423,6 +423,7 @@ def _oauth(reader: _Reader) -> OAuthSpec:
         introspect_url=reader.url("introspect_url"),
         jwks_url=reader.url("jwks_url"),
         issuer=reader.optional_text("issuer"),
+        resource=reader.optional_text("resource"),
         discovery=reader.optional_choice("discovery", DiscoveryKind),
         flows=reader.choices("flows", Flow, (Flow.AUTHORIZATION_CODE,)),
         iss_in_callback=reader.flag("iss_in_callback"),

@@ -240,13 +240,17 @@ class HostRule:
             return None
         if pattern != "*" and not host_matches(pattern, to.host):
             return None
-        return EgressRule(
-            f"[{to.host}]" if ":" in to.host else to.host,
-            scheme=to.scheme,
-            port=to.port,
-            path_prefix=self.path_prefix,
-            methods=self.methods,
-        )
+        try:
+            return EgressRule(
+                f"[{to.host}]" if ":" in to.host else to.host,
+                scheme=to.scheme,
+                port=to.port,
+                # Below the address itself: two servers on one host are two.
+                path_prefix=f"{to.path.rstrip('/')}{self.path_prefix}".rstrip("/") or "/",
+                methods=self.methods,
+            )
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +360,8 @@ class OAuthSpec:
     jwks_url: UrlTemplate | None = None
     issuer: str | None = None
     """Expected `iss` of ID tokens, and of the callback; `{claim.tid}` takes a claim's value."""
+    resource: str | None = None
+    """Whom the tokens are for (RFC 8707), sent with every request; with places for variables."""
     discovery: DiscoveryKind | None = None
     flows: tuple[Flow, ...] = (Flow.AUTHORIZATION_CODE,)
     iss_in_callback: bool = False

@@ -50,6 +50,18 @@ class UrlTemplate:
         parse_destination(example)
         return cls(text, names)
 
+    @classmethod
+    def literal(cls, url: str) -> Self:
+        """Returns an address without places, as a server says it about itself.
+
+        Raises:
+            ValueError: It is no address, or has what looks like a place.
+        """
+        if "{" in url or "}" in url:
+            raise ValueError("expected an address without places")
+        parse_destination(url)
+        return cls(url, ())
+
     @property
     def leading_name(self) -> str | None:
         """The variable that holds the beginning of the address, scheme and host."""
