@@ -12,26 +12,27 @@ from holdfast.ids import new_uuid7
 from services.auth.sealing import MasterKey, Sealed, Sealer
 from services.auth.secrets import Opaque, SecretDamagedError
 from services.auth.sql import insert_ignore
-from services.auth.tables import seal, sealed_keys, secrets
+from services.auth.tables import seal, sealed_keys, secrets, workspace_keys
 from services.shared.database import Database
 from services.shared.server import EXIT_CONFIGURATION, StartupError
 
 FIRST_EPOCH: Final = 1
 
 SECRETS_PURPOSE: Final = "secrets"
+WORKSPACE_KEYS_PURPOSE: Final = "workspace-keys"
 _KEYRING_PURPOSE: Final = "keyring"
 _SEAL_ID: Final = 1
 _CHECK_PATH: Final = "check"
 _CHECK_TEXT: Final = b"holdfast"
 # Keys that have to outlive a rotation of the master key: what they made cannot be made again.
-_KEPT_PURPOSES: Final = ("api-key-pepper", "audit", "requests", "run-grants")
+_KEPT_PURPOSES: Final = ("api-key-pepper", "audit", "requests", "run-grants", "system")
 _ROTATION_BATCH: Final = 500
 
 
 class Keyring(Opaque):
     """What the master key of one database opens."""
 
-    __slots__ = ("audit_key", "epoch", "grant_key", "master", "pepper", "request_key", "store_id")
+    __slots__ = ("audit_key", "epoch", "grant_key", "master", "pepper", "request_key", "store_id", "system_key")
 
     def __init__(self, master: MasterKey, store_id: str, epoch: int, kept: dict[str, bytes]) -> None:
         self.master = master
@@ -47,6 +48,8 @@ class Keyring(Opaque):
         """Key of the fingerprints of idempotent requests."""
         self.grant_key = kept["run-grants"]
         """Key that signs the grants of runs."""
+        self.system_key = kept["system"]
+        """Key of texts that the service seals for itself."""
 
     def sealer(self, purpose: str) -> Sealer:
         """Returns the sealer of one purpose."""
@@ -112,15 +115,16 @@ async def rotate(db: Database, keyring: Keyring, new_master: MasterKey) -> int:
     return await db.write(_rotate, keyring, new_master)
 
 
-def require_epoch(connection: sa.Connection, epoch: int) -> None:
+def require_epoch(connection: sa.Connection, epoch: int, *, is_read: bool = False) -> None:
     """Holds the seal until the end of the transaction, so that nothing is sealed with a key that was replaced.
+
+    In a transaction that only reads, it is looked at and not held.
 
     Raises:
         Unavailable: It was replaced.
     """
-    found = connection.execute(
-        sa.select(seal.c.epoch).where(seal.c.seal_id == _SEAL_ID).with_for_update(read=True)
-    ).scalar_one()
+    query = sa.select(seal.c.epoch).where(seal.c.seal_id == _SEAL_ID)
+    found = connection.execute(query if is_read else query.with_for_update(read=True)).scalar_one()
     if found != epoch:
         raise superseded()
 
@@ -214,6 +218,7 @@ def _rotate(connection: sa.Connection, keyring: Keyring, new_master: MasterKey) 
             .where(sealed_keys.c.purpose == purpose)
             .values(nonce=sealed.nonce, ciphertext=sealed.ciphertext)
         )
+    _reseal_workspace_keys(connection, keyring, new_master, epoch)
     old_sealer = keyring.sealer(SECRETS_PURPOSE)
     new_sealer = Sealer(new_master, store_id=keyring.store_id, purpose=SECRETS_PURPOSE, epoch=epoch)
     count, after = 0, ""
@@ -233,3 +238,16 @@ def _rotate(connection: sa.Connection, keyring: Keyring, new_master: MasterKey) 
             )
         count += len(rows)
         after = rows[-1].path
+
+
+def _reseal_workspace_keys(connection: sa.Connection, keyring: Keyring, new_master: MasterKey, epoch: int) -> None:
+    old_sealer = keyring.sealer(WORKSPACE_KEYS_PURPOSE)
+    new_sealer = Sealer(new_master, store_id=keyring.store_id, purpose=WORKSPACE_KEYS_PURPOSE, epoch=epoch)
+    for row in connection.execute(sa.select(workspace_keys)).all():
+        key = old_sealer.open(row.workspace_id, row.version, Sealed(bytes(row.nonce), bytes(row.ciphertext)))
+        sealed = new_sealer.seal(row.workspace_id, row.version, key)
+        connection.execute(
+            workspace_keys.update()
+            .where(workspace_keys.c.workspace_id == row.workspace_id, workspace_keys.c.version == row.version)
+            .values(nonce=sealed.nonce, ciphertext=sealed.ciphertext)
+        )
