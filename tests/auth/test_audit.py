@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -24,14 +25,14 @@ from tests.auth.support import RUN, Auth, Client, failure, make_key, new_connect
 AuditRecord = audit_service_pb2.AuditRecord
 
 
-async def records_of(client: Client, *, oldest_first: bool = True, **fields: object) -> list[AuditRecord]:
+async def records_of(client: Client, *, oldest_first: bool = True, **fields: Any) -> list[AuditRecord]:
     """All pages."""
     request = audit_service_pb2.ListAuditRecordsRequest(
         page_size=2,
         oldest_first=oldest_first,
-        filter=audit_service_pb2.AuditFilter(**fields),  # type: ignore[arg-type]
+        filter=audit_service_pb2.AuditFilter(**fields),
     )
-    found = []
+    found: list[AuditRecord] = []
     while True:
         response = await client.audit.ListAuditRecords(request)
         found += response.records
@@ -40,10 +41,8 @@ async def records_of(client: Client, *, oldest_first: bool = True, **fields: obj
         request.page_token = response.next_page_token
 
 
-async def verdict_of(client: Client, **fields: object) -> audit_service_pb2.VerifyAuditTrailResponse:
-    return await client.audit.VerifyAuditTrail(
-        audit_service_pb2.VerifyAuditTrailRequest(**fields)  # type: ignore[arg-type]
-    )
+async def verdict_of(client: Client, **fields: Any) -> audit_service_pb2.VerifyAuditTrailResponse:
+    return await client.audit.VerifyAuditTrail(audit_service_pb2.VerifyAuditTrailRequest(**fields))
 
 
 async def lines_of(client: Client, after_seq: int = 0) -> list[str]:
@@ -120,7 +119,7 @@ async def test_filters_find_what_fits_and_nothing_else(auth: Auth) -> None:
         await db.write(append_uses, uses(workspace_id, 6))
     now = datetime.now(UTC)
 
-    async def count(**fields: object) -> int:
+    async def count(**fields: Any) -> int:
         return len(await records_of(client, **fields))
 
     assert await count(run_id=RUN) == 6
