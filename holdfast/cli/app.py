@@ -88,7 +88,6 @@ _ORDER: Final = (
     "sessions",
     "trace",
     "connections",
-    "audit",
     "keys",
     "workspace",
     "storage",

@@ -35,7 +35,6 @@ SCOPES: Final = frozenset(
         "connections:write",
         "keys:write",
         "trace:read",
-        "audit:read",
     }
 )
 """All that a key may be given; `CreateApiKey`'s reference lists the same."""

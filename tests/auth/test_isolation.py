@@ -40,9 +40,6 @@ BY_NAME: dict[str, Call] = {
 WITHOUT_NAME = {
     "ApiKeyService/CreateApiKey",
     "ApiKeyService/ListApiKeys",
-    "AuditService/ExportAuditRecords",
-    "AuditService/ListAuditRecords",
-    "AuditService/VerifyAuditTrail",
     "ConnectionService/CreateConnection",
     "ConnectionService/ListConnections",
     "WorkspaceService/GetWorkspace",
