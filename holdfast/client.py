@@ -9,6 +9,7 @@ from holdfast.agent import Agent
 from holdfast.api.auth.v1 import workspace_service_pb2
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.api.common.v1 import agent_pb2
+from holdfast.audit import Audit
 from holdfast.housekeeping import Housekeeping
 from holdfast.resources import Agents, Approvals, Connections, Keys, Priority, Runs, Sessions, Trace
 from holdfast.run_stream import RunStream
@@ -65,6 +66,8 @@ class Client:
         """API keys of the workspace."""
         self.connections = Connections(self._transport)
         """Credentials of third parties."""
+        self.audit = Audit(self._transport)
+        """Who did what with credentials and keys."""
         self.trace = Trace(self._transport)
         """What happened and why."""
         self.housekeeping = Housekeeping(self._transport)

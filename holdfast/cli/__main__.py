@@ -9,6 +9,7 @@ from rich.text import Text
 from holdfast.cli import (  # noqa: F401
     agents,
     approvals,
+    audit,
     connections,
     data,
     doctor,

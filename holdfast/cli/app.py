@@ -88,6 +88,7 @@ _ORDER: Final = (
     "sessions",
     "trace",
     "connections",
+    "audit",
     "keys",
     "workspace",
     "storage",

@@ -27,6 +27,14 @@ ACCESS: Final[Mapping[str, Access]] = {
             "RevokeConnection": Access(scope="connections:write"),
         },
     ),
+    **service_access(
+        "holdfast.api.auth.v1.AuditService",
+        {
+            "ListAuditRecords": Access(scope="audit:read"),
+            "ExportAuditRecords": Access(scope="audit:read"),
+            "VerifyAuditTrail": Access(scope="audit:read", long_poll=True),
+        },
+    ),
     # The only way out for a secret: no key opens it.
     **service_access("holdfast.api.auth.v1.CredentialService", {"ResolveCredential": Access(services=("executor",))}),
     # The right of a run, signed for the caller whose credential the executor shows.

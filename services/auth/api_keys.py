@@ -35,6 +35,7 @@ SCOPES: Final = frozenset(
         "connections:write",
         "keys:write",
         "trace:read",
+        "audit:read",
     }
 )
 """All that a key may be given; `CreateApiKey`'s reference lists the same."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
+from holdfast.api.auth.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from holdfast.api.auth.v1.connection_service_pb2_grpc import add_ConnectionServiceServicer_to_server
 from holdfast.api.auth.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
 from holdfast.api.auth.v1.grant_service_pb2_grpc import add_GrantServiceServicer_to_server
@@ -17,6 +18,8 @@ from holdfast.api.auth.v1.workspace_service_pb2_grpc import add_WorkspaceService
 from services.auth.access import ACCESS
 from services.auth.api_keys import ApiKeys, LocalAuthenticator
 from services.auth.audit import AuditTrail
+from services.auth.audit_store_sql import SqlAuditStore
+from services.auth.audit_trail import AuditReader
 from services.auth.bootstrap import bootstrap
 from services.auth.connection_store import ConnectionStore
 from services.auth.connection_store_sql import SqlConnectionStore
@@ -29,6 +32,7 @@ from services.auth.master_key import unlock
 from services.auth.secrets import SecretStore
 from services.auth.secrets_embedded import EmbeddedSecretStore
 from services.auth.servicers.api_keys import ApiKeyServicer
+from services.auth.servicers.audit import AuditServicer
 from services.auth.servicers.connections import ConnectionServicer
 from services.auth.servicers.credentials import CredentialServicer
 from services.auth.servicers.grants import GrantServicer
@@ -129,6 +133,7 @@ async def auth_server(
         )
         key = page_key(settings.service_token)
         server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, key))
+        server.add(add_AuditServiceServicer_to_server, AuditServicer(AuditReader(SqlAuditStore(core.db)), key))
         server.add(add_ConnectionServiceServicer_to_server, ConnectionServicer(connections, key))
         server.add(add_CredentialServiceServicer_to_server, CredentialServicer(credentials))
         server.add(add_GrantServiceServicer_to_server, GrantServicer(grants, authenticator))

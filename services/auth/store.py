@@ -73,7 +73,9 @@ class Action(StrEnum):
     CONNECTION_CREATED = "connection.create"
     CONNECTION_REPLACED = "connection.replace"
     CONNECTION_REVOKED = "connection.revoke"
+    CONNECT_STARTED = "connect.start"
     CREDENTIAL_RESOLVED = "credential.resolve"
+    AUDIT_EXPORTED = "audit.export"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,14 @@ class CredentialUse:
     fingerprint: str | None
     run_id: str
     step: int
+    tool: str | None = None
+    """The tool that uses it; None for a model."""
+    host: str | None = None
+    """Where it goes, as `https://host[:port]`."""
+    user_id: str | None = None
+    """The user on whose behalf."""
+    details: Mapping[str, str] | None = None
+    """What else belongs to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +121,15 @@ class AuditRecord:
     fingerprint: str | None = None
     run_id: str | None = None
     step: int | None = None
+    tool: str | None = None
+    host: str | None = None
+    user_id: str | None = None
+    details: str | None = None
+    """JSON object of texts."""
+    previous_hash: bytes | None = None
+    """Hash of the record before it; None in a record from before there was a chain."""
+    hash: bytes | None = None
+    """As `holdfast.audit_chain` says."""
 
 
 class AuthStore(Protocol):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from holdfast.errors import AlreadyExists
-from services.auth.audit_sql import append_audit, next_seqs
+from services.auth.audit_sql import append_audit, append_uses, read_records
 from services.auth.request_sql import answer_request, answer_to, claim_request, release_request
 from services.auth.sql import insert_ignore
 from services.auth.store import (
@@ -77,11 +75,11 @@ class SqlAuthStore:
     async def append_credential_uses(self, uses: Sequence[CredentialUse]) -> None:
         """See `AuthStore.append_credential_uses`."""
         if uses:
-            await self._db.write(_append_credential_uses, uses)
+            await self._db.write(append_uses, uses)
 
     async def list_audit_records(self, workspace_id: str, *, limit: int, after_seq: int) -> list[AuditRecord]:
         """See `AuthStore.list_audit_records`."""
-        return await self._db.read(_list_audit_records, workspace_id, limit, after_seq)
+        return await self._db.read(_records_after, workspace_id, after_seq, limit)
 
     async def forget_requests(self, *, older_than_seconds: float) -> int:
         """See `AuthStore.forget_requests`."""
@@ -233,44 +231,5 @@ def _forget_requests(connection: sa.Connection, db: Database, age: timedelta) ->
     return connection.execute(requests.delete().where(requests.c.create_time < db.now(connection) - age)).rowcount
 
 
-# --------------------------------------------------------------------------------------------------------------- audit
-
-
-def _append_credential_uses(connection: sa.Connection, uses: Sequence[CredentialUse]) -> None:
-    by_workspace: dict[str, list[CredentialUse]] = defaultdict(list)
-    for use in uses:
-        by_workspace[use.workspace_id].append(use)
-    # In one order in every replica, so that two never wait for each other's workspaces in a circle.
-    for workspace_id, of_workspace in sorted(by_workspace.items()):
-        # A write whose answer was lost is sent again with the same ids.
-        known = set(
-            connection.execute(
-                sa.select(audit_records.c.record_id).where(
-                    audit_records.c.record_id.in_([use.record_id for use in of_workspace])
-                )
-            ).scalars()
-        )
-        new = [use for use in of_workspace if use.record_id not in known]
-        if not new:
-            continue
-        first = next_seqs(connection, workspace_id, len(new))
-        if first is None:
-            continue
-        connection.execute(
-            audit_records.insert(),
-            [
-                {"seq": seq, "action": Action.CREDENTIAL_RESOLVED.value, **dataclasses.asdict(use)}
-                for seq, use in enumerate(new, first)
-            ],
-        )
-
-
-def _list_audit_records(connection: sa.Connection, workspace_id: str, limit: int, after_seq: int) -> list[AuditRecord]:
-    statement = (
-        sa.select(audit_records)
-        .where(audit_records.c.workspace_id == workspace_id, audit_records.c.seq > after_seq)
-        .order_by(audit_records.c.seq)
-        .limit(limit)
-    )
-    fields = [field.name for field in dataclasses.fields(AuditRecord)]
-    return [AuditRecord(**{name: row._mapping[name] for name in fields}) for row in connection.execute(statement)]
+def _records_after(connection: sa.Connection, workspace_id: str, after_seq: int, limit: int) -> list[AuditRecord]:
+    return read_records(connection, workspace_id, audit_records.c.seq > after_seq, limit=limit)

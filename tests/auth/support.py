@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
+from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceStub
 from holdfast.api.auth.v1.connection_service_pb2 import CreateConnectionRequest
 from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.auth.v1.credential_service_pb2 import ResolveCredentialRequest
@@ -59,6 +60,7 @@ class Client:
         inner = grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
         self.channel = ServiceChannel(inner, address=address, identity=authorization, unary_deadline_seconds=10)
         self.api_keys = ApiKeyServiceStub(self.channel)
+        self.audit = AuditServiceStub(self.channel)
         self.connections = ConnectionServiceStub(self.channel)
         self.credentials = CredentialServiceStub(self.channel)
         self.grants = GrantServiceStub(self.channel)

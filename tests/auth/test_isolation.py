@@ -40,6 +40,9 @@ BY_NAME: dict[str, Call] = {
 WITHOUT_NAME = {
     "ApiKeyService/CreateApiKey",
     "ApiKeyService/ListApiKeys",
+    "AuditService/ExportAuditRecords",
+    "AuditService/ListAuditRecords",
+    "AuditService/VerifyAuditTrail",
     "ConnectionService/CreateConnection",
     "ConnectionService/ListConnections",
     "WorkspaceService/GetWorkspace",

@@ -316,6 +316,8 @@ class FakeOAuthProvider:
         """Taken in order, one for each token call."""
         self.max_concurrent_token_calls = 0
         self.reuses_detected = 0
+        self.signing_in = "ada"
+        """Whose browser comes to the provider."""
         self.registrations: list[dict[str, Any]] = []
         self.documents: dict[str, Any] = {}
         """Further JSON documents, by path."""
@@ -581,14 +583,16 @@ class FakeOAuthProvider:
         match request.path:
             case "/authorize":
                 code = f"code-canary-{next(self._numbers)}"
-                made = Grant(f"g{next(self._numbers)}", "ada", tuple(request.query.get("scope", "").split()), self)
+                made = Grant(
+                    f"g{next(self._numbers)}", self.signing_in, tuple(request.query.get("scope", "").split()), self
+                )
                 self._mint(made)
                 self._codes[code] = (made, dict(request.query))
                 back = urlencode({"code": code, "state": request.query.get("state", "")})
                 return 302, b"", {"location": f"{request.query['redirect_uri']}?{back}"}
             case "/device":
                 number = next(self._numbers)
-                made = Grant(f"g{number}", "ada", tuple(params.get("scope", "").split()), self)
+                made = Grant(f"g{number}", self.signing_in, tuple(params.get("scope", "").split()), self)
                 self._mint(made)
                 self._devices[f"device-canary-wxyz-{number}"] = (made, "authorization_pending")
                 answer = {
