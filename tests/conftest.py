@@ -6,6 +6,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -53,6 +54,15 @@ def postgres_url() -> Iterator[str]:
             yield server.get_uri()
         finally:
             server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def real_vault() -> Iterator[Any]:
+    """A real Vault or OpenBao for the whole session; None where there is none."""
+    from tests.auth.vault.support import real_server
+
+    with real_server() as server:
+        yield server
 
 
 @pytest.fixture

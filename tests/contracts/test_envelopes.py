@@ -17,14 +17,19 @@ from services.auth.sealing import MasterKey
 from services.auth.secrets import Secret, SecretDamagedError
 from services.shared.database import Database
 from services.shared.migrations import upgrade
+from tests.auth.vault.support import vault_of
 
 ONE = "0198c0de-0000-7000-8000-00000000000a"
 OTHER = "0198c0de-0000-7000-8000-00000000000b"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "vault", "real-vault"])
 async def envelopes(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Envelopes]:
     """A keeper that has no keys yet."""
+    if request.param in ("vault", "real-vault"):
+        async with vault_of(request, is_real=request.param == "real-vault", folder=tmp_path) as vault:
+            yield vault.envelopes
+        return
     url = (
         f"sqlite:///{tmp_path / 'auth.db'}"
         if request.param == "sqlite"

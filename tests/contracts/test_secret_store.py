@@ -17,17 +17,22 @@ from services.auth.secrets import MAX_SECRET_BYTES, Secret, SecretStore
 from services.auth.secrets_embedded import EmbeddedSecretStore
 from services.shared.database import Database
 from services.shared.migrations import upgrade
+from tests.auth.vault.support import vault_of
 from tests.fakes.secret_store import MemorySecretStore
 
 PATH = "ws/0198/shared/c/0199"
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "vault", "real-vault"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SecretStore]:
     """A store that holds nothing."""
-    kind: Literal["memory", "sqlite", "postgresql"] = request.param
+    kind: Literal["memory", "sqlite", "postgresql", "vault", "real-vault"] = request.param
     if kind == "memory":
         yield MemorySecretStore()
+        return
+    if kind in ("vault", "real-vault"):
+        async with vault_of(request, is_real=kind == "real-vault", folder=tmp_path) as vault:
+            yield vault.secrets
         return
     url = f"sqlite:///{tmp_path / 'auth.db'}" if kind == "sqlite" else request.getfixturevalue("postgres_database")
     async with Database(url, schema="auth") as db:
