@@ -280,20 +280,31 @@ class Keys:
         self._stub = transport.stub("auth", ApiKeyServiceStub)
 
     async def create(
-        self, display_name: str, scopes: Sequence[str], *, expire_time: datetime | None = None
+        self,
+        display_name: str,
+        scopes: Sequence[str],
+        *,
+        expire_time: datetime | None = None,
+        networks: Sequence[str] = (),
     ) -> tuple[api_key_service_pb2.ApiKey, str]:
         """Makes a key.
 
         Args:
             display_name: For people.
-            scopes: What it may do, such as `runs:write`; within those of the client's key.
+            scopes: What it may do: scopes such as `runs:write`, or roles (`admin`, `developer`, `runner`, `viewer`,
+                `worker`); within those of the client's key.
             expire_time: When it ends by itself.
+            networks: Where it may be used from, such as `10.0.0.0/8`; everywhere when there is none.
 
         Returns:
             The key's description, and the key itself, which is shown only here.
         """
         request = api_key_service_pb2.CreateApiKeyRequest(
-            display_name=display_name, scopes=scopes, expire_time=_timestamp(expire_time), request_id=new_uuid7()
+            display_name=display_name,
+            scopes=scopes,
+            expire_time=_timestamp(expire_time),
+            networks=networks,
+            request_id=new_uuid7(),
         )
         response = await self._transport.call("auth", self._stub.CreateApiKey, request)
         return response.api_key, response.secret

@@ -12,6 +12,7 @@ from holdfast.api.auth.v1 import api_key_service_pb2
 from holdfast.cli.app import JsonOption, group, with_client
 from holdfast.cli.console import age, moment, note, plain, print_json, print_table, say, state_text, to_datetime
 from holdfast.client import Client
+from holdfast.errors import NotFound
 
 keys = group("keys", "API keys of the workspace; alone it lists them.")
 
@@ -65,13 +66,23 @@ def _state(key: api_key_service_pb2.ApiKey) -> str:
 @keys.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for, for people.")],
-    scope: Annotated[
+    role: Annotated[
         list[str] | None,
         typer.Option(
-            "--scope",
-            "-s",
-            help="What it may do, such as runs:write; give it several times. Without it: everything a program needs to "
-            "start and follow runs.",
+            "--role",
+            "-r",
+            help="What it may do, as a role: admin, developer, runner, viewer or worker. Without a role or scope: "
+            "runner, which is what a program needs to start and follow runs.",
+        ),
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option("--scope", "-s", help="What it may do, such as runs:write; give it several times."),
+    ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--network", metavar="CIDR", help="Where it may be used from, such as 10.0.0.0/8; give it several times."
         ),
     ] = None,
     expires: Annotated[
@@ -80,9 +91,40 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key. It is shown once."""
-    scopes = scope or ["agents:read", "runs:read", "runs:write", "approvals:read", "trace:read"]
+    wanted = [*(role or []), *(scope or [])] or ["runner"]
     expire_time = _expire_time(expires) if expires is not None else None
-    key, secret = with_client(lambda client: client.keys.create(name, scopes, expire_time=expire_time))
+    key, secret = with_client(
+        lambda client: client.keys.create(name, wanted, expire_time=expire_time, networks=network or [])
+    )
+    _show_new(key, secret, as_json)
+
+
+@keys.command()
+def rotate(
+    api_key_id: Annotated[str, typer.Argument(metavar="KEY", help="Id of the key, the part between the underscores.")],
+    expires: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="When the new key ends by itself: 12h, 30d, 8w.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a second key like another one. Both work until the old one is revoked."""
+    expire_time = _expire_time(expires) if expires is not None else None
+
+    async def copy(client: Client) -> tuple[api_key_service_pb2.ApiKey, str]:
+        async for old in client.keys.list():
+            if old.api_key_id == api_key_id:
+                return await client.keys.create(
+                    old.display_name, list(old.scopes), expire_time=expire_time, networks=list(old.networks)
+                )
+        raise NotFound("there is no such API key", reason="API_KEY_NOT_FOUND")
+
+    key, secret = with_client(copy)
+    _show_new(key, secret, as_json)
+    if not as_json:
+        note(f"When nothing uses the old one any more: holdfast keys revoke {api_key_id}")
+
+
+def _show_new(key: api_key_service_pb2.ApiKey, secret: str, as_json: bool) -> None:
     if as_json:
         print_json({"api_key": plain(key), "secret": secret})
         return

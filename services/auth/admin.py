@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.errors import HoldfastError, ResourceExhausted, Unavailable
-from services.auth.api_keys import SCOPES, checked_scopes
 from services.auth.app import open_core
 from services.auth.callers import ADMIN, Caller
 from services.auth.files import replace, sync_folder, write_private
 from services.auth.key_file import KeyFile
 from services.auth.keyring import rotate
 from services.auth.master_key import next_key_path, read_key_file
+from services.auth.roles import ROLES, SCOPES, checked_scopes
 from services.auth.sealing import MasterKey
 from services.auth.settings import StorageSettings
 from services.shared.clock import SystemClock
@@ -70,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[ADMIN],
         metavar="SCOPE",
-        help=f"what it may do (default: {ADMIN}): {', '.join(sorted(SCOPES))}",
+        help=f"what it may do (default: {ADMIN}): roles ({', '.join(ROLES)}) or scopes ({', '.join(sorted(SCOPES))})",
+    )
+    create.add_argument(
+        "--networks", nargs="+", default=[], metavar="CIDR", help="where it may be used from; everywhere when not given"
     )
     create.add_argument("--expires", type=_days, metavar="DAYS", help="when it ends by itself; never when not given")
     create.add_argument(
@@ -111,7 +114,11 @@ async def create_key(settings: StorageSettings, options: argparse.Namespace) -> 
         caller = Caller(workspace.workspace_id, _ACTOR, frozenset({ADMIN}))
         if out is None:
             created = await core.api_keys.create(
-                caller, display_name=options.name, scopes=scopes, expire_time=expire_time
+                caller,
+                display_name=options.name,
+                scopes=scopes,
+                expire_time=expire_time,
+                networks=options.networks,
             )
             assert created.secret is not None
             sys.stdout.write(created.secret.reveal() + "\n")
@@ -121,7 +128,13 @@ async def create_key(settings: StorageSettings, options: argparse.Namespace) -> 
             if await asyncio.to_thread(out.exists):
                 raise StartupError(f"{out} exists already; no key was made")
             await file.withdraw(caller)
-            key = await file.create(caller, display_name=options.name, scopes=scopes, expire_time=expire_time)
+            key = await file.create(
+                caller,
+                display_name=options.name,
+                scopes=scopes,
+                expire_time=expire_time,
+                networks=options.networks,
+            )
         sys.stderr.write(f"key {key.api_key_id} of workspace {workspace.name} is in {out}\n")
 
 

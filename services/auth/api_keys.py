@@ -4,54 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import re
 import secrets as random_source
-import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from holdfast.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Reason, Unauthenticated
-from services.auth.callers import ADMIN, Caller
+from services.auth.callers import Caller
 from services.auth.keyring import Keyring
 from services.auth.requests import identify
+from services.auth.roles import checked_scopes
 from services.auth.secrets import Secret
 from services.auth.store import ApiKey, AuthStore, FoundApiKey, NewApiKey
 from services.shared.clock import Clock
 from services.shared.interceptors import Identity
-
-SCOPES: Final = frozenset(
-    {
-        ADMIN,
-        "agents:read",
-        "agents:write",
-        "runs:read",
-        "runs:write",
-        "approvals:read",
-        "approvals:write",
-        "workers",
-        "connections:read",
-        "connections:write",
-        "keys:write",
-        "trace:read",
-        "audit:read",
-    }
-)
-"""All that a key may be given; `CreateApiKey`'s reference lists the same."""
+from services.shared.key_form import ALPHABET, KEY_PREFIX, base62, checksum, parts_of_key
 
 OWN_WORKSPACE: Final = "workspace:read"
 """What every key may do: ask for the workspace that it belongs to. Not given to keys, but added when they are used."""
 
 MAX_DISPLAY_NAME_CHARACTERS: Final = 100
 
-_PREFIX: Final = "hfst_"
-_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+MAX_NETWORKS: Final = 50
+
 _ID_CHARACTERS: Final = 12
 _SECRET_BYTES: Final = 32
 _SECRET_CHARACTERS: Final = 43
-_CHECKSUM_CHARACTERS: Final = 6
-_FORM: Final = re.compile(r"hfst_(?P<id>[0-9A-Za-z]{12})_(?P<secret>[0-9A-Za-z]{43})(?P<checksum>[0-9A-Za-z]{6})")
 _ID_FORM: Final = re.compile(r"[0-9A-Za-z]{12}")
 _MAX_ID_ATTEMPTS: Final = 3
 
@@ -69,30 +50,16 @@ class ParsedKey:
 
 def generate_key() -> tuple[ParsedKey, Secret]:
     """Returns a new key: its parts, and the whole that its owner gets."""
-    api_key_id = "".join(random_source.choice(_ALPHABET) for _ in range(_ID_CHARACTERS))
-    secret = _base62(int.from_bytes(random_source.token_bytes(_SECRET_BYTES), "big"), _SECRET_CHARACTERS)
-    body = f"{_PREFIX}{api_key_id}_{secret}"
-    return ParsedKey(api_key_id, Secret(secret)), Secret(body + _checksum(body))
+    api_key_id = "".join(random_source.choice(ALPHABET) for _ in range(_ID_CHARACTERS))
+    secret = base62(int.from_bytes(random_source.token_bytes(_SECRET_BYTES), "big"), _SECRET_CHARACTERS)
+    body = f"{KEY_PREFIX}{api_key_id}_{secret}"
+    return ParsedKey(api_key_id, Secret(secret)), Secret(body + checksum(body))
 
 
 def parse_key(text: str) -> ParsedKey | None:
     """Returns the parts of a key, or None for what is no key. Most typing errors end here, without a look-up."""
-    match = _FORM.fullmatch(text)
-    if match is None or _checksum(text[:-_CHECKSUM_CHARACTERS]) != match["checksum"]:
-        return None
-    return ParsedKey(match["id"], Secret(match["secret"]))
-
-
-def _checksum(body: str) -> str:
-    return _base62(zlib.crc32(body.encode()), _CHECKSUM_CHARACTERS)
-
-
-def _base62(number: int, characters: int) -> str:
-    digits = []
-    for _ in range(characters):
-        number, digit = divmod(number, len(_ALPHABET))
-        digits.append(_ALPHABET[digit])
-    return "".join(reversed(digits))
+    parts = parts_of_key(text)
+    return None if parts is None else ParsedKey(parts[0], Secret(parts[1]))
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
@@ -130,6 +97,7 @@ class ApiKeys:
         display_name: str,
         scopes: Iterable[str],
         expire_time: datetime | None = None,
+        networks: Iterable[str] = (),
         request_id: str = "",
         escrow: Escrow | None = None,
     ) -> CreatedKey:
@@ -138,8 +106,9 @@ class ApiKeys:
         Args:
             caller: Who gives the scopes away.
             display_name: For people.
-            scopes: What the key may do.
+            scopes: What the key may do: scopes, and roles that stand for them.
             expire_time: When it ends; None means never.
+            networks: From where it may be used, as CIDR; none means from everywhere.
             request_id: Makes the call idempotent.
             escrow: Is given the whole key before it is valid, for a caller that must not lose it to a crash.
 
@@ -148,12 +117,19 @@ class ApiKeys:
             PermissionDenied: A scope is beyond the caller's.
         """
         wanted = checked_scopes(scopes)
+        allowed = checked_networks(networks)
         _check_display_name(display_name)
         request = identify(
             self._request_key,
             "CreateApiKey",
             request_id,
-            [display_name, wanted, None if expire_time is None else expire_time.isoformat()],
+            # Without networks the content is what it was before there were any.
+            [
+                display_name,
+                wanted,
+                None if expire_time is None else expire_time.isoformat(),
+                *([allowed] if allowed else []),
+            ],
         )
         for scope in wanted:
             if not caller.may_grant(scope):
@@ -178,6 +154,7 @@ class ApiKeys:
                 scopes=wanted,
                 digest=self._digest(parsed.secret),
                 expire_time=expire_time,
+                networks=allowed,
             )
             if escrow is not None:
                 await escrow(whole)
@@ -250,22 +227,25 @@ def _invalid() -> Unauthenticated:
     return Unauthenticated("the API key is not valid", reason=Reason.API_KEY_INVALID)
 
 
-def checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
-    """Returns the scopes in order, each once.
+def checked_networks(networks: Iterable[str]) -> tuple[str, ...]:
+    """Returns networks in their usual spelling, each once; an address is the network of itself.
 
     Raises:
-        InvalidArgument: There is none, or one is unknown.
+        InvalidArgument: One is none, or there are too many.
     """
-    wanted = tuple(sorted(set(scopes)))
-    known = ", ".join(sorted(SCOPES))
-    if not wanted:
+    wanted = list(networks)
+    if len(wanted) > MAX_NETWORKS:
         raise InvalidArgument(
-            "a key needs at least one scope", field="scopes", description=f"expected some of: {known}"
+            "there are too many networks", field="networks", description=f"expected at most {MAX_NETWORKS}"
         )
-    for scope in wanted:
-        if scope not in SCOPES:
-            raise InvalidArgument("a scope is unknown", field="scopes", description=f"expected some of: {known}")
-    return wanted
+    try:
+        return tuple(dict.fromkeys(str(ipaddress.ip_network(text.strip(), strict=False)) for text in wanted))
+    except ValueError as error:
+        raise InvalidArgument(
+            "a network is not valid",
+            field="networks",
+            description="expected networks such as 10.0.0.0/8 or 2001:db8::/32",
+        ) from error
 
 
 def _check_display_name(text: str) -> None:
@@ -295,4 +275,6 @@ class LocalAuthenticator:
             workspace_id=key.workspace_id,
             key_id=key.api_key_id,
             scopes=frozenset({*key.scopes, OWN_WORKSPACE}),
+            expire_time=key.expire_time,
+            networks=tuple(ipaddress.ip_network(network) for network in key.networks),
         )

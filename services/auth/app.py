@@ -132,7 +132,7 @@ async def auth_server(
             authenticator=authenticator,
         )
         key = page_key(settings.service_token)
-        server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, key))
+        server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, authenticator, key))
         server.add(add_AuditServiceServicer_to_server, AuditServicer(AuditReader(SqlAuditStore(core.db)), key))
         server.add(add_ConnectionServiceServicer_to_server, ConnectionServicer(connections, key))
         server.add(add_CredentialServiceServicer_to_server, CredentialServicer(credentials))

@@ -85,7 +85,13 @@ class KeyFile:
         await asyncio.to_thread(_remove, self._upcoming)
 
     async def create(
-        self, caller: Caller, *, display_name: str, scopes: Sequence[str], expire_time: datetime | None = None
+        self,
+        caller: Caller,
+        *,
+        display_name: str,
+        scopes: Sequence[str],
+        expire_time: datetime | None = None,
+        networks: Sequence[str] = (),
     ) -> ApiKey:
         """Makes a key and puts it into the file.
 
@@ -93,7 +99,12 @@ class KeyFile:
             StartupError: The file cannot be written; no key was made.
         """
         created = await self._api_keys.create(
-            caller, display_name=display_name, scopes=scopes, expire_time=expire_time, escrow=self._write_upcoming
+            caller,
+            display_name=display_name,
+            scopes=scopes,
+            expire_time=expire_time,
+            networks=networks,
+            escrow=self._write_upcoming,
         )
         await asyncio.to_thread(replace, self._upcoming, self.path)
         return created.key

@@ -31,6 +31,8 @@ class ApiKey:
     expire_time: datetime | None = None
     revoke_time: datetime | None = None
     last_use_time: datetime | None = None
+    networks: tuple[str, ...] = ()
+    """Where it may be used from, as CIDR; empty means everywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class NewApiKey:
     scopes: tuple[str, ...]
     digest: bytes
     expire_time: datetime | None
+    networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,7 @@ def _api_key_from(row: Any) -> ApiKey:
         expire_time=row.expire_time,
         revoke_time=row.revoke_time,
         last_use_time=row.last_use_time,
+        networks=tuple(row.networks.split()),
     )
 
 
@@ -142,6 +143,7 @@ def _create_api_key(
         scopes=new.scopes,
         create_time=now,
         expire_time=new.expire_time,
+        networks=new.networks,
     )
     is_new = insert_ignore(
         connection,
@@ -153,6 +155,7 @@ def _create_api_key(
         scopes=" ".join(key.scopes),
         create_time=now,
         expire_time=key.expire_time,
+        networks=" ".join(key.networks),
     )
     if not is_new:
         raise AlreadyExists("the API key's id is taken")
@@ -215,6 +218,7 @@ def _api_key_of(stored: dict[str, Any]) -> ApiKey:
             **stored,
             **times,
             "scopes": tuple(stored["scopes"]),
+            "networks": tuple(stored.get("networks", ())),
             "create_time": datetime.fromisoformat(stored["create_time"]),
         }
     )

@@ -20,6 +20,7 @@ from services.executor.servicers.fields import (
     request_id_field,
     user_field,
 )
+from services.shared.interceptors import acting_user
 
 # A label that is moved again and again while a run is created; each time it is looked up anew.
 _MAX_ATTEMPTS: Final = 5
@@ -70,7 +71,7 @@ class RunStarter:
         Raises:
             HoldfastError: Why nothing was stored, see RunService.StartRun.
         """
-        message, user_id = input_message(request), user_field(request.user_id)
+        message, user_id = input_message(request), acting_user(user_field(request.user_id))
         request_id = request_id_field(request.request_id)
         session_id = optional_uuid_field("session_id", request.session_id, Reason.SESSION_NOT_FOUND)
         if request.busy_policy not in api.BusyPolicy.values():

@@ -1,4 +1,4 @@
-"""Callers' API keys, verified by the auth service and remembered for seconds.
+"""Callers' API keys and persons' tokens, verified by the auth service and remembered for seconds.
 
 A revoked key is refused everywhere when its few seconds are over; a burst of calls with one key asks auth once.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ipaddress
 from collections import OrderedDict
 from datetime import UTC
 from typing import Final
@@ -19,6 +20,7 @@ from holdfast.errors import Reason, Unauthenticated
 from services.shared.channels import calling
 from services.shared.clock import Clock, SystemClock
 from services.shared.interceptors import Identity
+from services.shared.key_form import is_credential
 
 VALID_SECONDS: Final = 5.0
 INVALID_SECONDS: Final = 1.0
@@ -39,7 +41,7 @@ class _Flight:
 
 
 class RemoteAuthenticator:
-    """Asks `ApiKeyService.VerifyApiKey`. Keys are held only as their SHA-256.
+    """Asks `ApiKeyService.VerifyApiKey`. Keys and tokens are held only as their SHA-256.
 
     Args:
         channel: To the auth service.
@@ -62,6 +64,8 @@ class RemoteAuthenticator:
         digest = hashlib.sha256(api_key.encode()).digest()
         known = self._remembered(digest)
         if known is None:
+            if not is_credential(api_key):
+                raise Unauthenticated("it has not the form of a key or token", reason=Reason.API_KEY_INVALID)
             # Single flight: the first caller asks, the others wait for its answer. A lock, not a shared task: when
             # the first one is cancelled, the next one asks.
             flight = self._flights.setdefault(digest, _Flight())
@@ -97,19 +101,22 @@ class RemoteAuthenticator:
                     VerifyApiKeyRequest(secret=api_key), timeout=VERIFY_DEADLINE_SECONDS
                 )
         except Unauthenticated as error:
-            if error.reason == Reason.SERVICE_TOKEN_INVALID:
+            if error.reason in (Reason.SERVICE_TOKEN_INVALID, Reason.SERVICE_CERTIFICATE_INVALID):
                 raise
             answer, lifetime = Unauthenticated(error.message, reason=error.reason), INVALID_SECONDS
         else:
+            expire_time = response.expire_time.ToDatetime(tzinfo=UTC) if response.HasField("expire_time") else None
             answer = Identity(
-                "api_key",
+                "person" if response.user_id else "api_key",
                 workspace_id=response.workspace_id,
-                key_id=response.api_key_id,
+                key_id=response.api_key_id or None,
+                user_id=response.user_id or None,
                 scopes=frozenset(response.scopes),
+                expire_time=expire_time,
+                networks=tuple(ipaddress.ip_network(network) for network in response.networks),
             )
-            if response.HasField("expire_time"):
-                remaining = (response.expire_time.ToDatetime(tzinfo=UTC) - self._clock.now()).total_seconds()
-                lifetime = min(lifetime, remaining)
+            if expire_time is not None:
+                lifetime = min(lifetime, (expire_time - self._clock.now()).total_seconds())
         self._known[digest] = (self._clock.monotonic() + lifetime, answer)
         while len(self._known) > _MAX_ENTRIES:
             self._known.popitem(last=False)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import inspect
 import logging
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from time import perf_counter
 from typing import Any, Final, Literal, Protocol, cast
 
@@ -38,7 +40,12 @@ from holdfast.errors import (
     to_status,
 )
 from holdfast.ids import new_uuid7
+from services.shared.auth_failures import FailureLimiter
+from services.shared.clock import Clock, SystemClock
+from services.shared.key_form import MAX_CREDENTIAL_CHARACTERS, id_of_key
+from services.shared.peers import IPNetwork, is_within
 from services.shared.settings import CommonSettings
+from services.shared.stream_access import StreamEnd, rechecked
 from services.shared.telemetry import Telemetry, get_logger
 
 AUTHORIZATION: Final = "authorization"
@@ -46,8 +53,8 @@ WORKSPACE_KEY: Final = "holdfast-workspace-id"
 """Metadata in which a service says for which workspace it calls; taken from services only."""
 
 ADMIN_SCOPE: Final = "admin"
-
-_MAX_API_KEY_CHARACTERS: Final = 512
+IMPERSONATE_SCOPE: Final = "connections:impersonate"
+"""Lets a caller name a user other than its own."""
 
 log = get_logger(__name__)
 
@@ -122,21 +129,33 @@ def check_access_table(methods: Iterable[str], table: Mapping[str, Access]) -> N
 class Identity:
     """Who is calling, as far as it was proved."""
 
-    kind: Literal["api_key", "service", "anonymous"]
+    kind: Literal["api_key", "person", "service", "anonymous"]
     workspace_id: str | None = None
     key_id: str | None = None
     service: str | None = None
     scopes: frozenset[str] = frozenset()
+    user_id: str | None = None
+    """Who the person is, in the words of the issuer of the token; a key is nobody's."""
+    expire_time: datetime | None = None
+    """When the credential ends by itself."""
+    networks: tuple[IPNetwork, ...] = ()
+    """Where it may be used from; empty means everywhere."""
 
     def has_scope(self, scope: str) -> bool:
         """Tells whether the key carries `scope`; `admin` carries all of its workspace's."""
         return scope in self.scopes or ADMIN_SCOPE in self.scopes
+
+    def may_act_for(self, user_id: str) -> bool:
+        """Tells whether the caller may act as a user: a person as themselves, everybody else by a scope of its own."""
+        return (self.user_id is not None and user_id == self.user_id) or self.has_scope(IMPERSONATE_SCOPE)
 
     @property
     def name(self) -> str:
         """Short form for logs; holds no secret."""
         if self.kind == "service":
             return f"service:{self.service}"
+        if self.kind == "person":
+            return f"user:{self.user_id}"
         return f"key:{self.key_id}" if self.kind == "api_key" else "anonymous"
 
 
@@ -166,14 +185,38 @@ def current_workspace() -> str:
     return workspace_id
 
 
+def acting_user(named: str) -> str:
+    """Returns for which user the caller acts: a person for themselves unless they may name others.
+
+    Args:
+        named: The user whom the request names; empty when it names none.
+
+    Raises:
+        PermissionDenied: A person named somebody else and lacks the scope for it.
+    """
+    identity = current_identity()
+    # What a key names is its owner's own word for a user: the workspace's programs tell their users apart themselves.
+    if identity.kind != "person":
+        return named
+    if not named:
+        return identity.user_id or ""
+    if not identity.may_act_for(named):
+        raise PermissionDenied(
+            "a person acts for themselves only: leave user_id empty",
+            reason=Reason.SCOPE_MISSING,
+            metadata={"scope": IMPERSONATE_SCOPE},
+        )
+    return named
+
+
 class Authenticator(Protocol):
-    """Turns an API key into an identity."""
+    """Turns an API key, or a person's token, into an identity."""
 
     async def verify(self, api_key: str) -> Identity:
-        """Returns who the key belongs to.
+        """Returns who the key or token belongs to.
 
         Raises:
-            Unauthenticated: It is not a valid key; why is said by the reason.
+            Unauthenticated: It is not valid; why is said by the reason.
             Unavailable: It cannot be told at the moment.
         """
 
@@ -220,7 +263,12 @@ def public_error(error: Exception, method: str) -> HoldfastError:
 
 def _is_our_own_fault(error: HoldfastError) -> bool:
     # The caller's own key or arguments have nothing to do with how the services know each other.
-    return error.reason in (Reason.SERVICE_TOKEN_INVALID, Reason.METHOD_NOT_ALLOWED) or isinstance(error, Unimplemented)
+    return error.reason in _SERVICES_REFUSALS or isinstance(error, Unimplemented)
+
+
+_SERVICES_REFUSALS: Final = frozenset(
+    {Reason.SERVICE_TOKEN_INVALID, Reason.SERVICE_CERTIFICATE_INVALID, Reason.METHOD_NOT_ALLOWED}
+)
 
 
 async def _abort(context: Context, error: HoldfastError) -> None:
@@ -241,13 +289,16 @@ async def _abort(context: Context, error: HoldfastError) -> None:
 class Call:
     """What the layers know of one RPC."""
 
-    __slots__ = ("access", "context", "error", "identity", "method")
+    __slots__ = ("access", "context", "credential", "end", "error", "identity", "method")
 
     def __init__(self, method: str, access: Access, context: Context) -> None:
         self.method = method
         self.access = access
         self.context = context
         self.identity: Identity = ANONYMOUS
+        self.credential: str | None = None
+        """The key or token that was shown, for streams that outlive a look at it."""
+        self.end: StreamEnd | None = None
         self.error: HoldfastError | None = None
 
 
@@ -354,8 +405,12 @@ class ServerChain(_HandlerWrapper):
         metrics: RpcMetrics,
         max_message_bytes: int,
         default_deadline_seconds: float,
+        auth_failures_per_minute: int = 0,
+        clock: Clock | None = None,
     ) -> None:
         super().__init__()
+        self._clock: Clock = SystemClock() if clock is None else clock
+        self._failures = FailureLimiter(auth_failures_per_minute, self._clock)
         self._access = {**INFRASTRUCTURE_ACCESS, **access}
         self._service_token = service_token.encode()
         self._authenticator = authenticator
@@ -401,7 +456,7 @@ class ServerChain(_HandlerWrapper):
             self._translated_errors(call),  # every error leaves as a status with details, inside the RPC's span
             self._observed(call),  # one log line and one measurement per RPC, with the code that leaves
             self._bounded(call, is_unary),  # no unary call without an end, authentication included
-            self._authenticated(call),  # nothing of the handler runs before the caller is known and allowed
+            self._authenticated(call, is_unary),  # nothing of the handler runs before the caller is known and allowed
         ):
             yield
 
@@ -430,6 +485,8 @@ class ServerChain(_HandlerWrapper):
             raise
         except (asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
+            if call.end is not None and call.end.error is not None:
+                code, reason = call.end.error.code, call.end.error.reason
             raise
         finally:
             seconds = perf_counter() - started
@@ -467,12 +524,22 @@ class ServerChain(_HandlerWrapper):
             ) from error
 
     @asynccontextmanager
-    async def _authenticated(self, call: Call) -> AsyncIterator[None]:
+    async def _authenticated(self, call: Call, is_unary: bool) -> AsyncIterator[None]:
         if not call.access.public:
             call.identity = await self._authenticate(call)
         # Never reset: each RPC has a task, and so a context, of its own.
         _identity.set(call.identity)
-        yield
+        call.end = _stream_end.get(None)
+        if is_unary or call.credential is None or call.end is None:
+            yield
+            return
+        credential = call.credential
+
+        async def verify() -> datetime | None:
+            return (await self._verified(call, credential)).expire_time
+
+        async with rechecked(call.end, verify, call.identity.expire_time, self._clock):
+            yield
 
     async def _authenticate(self, call: Call) -> Identity:
         access = call.access
@@ -488,45 +555,72 @@ class ServerChain(_HandlerWrapper):
         secret = secret.strip()
         match scheme.lower():
             case "service" if secret:
-                return self._service_identity(access, secret, workspace_id)
+                return self._service_identity(call, secret, workspace_id)
             case "bearer" if secret:
-                return await self._key_identity(call, access, secret)
+                return await self._bearer_identity(call, secret)
         if access.scope is None:
             raise Unauthenticated("this method takes calls of services only", reason=Reason.SERVICE_TOKEN_INVALID)
         raise Unauthenticated(
             "no API key: send it as the metadata `authorization: Bearer <key>`", reason=Reason.API_KEY_MISSING
         )
 
-    def _service_identity(self, access: Access, secret: str, workspace_id: str | None) -> Identity:
+    def _service_identity(self, call: Call, secret: str, workspace_id: str | None) -> Identity:
         name, _, token = secret.partition(":")
         if not hmac.compare_digest(token.encode(), self._service_token):
+            peer = call.context.peer()
+            self._failures.check(peer, None, b"")
+            self._failures.failed(peer)
             raise Unauthenticated("the service token is not valid", reason=Reason.SERVICE_TOKEN_INVALID)
-        if name not in access.services:
+        if name not in call.access.services:
             raise PermissionDenied("this service may not call this method", reason=Reason.METHOD_NOT_ALLOWED)
         return Identity("service", workspace_id=workspace_id, service=name)
 
-    async def _key_identity(self, call: Call, access: Access, api_key: str) -> Identity:
-        if access.scope is None or self._authenticator is None:
+    async def _bearer_identity(self, call: Call, credential: str) -> Identity:
+        if call.access.scope is None or self._authenticator is None:
             raise PermissionDenied("this method takes calls of services only", reason=Reason.METHOD_NOT_ALLOWED)
-        if len(api_key) > _MAX_API_KEY_CHARACTERS:
+        if len(credential) > MAX_CREDENTIAL_CHARACTERS:
             raise _invalid_key()
+        digest = hashlib.sha256(credential.encode()).digest()
+        if self._failures.is_counting:
+            self._failures.check(call.context.peer(), id_of_key(credential), digest)
         try:
-            identity = await self._authenticator.verify(api_key)
+            identity = await self._verified(call, credential)
         except Unauthenticated as error:
-            if error.reason == Reason.SERVICE_TOKEN_INVALID:
+            if not _is_our_own_fault(error):
+                self._failures.failed(call.context.peer(), id_of_key(credential))
+            raise
+        self._failures.succeeded(digest)
+        call.credential = credential
+        return identity
+
+    async def _verified(self, call: Call, credential: str) -> Identity:
+        assert self._authenticator is not None and call.access.scope is not None
+        try:
+            identity = await self._authenticator.verify(credential)
+        except Unauthenticated as error:
+            if _is_our_own_fault(error):
                 raise
-            # One public text: nobody learns that a key once existed, or whose it was.
-            if error.reason == Reason.API_KEY_EXPIRED:
-                raise Unauthenticated("the API key has expired", reason=Reason.API_KEY_EXPIRED) from error
+            # One public text each: nobody learns that a key once existed, or whose it was.
+            if error.reason in _PUBLIC_REFUSALS:
+                raise Unauthenticated(_PUBLIC_REFUSALS[error.reason], reason=error.reason) from error
             raise _invalid_key() from error
         call.identity = identity
-        if not identity.has_scope(access.scope):
+        if identity.networks and not is_within(call.context.peer(), identity.networks):
+            raise PermissionDenied("the API key may not be used from this address", reason=Reason.ADDRESS_NOT_ALLOWED)
+        if not identity.has_scope(call.access.scope):
             raise PermissionDenied(
-                f"the API key lacks the scope {access.scope}",
+                f"the {'API key' if identity.kind == 'api_key' else 'caller'} lacks the scope {call.access.scope}",
                 reason=Reason.SCOPE_MISSING,
-                metadata={"scope": access.scope},
+                metadata={"scope": call.access.scope},
             )
         return identity
+
+
+_PUBLIC_REFUSALS: Final[Mapping[str, str]] = {
+    Reason.API_KEY_EXPIRED: "the API key has expired",
+    Reason.TOKEN_EXPIRED: "the token has expired",
+    Reason.TOKEN_INVALID: "the token is not valid",
+}
 
 
 def _invalid_key() -> Unauthenticated:
@@ -546,6 +640,10 @@ def _log_level(call: Call, code: grpc.StatusCode) -> int:
 _open_generators: ContextVar[list[Any]] = ContextVar("holdfast_open_generators")
 
 
+# Lets the layers below end the stream of the current task.
+_stream_end: ContextVar[StreamEnd] = ContextVar("holdfast_stream_end")
+
+
 class ErrorGuard(_HandlerWrapper):
     """Lets nothing reach the library that it would send to the caller as text, whichever layer below has raised it.
 
@@ -558,16 +656,21 @@ class ErrorGuard(_HandlerWrapper):
         behaviour = _behaviour_of(handler)
 
         async def unary(request: Any, context: Context) -> Any:
+            end = _begin_stream() if handler.request_streaming else None
             try:
                 return await behaviour(request, context)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
                 await _abort(context, public_error(error, method))
+            except asyncio.CancelledError:
+                await _abort_ended(context, end)
+                raise
 
         async def stream(request: Any, context: Context) -> None:
             opened: list[Any] = []
             _open_generators.set(opened)
+            end = _begin_stream()
             try:
                 responses = behaviour(request, context)
                 try:
@@ -581,8 +684,26 @@ class ErrorGuard(_HandlerWrapper):
                 raise
             except Exception as error:
                 await _abort(context, public_error(error, method))
+            except asyncio.CancelledError:
+                await _abort_ended(context, end)
+                raise
 
         return _handler_like(handler, stream if handler.response_streaming else unary, handler.request_deserializer)
+
+
+def _begin_stream() -> StreamEnd:
+    task = asyncio.current_task()
+    assert task is not None
+    end = StreamEnd(task)
+    _stream_end.set(end)
+    return end
+
+
+async def _abort_ended(context: Context, end: StreamEnd | None) -> None:
+    """Tells the client why its stream was ended; returns when it was cancelled for another reason."""
+    if end is not None and end.error is not None:
+        end.task.uncancel()
+        await _abort(context, end.error)
 
 
 def _behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behaviour:
@@ -630,6 +751,7 @@ def build_interceptors(
     *,
     access: Mapping[str, Access],
     authenticator: Authenticator | None,
+    clock: Clock | None = None,
 ) -> Sequence[grpc.aio.ServerInterceptor]:
     """Returns the server's interceptors, outermost first; this is the only list."""
     table = {**INFRASTRUCTURE_ACCESS, **access}
@@ -651,5 +773,7 @@ def build_interceptors(
             metrics=RpcMetrics(telemetry.registry),
             max_message_bytes=settings.max_message_bytes,
             default_deadline_seconds=settings.default_deadline_seconds,
+            auth_failures_per_minute=settings.auth_failures_per_minute,
+            clock=clock,
         ),
     )

@@ -28,6 +28,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 
 from holdfast.errors import NotFound, Unavailable
 from services.shared.channels import KEEPALIVE_OPTIONS, wait_for_channel_ready
+from services.shared.clock import Clock
 from services.shared.crash_points import arm
 from services.shared.interceptors import (
     INFRASTRUCTURE_ACCESS,
@@ -187,6 +188,7 @@ class Server:
         access: Who may call what; every method of every added servicer has an entry. Health and reflection are in.
         telemetry: The process's telemetry.
         authenticator: Verifies API keys; a service that takes none leaves it out.
+        clock: Time, for credentials that end while a stream is open.
     """
 
     def __init__(
@@ -197,6 +199,7 @@ class Server:
         access: Mapping[str, Access],
         telemetry: Telemetry,
         authenticator: Authenticator | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.service = service
         self.health = Health()
@@ -212,7 +215,9 @@ class Server:
         self._is_drained = False
         hard_limit = min(settings.max_message_bytes * 4, HARD_MESSAGE_LIMIT_BYTES)
         self._grpc = grpc.aio.server(
-            interceptors=build_interceptors(settings, telemetry, access=access, authenticator=authenticator),
+            interceptors=build_interceptors(
+                settings, telemetry, access=access, authenticator=authenticator, clock=clock
+            ),
             options=[
                 *KEEPALIVE_OPTIONS,
                 # Clients may ping every 10 s, also between calls; the default would close their connection.

@@ -507,6 +507,12 @@ class CommonSettings:
         default="",
         doc="For tests: where the process dies as if killed, as name or name:visits (services/shared/crash_points.py).",
     )
+    auth_failures_per_minute: int = setting(
+        "HOLDFAST_AUTH_FAILURES_PER_MINUTE",
+        default=60,
+        minimum=0,
+        doc="How many keys, tokens and service credentials that are not valid one address may try; 0 means no limit.",
+    )
     otlp_endpoint: str = setting(
         "HOLDFAST_OTLP_ENDPOINT",
         default="",

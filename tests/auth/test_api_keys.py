@@ -26,7 +26,8 @@ from holdfast.errors import (
     Reason,
     Unauthenticated,
 )
-from services.auth.api_keys import SCOPES, generate_key, parse_key
+from services.auth.api_keys import generate_key, parse_key
+from services.auth.roles import ROLES, SCOPES
 from services.auth.settings import AuthSettings
 from tests.auth.support import Auth, failure, make_key, running, settings_for, sqlite_url
 from tests.fakes.clock import FakeClock
@@ -321,3 +322,72 @@ async def test_the_last_use_is_kept_to_the_minute(settings: AuthSettings) -> Non
         assert (last.seconds % 60, last.nanos) == (0, 0)
         assert last.seconds >= used.api_key.create_time.seconds - 60
         assert not keys[unused.api_key.api_key_id].HasField("last_use_time")
+
+
+# ------------------------------------------------------------------------------------------------- roles and networks
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_role_becomes_its_scopes(embedded_auth: Auth, role: str) -> None:
+    admin, _ = await embedded_auth.workspace("acme")
+    created = await create(admin, role)
+    assert set(created.api_key.scopes) == ROLES[role]
+    assert set((await verify(embedded_auth, created.secret)).scopes) == ROLES[role]
+
+
+async def test_roles_and_scopes_add_up_and_unknown_ones_are_refused(embedded_auth: Auth) -> None:
+    admin, _ = await embedded_auth.workspace("acme")
+    created = await create(admin, "worker", "runs:read")
+    assert list(created.api_key.scopes) == ["runs:read", "workers"]
+    error = await failure(create(admin, "owner"))
+    assert isinstance(error, InvalidArgument)
+    assert error.field_violations[0].field == "scopes"
+
+
+async def test_a_role_cannot_be_given_by_a_key_that_lacks_one_of_its_scopes(embedded_auth: Auth) -> None:
+    admin, _ = await embedded_auth.workspace("acme")
+    lesser = embedded_auth.as_bearer((await create(admin, "keys:write", "runner")).secret)
+    assert (await create(lesser, "runner")).secret
+    for role in ("developer", "admin", "worker"):
+        assert (await failure(create(lesser, role))).reason == Reason.SCOPE_MISSING
+
+
+async def test_a_key_with_networks_is_good_inside_them_and_told_to_every_service(auth: Auth) -> None:
+    admin, _ = await auth.workspace("acme")
+    here = await create(admin, "admin", networks=["127.0.0.1", "10.1.2.3/8", "127.0.0.1/32"])
+    assert list(here.api_key.networks) == ["127.0.0.1/32", "10.0.0.0/8"]
+    assert list((await verify(auth, here.secret)).networks) == ["127.0.0.1/32", "10.0.0.0/8"]
+    listed = await auth.as_bearer(here.secret).api_keys.ListApiKeys(ListApiKeysRequest())
+    assert list(listed.api_keys[0].networks) == ["127.0.0.1/32", "10.0.0.0/8"]
+
+    elsewhere = await create(admin, "admin", networks=["2001:db8::/32"])
+    error = await failure(auth.as_bearer(elsewhere.secret).api_keys.ListApiKeys(ListApiKeysRequest()))
+    assert isinstance(error, PermissionDenied)
+    assert error.reason == Reason.ADDRESS_NOT_ALLOWED
+
+
+async def test_networks_that_are_none_are_refused(embedded_auth: Auth) -> None:
+    admin, _ = await embedded_auth.workspace("acme")
+    for networks in (["10.0.0.0/33"], ["localhost"], [""], ["10.0.0.1"] * 51):
+        error = await failure(create(admin, "admin", networks=networks))
+        assert isinstance(error, InvalidArgument)
+        assert error.field_violations[0].field == "networks"
+
+
+async def test_a_repeated_request_with_other_networks_is_another_one(embedded_auth: Auth) -> None:
+    admin, _ = await embedded_auth.workspace("acme")
+    first = await create(admin, "admin", networks=["10.0.0.0/8"], request_id="r1")
+    again = await create(admin, "admin", networks=["10.0.0.0/8"], request_id="r1")
+    assert again.api_key == first.api_key
+    other = await failure(create(admin, "admin", request_id="r1"))
+    assert other.reason == Reason.REQUEST_ID_REUSED
+
+
+async def test_two_keys_are_good_at_once_while_one_takes_the_place_of_the_other(embedded_auth: Auth) -> None:
+    admin, _ = await embedded_auth.workspace("acme")
+    old, new = await create(admin, "runner"), await create(admin, "runner")
+    for key in (old, new):
+        assert (await verify(embedded_auth, key.secret)).workspace_id
+    await admin.api_keys.RevokeApiKey(RevokeApiKeyRequest(api_key_id=old.api_key.api_key_id))
+    assert (await failure(verify(embedded_auth, old.secret))).reason == Reason.API_KEY_INVALID
+    assert (await verify(embedded_auth, new.secret)).workspace_id

@@ -15,6 +15,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from services.shared.channels import ServiceChannel, open_channel
+from services.shared.clock import Clock
 from services.shared.interceptors import Access, Authenticator, service_access
 from services.shared.server import Server
 from services.shared.settings import CommonSettings
@@ -139,7 +140,12 @@ class Suite:
         self.echo = Echo()
 
     async def serve(
-        self, *, access: dict[str, Access] | None = None, authenticator: Authenticator | None = None, **changes: Any
+        self,
+        *,
+        access: dict[str, Access] | None = None,
+        authenticator: Authenticator | None = None,
+        clock: Clock | None = None,
+        **changes: Any,
     ) -> Server:
         self.settings = replace(self.settings, **changes)
         server = Server(
@@ -148,6 +154,7 @@ class Suite:
             access=INTERNAL_ACCESS if access is None else access,
             telemetry=self.telemetry,
             authenticator=authenticator,
+            clock=clock,
         )
         server.add(add_echo_to_server, self.echo)
         await self._stack.enter_async_context(server)

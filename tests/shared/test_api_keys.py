@@ -17,12 +17,21 @@ from holdfast.errors import Reason, Unauthenticated, Unavailable
 from services.shared.api_keys import INVALID_SECONDS, VALID_SECONDS, RemoteAuthenticator
 from services.shared.channels import open_channel
 from services.shared.interceptors import Access, Identity, service_access
+from services.shared.key_form import checksum
 from services.shared.server import Server
 from services.shared.settings import CommonSettings
 from services.shared.telemetry import build_telemetry
 from tests.fakes.clock import FakeClock
 from tests.shared.conftest import TOKEN
 
+
+def key_of(name: str) -> str:
+    """A well-formed key; the others are not even asked about."""
+    body = f"hfst_{name:0>12}_{'0' * 43}"
+    return body + checksum(body)
+
+
+GOOD, SHORT, NEW = key_of("good"), key_of("short"), key_of("new")
 METHODS = ("CreateApiKey", "ListApiKeys", "RevokeApiKey", "VerifyApiKey")
 ACCESS = service_access("holdfast.api.auth.v1.ApiKeyService", {name: Access(services=("trace",)) for name in METHODS})
 
@@ -31,7 +40,7 @@ class Auth(ApiKeyServiceServicer):
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.asked: list[str] = []
-        self.valid = {"good", "short"}
+        self.valid = {GOOD, SHORT}
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -50,7 +59,7 @@ class Auth(ApiKeyServiceServicer):
         if request.secret not in self.valid:
             raise Unauthenticated("the API key is not valid", reason=Reason.API_KEY_INVALID)
         answer = pb.VerifyApiKeyResponse(workspace_id="w1", api_key_id="k1", scopes=["runs:read"])
-        if request.secret == "short":
+        if request.secret == SHORT:
             answer.expire_time.FromDatetime(self.clock.now() + timedelta(seconds=2))
         return answer
 
@@ -78,15 +87,15 @@ async def test_a_valid_key_is_asked_for_once_in_its_seconds(
     keys: RemoteAuthenticator, auth: Auth, clock: FakeClock
 ) -> None:
     expected = Identity("api_key", workspace_id="w1", key_id="k1", scopes=frozenset({"runs:read"}))
-    assert await keys.verify("good") == expected
+    assert await keys.verify(GOOD) == expected
     await clock.advance(VALID_SECONDS - 0.1)
-    assert await keys.verify("good") == expected
-    assert auth.asked == ["good"]
+    assert await keys.verify(GOOD) == expected
+    assert auth.asked == [GOOD]
 
     auth.valid.clear()
     await clock.advance(0.2)
     with pytest.raises(Unauthenticated) as caught:
-        await keys.verify("good")
+        await keys.verify(GOOD)
     assert caught.value.reason == Reason.API_KEY_INVALID
 
 
@@ -95,30 +104,30 @@ async def test_a_wrong_key_is_asked_for_again_after_a_second(
 ) -> None:
     for _ in range(3):
         with pytest.raises(Unauthenticated):
-            await keys.verify("new")
-    assert auth.asked == ["new"]
+            await keys.verify(NEW)
+    assert auth.asked == [NEW]
 
-    auth.valid.add("new")
+    auth.valid.add(NEW)
     await clock.advance(INVALID_SECONDS)
-    assert (await keys.verify("new")).key_id == "k1"
+    assert (await keys.verify(NEW)).key_id == "k1"
 
 
 async def test_a_key_is_never_remembered_beyond_its_end(
     keys: RemoteAuthenticator, auth: Auth, clock: FakeClock
 ) -> None:
-    await keys.verify("short")
+    await keys.verify(SHORT)
     auth.valid.clear()
     await clock.advance(2.1)
     with pytest.raises(Unauthenticated):
-        await keys.verify("short")
+        await keys.verify(SHORT)
 
 
 async def test_a_burst_of_calls_asks_once_even_when_the_first_is_cancelled(
     keys: RemoteAuthenticator, auth: Auth
 ) -> None:
     auth.gate.clear()
-    first = asyncio.ensure_future(keys.verify("good"))
-    others = [asyncio.ensure_future(keys.verify("good")) for _ in range(20)]
+    first = asyncio.ensure_future(keys.verify(GOOD))
+    others = [asyncio.ensure_future(keys.verify(GOOD)) for _ in range(20)]
     await asyncio.sleep(0)
     first.cancel()
     auth.gate.set()
@@ -133,7 +142,7 @@ async def test_auth_being_away_is_unavailable_and_not_remembered(unused_tcp_port
         keys = RemoteAuthenticator(channel, clock=clock)
         for _ in range(2):
             with pytest.raises(Unavailable) as caught:
-                await keys.verify("good")
+                await keys.verify(GOOD)
             assert caught.value.reason == Reason.AUTH_UNAVAILABLE
 
 
@@ -144,5 +153,13 @@ async def test_a_wrong_service_token_is_not_blamed_on_the_key(auth: Auth) -> Non
     wrong = CommonSettings(service_token=TOKEN)
     async with server, open_channel(server.address, service="trace", settings=wrong) as channel:
         with pytest.raises(Unauthenticated) as caught:
-            await RemoteAuthenticator(channel).verify("good")
+            await RemoteAuthenticator(channel).verify(GOOD)
     assert caught.value.reason == Reason.SERVICE_TOKEN_INVALID
+
+
+async def test_what_is_no_key_is_refused_without_asking(keys: RemoteAuthenticator, auth: Auth) -> None:
+    for text in ("", "good", GOOD[:-1], GOOD[:-1] + "!", GOOD.lower(), "a.b", "a..b", "a.b.c.d", "a.b.c\n", "é.b.c"):
+        with pytest.raises(Unauthenticated) as caught:
+            await keys.verify(text)
+        assert caught.value.reason == Reason.API_KEY_INVALID
+    assert auth.asked == []

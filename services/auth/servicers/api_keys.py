@@ -7,10 +7,9 @@ from typing import Any
 
 from holdfast.api.auth.v1 import api_key_service_pb2 as pb
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceServicer
-from services.auth.api_keys import ApiKeys
-from services.auth.secrets import Secret
+from services.auth.api_keys import OWN_WORKSPACE, ApiKeys
 from services.auth.servicers.messages import current_caller, to_api_key, to_datetime, to_timestamp
-from services.shared.interceptors import current_workspace
+from services.shared.interceptors import Authenticator, current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 
@@ -19,11 +18,13 @@ class ApiKeyServicer(ApiKeyServiceServicer):
 
     Args:
         api_keys: The rules.
+        authenticator: Tells who the bearer of a credential is.
         page_key: Signs page tokens.
     """
 
-    def __init__(self, api_keys: ApiKeys, page_key: bytes) -> None:
+    def __init__(self, api_keys: ApiKeys, authenticator: Authenticator, page_key: bytes) -> None:
         self._api_keys = api_keys
+        self._authenticator = authenticator
         self._page_key = page_key
 
     async def CreateApiKey(self, request: pb.CreateApiKeyRequest, context: Any) -> pb.CreateApiKeyResponse:
@@ -33,6 +34,7 @@ class ApiKeyServicer(ApiKeyServiceServicer):
             display_name=request.display_name,
             scopes=request.scopes,
             expire_time=to_datetime(request.expire_time, "expire_time") if request.HasField("expire_time") else None,
+            networks=request.networks,
             request_id=request.request_id,
         )
         secret = created.secret.reveal() if created.secret is not None else ""
@@ -59,11 +61,13 @@ class ApiKeyServicer(ApiKeyServiceServicer):
         return pb.RevokeApiKeyResponse(api_key=to_api_key(key))
 
     async def VerifyApiKey(self, request: pb.VerifyApiKeyRequest, context: Any) -> pb.VerifyApiKeyResponse:
-        """Tells a service who the bearer of a key is."""
-        key = await self._api_keys.verify(Secret(request.secret))
+        """Tells a service who the bearer of a key or token is."""
+        identity = await self._authenticator.verify(request.secret)
         return pb.VerifyApiKeyResponse(
-            workspace_id=key.workspace_id,
-            api_key_id=key.api_key_id,
-            scopes=key.scopes,
-            expire_time=to_timestamp(key.expire_time),
+            workspace_id=identity.workspace_id,
+            api_key_id=identity.key_id,
+            scopes=sorted(identity.scopes - {OWN_WORKSPACE}),
+            expire_time=to_timestamp(identity.expire_time),
+            user_id=identity.user_id,
+            networks=[str(network) for network in identity.networks],
         )

@@ -73,6 +73,7 @@ def to_api_key(key: ApiKey) -> api_key_service_pb2.ApiKey:
         expire_time=to_timestamp(key.expire_time),
         revoke_time=to_timestamp(key.revoke_time),
         last_use_time=to_timestamp(key.last_use_time),
+        networks=key.networks,
     )
 
 

@@ -12,7 +12,7 @@ from holdfast.ids import new_uuid7
 from services.executor.servicers.fields import fingerprint, request_id_field, user_field, uuid_field
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
-from services.shared.interceptors import current_workspace
+from services.shared.interceptors import acting_user, current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 
@@ -35,7 +35,7 @@ class SessionServicer(SessionServiceServicer):
                 store.CreateSessionRequest(
                     workspace_id=current_workspace(),
                     session_id=new_uuid7(),
-                    user_id=user_field(request.user_id),
+                    user_id=acting_user(user_field(request.user_id)),
                     request_id=request_id_field(request.request_id),
                     request_fingerprint=fingerprint(request),
                 )

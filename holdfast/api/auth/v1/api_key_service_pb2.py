@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*holdfast/api/auth/v1/api_key_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x02\n\x06\x41piKey\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\x13\x43reateApiKeyRequest\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"Z\n\x14\x43reateApiKeyResponse\x12-\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1c.holdfast.api.auth.v1.ApiKey\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\";\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x13ListApiKeysResponse\x12.\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1c.holdfast.api.auth.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x13RevokeApiKeyRequest\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"E\n\x14RevokeApiKeyResponse\x12-\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1c.holdfast.api.auth.v1.ApiKey\"*\n\x13VerifyApiKeyRequest\x12\x13\n\x06secret\x18\x01 \x01(\tB\x03\x80\x01\x01\"\x81\x01\n\x14VerifyApiKeyResponse\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\napi_key_id\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa8\x03\n\rApiKeyService\x12\x65\n\x0c\x43reateApiKey\x12).holdfast.api.auth.v1.CreateApiKeyRequest\x1a*.holdfast.api.auth.v1.CreateApiKeyResponse\x12\x62\n\x0bListApiKeys\x12(.holdfast.api.auth.v1.ListApiKeysRequest\x1a).holdfast.api.auth.v1.ListApiKeysResponse\x12\x65\n\x0cRevokeApiKey\x12).holdfast.api.auth.v1.RevokeApiKeyRequest\x1a*.holdfast.api.auth.v1.RevokeApiKeyResponse\x12\x65\n\x0cVerifyApiKey\x12).holdfast.api.auth.v1.VerifyApiKeyRequest\x1a*.holdfast.api.auth.v1.VerifyApiKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*holdfast/api/auth/v1/api_key_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x02\n\x06\x41piKey\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08networks\x18\x08 \x03(\t\"\x92\x01\n\x13\x43reateApiKeyRequest\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x10\n\x08networks\x18\x05 \x03(\t\"Z\n\x14\x43reateApiKeyResponse\x12-\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1c.holdfast.api.auth.v1.ApiKey\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\";\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x13ListApiKeysResponse\x12.\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1c.holdfast.api.auth.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x13RevokeApiKeyRequest\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"E\n\x14RevokeApiKeyResponse\x12-\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1c.holdfast.api.auth.v1.ApiKey\"*\n\x13VerifyApiKeyRequest\x12\x13\n\x06secret\x18\x01 \x01(\tB\x03\x80\x01\x01\"\xa4\x01\n\x14VerifyApiKeyResponse\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\napi_key_id\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12\x10\n\x08networks\x18\x06 \x03(\t2\xa8\x03\n\rApiKeyService\x12\x65\n\x0c\x43reateApiKey\x12).holdfast.api.auth.v1.CreateApiKeyRequest\x1a*.holdfast.api.auth.v1.CreateApiKeyResponse\x12\x62\n\x0bListApiKeys\x12(.holdfast.api.auth.v1.ListApiKeysRequest\x1a).holdfast.api.auth.v1.ListApiKeysResponse\x12\x65\n\x0cRevokeApiKey\x12).holdfast.api.auth.v1.RevokeApiKeyRequest\x1a*.holdfast.api.auth.v1.RevokeApiKeyResponse\x12\x65\n\x0cVerifyApiKey\x12).holdfast.api.auth.v1.VerifyApiKeyRequest\x1a*.holdfast.api.auth.v1.VerifyApiKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYAPIKEYREQUEST'].fields_by_name['secret']._loaded_options = None
   _globals['_VERIFYAPIKEYREQUEST'].fields_by_name['secret']._serialized_options = b'\200\001\001'
   _globals['_APIKEY']._serialized_start=102
-  _globals['_APIKEY']._serialized_end=366
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=369
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=497
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=499
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=589
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=591
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=650
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=652
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=746
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=748
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=809
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=811
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=880
-  _globals['_VERIFYAPIKEYREQUEST']._serialized_start=882
-  _globals['_VERIFYAPIKEYREQUEST']._serialized_end=924
-  _globals['_VERIFYAPIKEYRESPONSE']._serialized_start=927
-  _globals['_VERIFYAPIKEYRESPONSE']._serialized_end=1056
-  _globals['_APIKEYSERVICE']._serialized_start=1059
-  _globals['_APIKEYSERVICE']._serialized_end=1483
+  _globals['_APIKEY']._serialized_end=384
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=387
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=533
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=535
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=625
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=627
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=686
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=688
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=782
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=784
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=845
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=847
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=916
+  _globals['_VERIFYAPIKEYREQUEST']._serialized_start=918
+  _globals['_VERIFYAPIKEYREQUEST']._serialized_end=960
+  _globals['_VERIFYAPIKEYRESPONSE']._serialized_start=963
+  _globals['_VERIFYAPIKEYRESPONSE']._serialized_end=1127
+  _globals['_APIKEYSERVICE']._serialized_start=1130
+  _globals['_APIKEYSERVICE']._serialized_end=1554
 # @@protoc_insertion_point(module_scope)

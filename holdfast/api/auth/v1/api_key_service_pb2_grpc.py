@@ -85,8 +85,8 @@ class ApiKeyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def VerifyApiKey(self, request, context):
-        """Internal: who is the bearer of this key? Only services may ask. Errors: UNAUTHENTICATED (API_KEY_INVALID,
-        API_KEY_EXPIRED).
+        """Internal: who is the bearer of this key, or of this person's token? Only services may ask. Errors: UNAUTHENTICATED
+        (API_KEY_INVALID, API_KEY_EXPIRED, TOKEN_INVALID, TOKEN_EXPIRED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,8 +25,8 @@ class ApiKeyServiceStub:
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.RevokeApiKeyRequest, _api_key_service_pb2.RevokeApiKeyResponse]
     """Makes a key useless, at every service within seconds. May be repeated. Errors: NOT_FOUND (API_KEY_NOT_FOUND)."""
     VerifyApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.VerifyApiKeyRequest, _api_key_service_pb2.VerifyApiKeyResponse]
-    """Internal: who is the bearer of this key? Only services may ask. Errors: UNAUTHENTICATED (API_KEY_INVALID,
-    API_KEY_EXPIRED).
+    """Internal: who is the bearer of this key, or of this person's token? Only services may ask. Errors: UNAUTHENTICATED
+    (API_KEY_INVALID, API_KEY_EXPIRED, TOKEN_INVALID, TOKEN_EXPIRED).
     """
 
 class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -64,8 +64,8 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_key_service_pb2.VerifyApiKeyRequest,
         context: _aio.ServicerContext[_api_key_service_pb2.VerifyApiKeyRequest, _abc.Awaitable[_api_key_service_pb2.VerifyApiKeyResponse]],
     ) -> _abc.Awaitable[_api_key_service_pb2.VerifyApiKeyResponse]:
-        """Internal: who is the bearer of this key? Only services may ask. Errors: UNAUTHENTICATED (API_KEY_INVALID,
-        API_KEY_EXPIRED).
+        """Internal: who is the bearer of this key, or of this person's token? Only services may ask. Errors: UNAUTHENTICATED
+        (API_KEY_INVALID, API_KEY_EXPIRED, TOKEN_INVALID, TOKEN_EXPIRED).
         """
 
 def add_ApiKeyServiceServicer_to_server(servicer: ApiKeyServiceServicer, server: _aio.Server) -> None: ...
