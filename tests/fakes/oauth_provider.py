@@ -286,7 +286,8 @@ class Request:
     def params(self) -> dict[str, str]:
         """The body's parameters, of a form or of JSON."""
         if "json" in self.headers.get("content-type", ""):
-            return {name: str(value) for name, value in json.loads(self.body or b"{}").items()}
+            document = json.loads(self.body or b"{}")
+            return {name: str(value) for name, value in document.items()} if isinstance(document, dict) else {}
         return dict(parse_qsl(self.body.decode("latin-1"), keep_blank_values=True))
 
 

@@ -24,7 +24,7 @@ from services.auth.oauth.refusals import (
     TokenRefused,
 )
 from services.auth.oauth.tokens import Account, DeviceAuthorization, OAuthApp, TokenSet
-from services.auth.providers.schema import ExpiryUnit, Pkce, as_text
+from services.auth.providers.schema import ExpiryUnit, Pkce, Provider, as_text
 from services.auth.providers.templates import UrlTemplate
 from services.auth.secrets import Secret
 from services.shared.clock import Clock
@@ -266,7 +266,7 @@ class OAuthClient:
         spec = requests.oauth_of(app)
         if spec.revoke_url is None:
             return
-        refresh_token = tokens.refresh_token
+        refresh_token = None if spec.revoke_access_token else tokens.refresh_token
         token, hint = (
             (tokens.access_token, "access_token") if refresh_token is None else (refresh_token, "refresh_token")
         )
@@ -317,10 +317,28 @@ class OAuthClient:
             tokens: As they came from the exchange, with the ID token where there is one.
             nonce: Of the authorization URL; None when there was none.
 
+        Returns:
+            The account; its id is empty when the provider has no way to tell.
+
         Raises:
             TokenRefused: It cannot be told; the tokens may be good nevertheless.
         """
         return await self._identity.identify(app, tokens, nonce=nonce)
+
+    async def identify_fields(
+        self, provider: Provider, fields: Mapping[str, Secret], variables: Mapping[str, str]
+    ) -> Account:
+        """Tells whose key or password this is, and so whether it works.
+
+        Args:
+            provider: Of the kind `api_key` or `basic`.
+            fields: The texts that make up the connection, checked.
+            variables: The checked variables.
+
+        Raises:
+            TokenRefused: PERMANENT: the provider does not take it. Otherwise it cannot be told now.
+        """
+        return await self._identity.identify_fields(provider, fields, variables)
 
     async def _tokens(
         self,

@@ -15,9 +15,9 @@ from joserfc.jws import JWSRegistry
 
 from services.auth.oauth import requests
 from services.auth.oauth.answers import parse_document
-from services.auth.oauth.refusals import RefusalKind, TokenRefused
+from services.auth.oauth.refusals import ReauthReason, RefusalKind, TokenRefused
 from services.auth.oauth.tokens import Account, OAuthApp, TokenSet
-from services.auth.providers.schema import AccountRule, AccountSource, OAuthSpec, as_text, at_pointer
+from services.auth.providers.schema import AccountRule, AccountSource, OAuthSpec, Provider, as_text, at_pointer
 from services.auth.providers.templates import VariableMissing, fill
 from services.auth.secrets import Secret
 from services.shared.clock import Clock
@@ -61,41 +61,58 @@ class Identity:
         """
         spec = app.provider.oauth
         rule = app.provider.account
+        slug = app.provider.slug
         claims: Mapping[str, Any] | None = None
         if tokens.id_token is not None and spec is not None and spec.jwks_url is not None and spec.issuer is not None:
             claims = await self._claims(app, spec, tokens.id_token, tokens.extra, nonce)
         if rule is None:
+            if claims is None:
+                return Account("", app.provider.display_name)
             rule = AccountRule(AccountSource.ID_TOKEN, _STANDARD_ID, _STANDARD_LABEL)
+        variables = requests.values_of(app, tokens.extra)
         if rule.source is AccountSource.EXTRA:
-            values = requests.values_of(app, tokens.extra)
-            return _account(app, [values.get(name) for name in rule.id], [values.get(name) for name in rule.label])
-        document: Any = claims if rule.source is AccountSource.ID_TOKEN else await self._whoami(app, rule, tokens)
-        if document is None:
-            raise _unknown(app, "sent no ID token")
-        return _account(
-            app,
-            [as_text(at_pointer(document, pointer)) for pointer in rule.id],
-            [as_text(at_pointer(document, pointer)) for pointer in rule.label],
-        )
+            ids, labels = ([variables.get(name) for name in names] for names in (rule.id, rule.label))
+            return _account(slug, ids, labels)
+        if rule.source is AccountSource.ID_TOKEN:
+            if claims is None:
+                raise _unknown(slug, "sent no ID token")
+            return _account_in(slug, rule, claims)
+        return await self._whoami(app.provider, rule, {"access_token": tokens.access_token}, variables)
 
-    async def _whoami(self, app: OAuthApp, rule: AccountRule, tokens: TokenSet) -> Any:
-        to = requests.address(app, rule.url, tokens.extra)
-        values: dict[str, str | Secret] = {"access_token": tokens.access_token, "client_id": app.client_id}
+    async def identify_fields(
+        self, provider: Provider, fields: Mapping[str, Secret], variables: Mapping[str, str]
+    ) -> Account:
+        """Returns whose key or password this is.
+
+        Raises:
+            TokenRefused: The provider does not take it, or it cannot be told.
+        """
+        rule = provider.account
+        if rule is None:
+            return Account("", provider.display_name)
+        return await self._whoami(provider, rule, fields, variables)
+
+    async def _whoami(
+        self, provider: Provider, rule: AccountRule, secrets: Mapping[str, Secret], variables: Mapping[str, str]
+    ) -> Account:
+        slug = provider.slug
+        if rule.url is None:
+            raise ValueError(f"the account rule of {slug} has no address")
+        headers = {"accept": "application/json"}
         try:
-            rendered = app.provider.render(values, {**app.variables, **tokens.extra})
-            headers = {
-                "accept": "application/json",
-                **{
-                    name.lower(): fill(value, requests.values_of(app, tokens.extra))
-                    for name, value in rule.headers.items()
-                },
-            }
+            to = rule.url.expand(variables)
+            for item in provider.render({**variables, **secrets}):
+                if item.in_query:
+                    raise _unknown(slug, "takes credentials in addresses only")
+                headers[item.name.lower()] = item.value.reveal()
+            plain = {**variables, **{name: secret.reveal() for name, secret in secrets.items()}}
+            headers |= {name.lower(): fill(value, plain) for name, value in rule.headers.items()}
         except VariableMissing as missing:
-            raise TokenRefused(RefusalKind.INTEGRATION, f"{app.provider.slug}: {missing}", was_sent=False) from None
-        for item in rendered:
-            if item.in_query:
-                raise _unknown(app, "takes tokens in addresses only")
-            headers[item.name.lower()] = item.value.reveal()
+            raise TokenRefused(RefusalKind.INTEGRATION, f"{slug}: {missing}", was_sent=False) from None
+        except ValueError:
+            raise TokenRefused(
+                RefusalKind.INTEGRATION, f"{slug}: its variables make no address", was_sent=False
+            ) from None
         body = b"" if rule.body is None else rule.body.encode()
         if body:
             headers["content-type"] = "application/json"
@@ -104,20 +121,21 @@ class Identity:
                 rule.method, to, headers=headers, body=body, timeout_seconds=WHOAMI_SECONDS
             )
         except EgressFailed as failed:
-            raise TokenRefused(
-                RefusalKind.TRANSIENT, f"{app.provider.slug}: {failed}", was_sent=failed.was_sent
-            ) from failed
+            raise TokenRefused(RefusalKind.TRANSIENT, f"{slug}: {failed}", was_sent=failed.was_sent) from failed
         if not 200 <= answer.status < 300:
-            kind = RefusalKind.INTEGRATION if answer.status in (401, 403) else RefusalKind.TRANSIENT
-            raise TokenRefused(
-                kind,
-                f"{app.provider.slug} answered {answer.status} to the question whose account it is",
-                status=answer.status,
-            )
+            message = f"{slug} answered {answer.status} to the question whose account it is"
+            if answer.status == 401:
+                # What came a moment ago is not taken: for a key that is all there is to know.
+                raise TokenRefused(
+                    RefusalKind.PERMANENT, message, reauth_reason=ReauthReason.GRANT_REVOKED, status=answer.status
+                )
+            kind = RefusalKind.INTEGRATION if answer.status == 403 else RefusalKind.TRANSIENT
+            raise TokenRefused(kind, message, status=answer.status)
         try:
-            return json.loads(answer.body.decode("utf-8-sig"))
+            document = json.loads(answer.body.decode("utf-8-sig"), parse_constant=lambda _: None)
         except (ValueError, RecursionError):
-            raise _unknown(app, "answered with no JSON to the question whose account it is") from None
+            raise _unknown(slug, "answered with no JSON to the question whose account it is") from None
+        return _account_in(slug, rule, document)
 
     async def _claims(
         self, app: OAuthApp, spec: OAuthSpec, id_token: Secret, extra: Mapping[str, str], nonce: str | None
@@ -133,24 +151,24 @@ class Identity:
         except (JoseError, ValueError, TypeError, RecursionError):
             claims = None
         if claims is None:
-            raise _unknown(app, "sent an ID token that is not signed by its keys")
+            raise _unknown(app.provider.slug, "sent an ID token that is not signed by its keys")
         expected = _expected_issuer(app, spec, claims, extra)
         if expected is None or claims.get("iss") != expected:
-            raise _unknown(app, "sent an ID token of another issuer")
+            raise _unknown(app.provider.slug, "sent an ID token of another issuer")
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         if app.client_id not in audiences or (len(audiences) > 1 and claims.get("azp") != app.client_id):
-            raise _unknown(app, "sent an ID token for another app")
+            raise _unknown(app.provider.slug, "sent an ID token for another app")
         now = self._clock.now().timestamp()
         ends, begins = _number(claims.get("exp")), _number(claims.get("nbf", now))
         if ends is None or begins is None:
-            raise _unknown(app, "sent an ID token without an end")
+            raise _unknown(app.provider.slug, "sent an ID token without an end")
         if ends <= now - LEEWAY_SECONDS or begins > now + LEEWAY_SECONDS:
-            raise _unknown(app, "sent an ID token that is not valid now")
+            raise _unknown(app.provider.slug, "sent an ID token that is not valid now")
         if nonce is not None:
             said = claims.get("nonce")
             if not isinstance(said, str) or not hmac.compare_digest(said.encode(), nonce.encode()):
-                raise _unknown(app, "sent an ID token of another sign-in")
+                raise _unknown(app.provider.slug, "sent an ID token of another sign-in")
         return claims
 
     async def _keys(self, app: OAuthApp, to: Destination, *, is_fresh: bool) -> KeySet:
@@ -215,15 +233,22 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _account(app: OAuthApp, ids: list[str | None], labels: list[str | None]) -> Account:
+def _account_in(slug: str, rule: AccountRule, document: Any) -> Account:
+    ids, labels = (
+        [as_text(at_pointer(document, pointer)) for pointer in pointers] for pointers in (rule.id, rule.label)
+    )
+    return _account(slug, ids, labels)
+
+
+def _account(slug: str, ids: list[str | None], labels: list[str | None]) -> Account:
     parts = [part for part in ids if part]
     account_id = ":".join(parts)
     if len(parts) != len(ids) or len(account_id) > _MAX_ID_CHARACTERS or not account_id.isprintable():
-        raise _unknown(app, "did not say whose account it is")
+        raise _unknown(slug, "did not say whose account it is")
     label = next((text for text in labels if text), account_id)
     shown = "".join(character for character in label if character.isprintable()).strip()
     return Account(account_id, shown[:_MAX_ID_CHARACTERS] or account_id)
 
 
-def _unknown(app: OAuthApp, what: str) -> TokenRefused:
-    return TokenRefused(RefusalKind.MALFORMED, f"{app.provider.slug} {what}")
+def _unknown(slug: str, what: str) -> TokenRefused:
+    return TokenRefused(RefusalKind.MALFORMED, f"{slug} {what}")

@@ -187,6 +187,7 @@ class Injection:
     """How a credential stands in a request. This is the only place that formats one."""
 
     name: str
+    """Of a header, or of a parameter of the query; a place in it is filled by the administrator's variable alone."""
     value: str
     """A text with places: `{access_token}`, `{api_key}`, `{client_id}`, fields, variables and captures."""
     in_query: bool = False
@@ -203,7 +204,7 @@ class Injection:
         text = fill(self.value, plain)
         if self.is_basic:
             text = f"Basic {base64.b64encode(text.encode()).decode()}"
-        return RenderedCredential(self.name, Secret(text), self.in_query)
+        return RenderedCredential(fill(self.name, plain), Secret(text), self.in_query)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -283,6 +284,7 @@ class AccountRule:
     body: str | None = None
     """JSON text, for a provider whose API is GraphQL."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    """With places; one called Authorization replaces what `inject` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +410,8 @@ class OAuthSpec:
     revoke_scope: RevokeScope = RevokeScope.TOKEN
     revoke_with_auth: bool = True
     """Whether the app proves itself when it revokes."""
+    revoke_access_token: bool = False
+    """The access token is what is revoked, where the endpoint does not know refresh tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,8 @@ class UrlTemplate:
             if not value:
                 raise VariableMissing(name)
             if place.start() == 0:
-                return value.rstrip("/")
+                # A slash at the end belongs to an endpoint that is whole, and is one too many before a path.
+                return value if place.end() == len(self.text) else value.rstrip("/")
             # Invariant: a value stays in its place, so the template decides the host.
             if re.search(r"[^A-Za-z0-9._~-]", value):
                 raise ValueError(f"the variable {name} is no piece of an address")
