@@ -206,8 +206,10 @@ class VaultClient:
     async def _repeat(self, operation: Operation[T], *, is_write: bool, may_repeat: bool) -> T:
         deadline = self._clock.monotonic() + RETRY_SECONDS
         behind_deadline: float | None = None
-        pause, forward, has_new_token, is_doubtful = _FIRST_PAUSE_SECONDS, False, False, False
+        pause, attempts = _FIRST_PAUSE_SECONDS, 0
+        forward = has_new_token = is_doubtful = False
         while True:
+            attempts += 1
             token = await self._keeper.token()
             try:
                 return await self._wire.once(
@@ -216,7 +218,7 @@ class VaultClient:
             except VaultFailure as failure:
                 now = self._clock.monotonic()
                 is_doubtful = is_doubtful or failure.may_be_applied
-                failure.may_be_applied = is_doubtful
+                failure.may_be_applied, failure.is_repetition = is_doubtful, attempts > 1
                 if isinstance(failure, Refused) and failure.status == 403:
                     # A token that has just been made and is refused as well: no second round.
                     if has_new_token or not await self._keeper.is_replaced(token):

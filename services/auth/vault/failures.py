@@ -24,6 +24,8 @@ class VaultFailure(Exception):
     def __init__(self, message: str, *, may_be_applied: bool = False) -> None:
         super().__init__(message)
         self.may_be_applied = may_be_applied
+        self.is_repetition = False
+        """Whether the call was tried before: then what stands in its way may be its own effect."""
 
 
 class Unreachable(VaultFailure):

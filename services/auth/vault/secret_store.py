@@ -121,7 +121,7 @@ class VaultSecretStore:
         except Refused as failure:
             if not failure.is_cas_mismatch:
                 raise
-            if failure.may_be_applied and await self._is_ours(mount, path, document, expected_version + 1):
+            if failure.is_repetition and await self._is_ours(mount, path, document, expected_version + 1):
                 return expected_version + 1
             return None
         return int(answer["data"]["version"])

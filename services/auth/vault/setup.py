@@ -1,4 +1,4 @@
-"""What Vault needs before auth can use it: mounts, the key of the system, policies, an AppRole. Applied as often as liked.
+"""What Vault needs before auth can use it: mounts, the key of the system, policies, an AppRole. May be applied again.
 
 Every step looks first and says what it found or did, so that a second run changes nothing and says so.
 """
@@ -90,7 +90,7 @@ class Setup:
         Raises:
             VaultFailure: Vault does not do it; what was done before stays, and the next run goes on from there.
         """
-        listed = await self._read(lambda adapter: SystemBackend(adapter).list_mounted_secrets_engines())
+        listed = await self._read(lambda adapter: _any(SystemBackend(adapter)).list_mounted_secrets_engines())
         for mount, versions in ((self._mounts.connections, 3), (self._mounts.apps, 5), (self._mounts.leases, 1)):
             await self._kv(listed["data"], mount, versions)
         await self._transit(listed["data"], self._mounts.transit)
@@ -103,7 +103,7 @@ class Setup:
         role = self._role
 
         def call(adapter: Any) -> Any:
-            return AppRole(adapter).generate_secret_id(
+            return _any(AppRole(adapter)).generate_secret_id(
                 role.name, mount_point=role.mount, wrap_ttl=WRAP_TTL if is_wrapped else None
             )
 
@@ -113,7 +113,9 @@ class Setup:
     async def role_id(self) -> str:
         """Returns the id of the role, which is no secret."""
         role = self._role
-        answer = await self._read(lambda adapter: AppRole(adapter).read_role_id(role.name, mount_point=role.mount))
+        answer = await self._read(
+            lambda adapter: _any(AppRole(adapter)).read_role_id(role.name, mount_point=role.mount)
+        )
         return str(answer["data"]["role_id"])
 
     async def _kv(self, listed: Mapping[str, Any], mount: str, max_versions: int) -> None:
@@ -175,7 +177,7 @@ class Setup:
 
     async def _approle(self) -> None:
         role = self._role
-        methods = await self._read(lambda adapter: SystemBackend(adapter).list_auth_methods())
+        methods = await self._read(lambda adapter: _any(SystemBackend(adapter)).list_auth_methods())
         if f"{role.mount}/" not in methods["data"]:
             await self._write(lambda adapter: adapter.post(f"/v1/sys/auth/{role.mount}", json={"type": "approle"}))
             self._report(f"auth method {role.mount}: made")
