@@ -74,7 +74,8 @@ class AccessTokens:
         self._clock = clock
         self._stale_seconds = stale_seconds
         self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
-        self._rejected_at: OrderedDict[str, float] = OrderedDict()
+        # The fingerprints that renewals after a rejection brought, and when.
+        self._replacements: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(
@@ -111,7 +112,7 @@ class AccessTokens:
             if works:
                 return token
             raise unavailable_error(connection, retry_delay_seconds=wait)
-        if goal.rejected_fingerprint and not self._may_follow_rejection(connection):
+        if goal.rejected_fingerprint and self._is_replacement(connection, goal.rejected_fingerprint):
             return token
         try:
             stored = await self._coordinator.refresh(connection, goal)
@@ -119,6 +120,11 @@ class AccessTokens:
             if works and token.works_at(self._clock.now()):
                 return token
             raise
+        if goal.rejected_fingerprint and not works:
+            self._replacements[connection.connection_id] = (stored.fingerprint, self._clock.monotonic())
+            self._replacements.move_to_end(connection.connection_id)
+            if len(self._replacements) > _MAX_REMEMBERED:
+                self._replacements.popitem(last=False)
         return self._remember(connection, stored.current)
 
     async def refresh_now(self, connection: Connection) -> None:
@@ -204,16 +210,12 @@ class AccessTokens:
         wait = (connection.refresh_time - self._clock.now()).total_seconds()
         return wait if wait > 0 else None
 
-    def _may_follow_rejection(self, connection: Connection) -> bool:
-        now = self._clock.monotonic()
-        last = self._rejected_at.get(connection.connection_id)
-        if last is not None and now - last < REJECTION_COOLDOWN_SECONDS:
+    def _is_replacement(self, connection: Connection, fingerprint: str) -> bool:
+        """Tells whether a token has just come because its predecessor was rejected: another one would not help."""
+        found = self._replacements.get(connection.connection_id)
+        if found is None or found[0] != fingerprint:
             return False
-        self._rejected_at[connection.connection_id] = now
-        self._rejected_at.move_to_end(connection.connection_id)
-        if len(self._rejected_at) > _MAX_REMEMBERED:
-            self._rejected_at.popitem(last=False)
-        return True
+        return self._clock.monotonic() - found[1] < REJECTION_COOLDOWN_SECONDS
 
 
 def _not_refreshable(connection: Connection) -> FailedPrecondition:

@@ -66,12 +66,13 @@ class TokenDocument:
             tokens = TokenSet.from_document(document)
             found = cls(
                 tokens=tokens,
-                write_id=document["write_id"],
-                spent=tuple(document["spent"]),
-                resource=document["resource"],
-                redirect_uri=document["redirect_uri"],
+                write_id=document.get("write_id", ""),
+                spent=tuple(document.get("spent", ())),
+                resource=document.get("resource"),
+                redirect_uri=document.get("redirect_uri"),
             )
-            bound = {name: document[name] for name in _BOUND}
+            # A document that a sign-in has just left is bound by its path alone, which names workspace and user.
+            bound = {name: document[name] for name in _BOUND if name in document}
         except (KeyError, TypeError, ValueError):
             # Without the cause: its text may hold a part of the document.
             raise SecretDamagedError("a connection's secret is no token document") from None

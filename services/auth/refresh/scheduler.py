@@ -29,6 +29,9 @@ WORKERS_OF_ONE: Final = 24
 
 BATCH: Final = 500
 
+BATCH_SECONDS: Final = 10.0
+"""How long a batch is worked off before what is due is looked up again: others have done a part of it."""
+
 _REST_SECONDS: Final = 5.0
 _PARKED: Final = timedelta(minutes=15)
 _OVERDUE_SECONDS: Final = 60.0
@@ -76,37 +79,40 @@ class RefreshScheduler:
         """Works until it is cancelled; refreshes that have begun go on."""
         async with asyncio.TaskGroup() as group:
             while True:
-                is_more = await self._look(group)
-                if is_more:
+                pending = await self._due()
+                until = self._clock.monotonic() + BATCH_SECONDS
+                while pending := self._begin(group, pending):
+                    if self._clock.monotonic() > until:
+                        break
                     self._has_room.clear()
-                    if len(self._busy) > WORKERS // 2:
-                        await self._has_room.wait()
-                        continue
-                await self._clock.sleep(LOOK_SECONDS * self._rng.uniform(0.5, 1.0))
+                    await self._has_room.wait()
+                else:
+                    await self._clock.sleep(LOOK_SECONDS * self._rng.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
-    async def _look(self, group: asyncio.TaskGroup) -> bool:
-        """Begins what is due and fits; tells whether something did not fit."""
+    async def _due(self) -> list[Connection]:
         try:
             due = await self._store.connections_due(limit=BATCH)
         except HoldfastError as error:
             log.info("refresh_scheduler_delayed", reason=error.reason)
-            return False
+            return []
         self._forget_rests()
         self._rng.shuffle(due)
+        return [row for row in due if row.connection_id not in self._busy and not self._rests(row)]
+
+    def _begin(self, group: asyncio.TaskGroup, pending: list[Connection]) -> list[Connection]:
+        """Begins what fits, and returns the rest."""
         of_integration = Counter(self._busy.values())
-        is_more = False
-        for connection in due:
-            if connection.connection_id in self._busy or self._rests(connection):
-                continue
+        rest = []
+        for connection in pending:
             integration = connection.integration_id or connection.connection_id
             if len(self._busy) >= WORKERS or of_integration[integration] >= WORKERS_OF_ONE:
-                is_more = True
+                rest.append(connection)
                 continue
             of_integration[integration] += 1
             self._busy[connection.connection_id] = integration
             group.create_task(self._work(connection))
-        return is_more
+        return rest
 
     def _rests(self, connection: Connection) -> bool:
         now = self._clock.monotonic()

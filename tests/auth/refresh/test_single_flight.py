@@ -13,18 +13,6 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.token_endpoint import MemoryTokenEndpoint
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    """A clock that stands still."""
-    return FakeClock()
-
-
-@pytest.fixture
-def world(clock: FakeClock) -> World:
-    """A strict provider."""
-    return World(clock, MemoryTokenEndpoint(clock))
-
-
 async def test_a_refresh_stores_what_the_provider_answered(world: World) -> None:
     one = world.replica()
     connection_id = await world.connect("ada")
