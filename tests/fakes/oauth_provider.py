@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cache
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -331,7 +332,7 @@ class FakeOAuthProvider:
         self._numbers = itertools.count(1)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._key: RSAKey | None = None
+        self._key_number = 0
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -505,9 +506,11 @@ class FakeOAuthProvider:
     @property
     def key(self) -> RSAKey:
         """The key that signs ID tokens."""
-        if self._key is None:
-            self._key = RSAKey.generate_key(2048, auto_kid=True)
-        return self._key
+        return _signing_key(self._key_number)
+
+    def rotate_key(self) -> None:
+        """Replaces the key that signs ID tokens; the old one is shown no more."""
+        self._key_number += 1
 
     def id_token(self, grant: Grant, nonce: str | None, *, header: dict[str, Any] | None = None, **changes: Any) -> str:
         """Returns an ID token; a change to None leaves the claim out."""
@@ -630,6 +633,12 @@ class FakeOAuthProvider:
                 return 200, document, {}
             case _:
                 return 404, {"error": "not found"}, {}
+
+
+@cache
+def _signing_key(number: int) -> RSAKey:
+    # Making one takes longer than most tests.
+    return RSAKey.generate_key(2048, parameters={"kid": f"key-{number}"})
 
 
 async def _write(writer: asyncio.StreamWriter, status: int, answer: Any, headers: Mapping[str, str]) -> bool:

@@ -36,6 +36,10 @@ _METADATA: Final = frozenset(
     )
 )
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+# What Python 3.11 takes for public and is not: site-local, 6to4 relays, documentation, segment routing.
+_NOT_PUBLIC: Final = tuple(
+    ipaddress.ip_network(text) for text in ("fec0::/10", "192.88.99.0/24", "3fff::/20", "5f00::/16")
+)
 
 
 class TargetRefused(Exception):
@@ -92,7 +96,7 @@ class TargetPolicy:
         forms = _forms(address)
         if any(form in network for form in forms for network in self._networks if form.version == network.version):
             return True
-        return all(form.is_global and not form.is_multicast and not form.is_reserved for form in forms)
+        return all(_is_public(form) for form in forms)
 
 
 def parse_allowed_targets(text: str) -> tuple[str, ...]:
@@ -104,6 +108,12 @@ def parse_allowed_targets(text: str) -> tuple[str, ...]:
     entries = tuple(item.strip() for item in text.split(",") if item.strip())
     TargetPolicy(entries)
     return entries
+
+
+def _is_public(address: IPAddress) -> bool:
+    if any(address in network for network in _NOT_PUBLIC if network.version == address.version):
+        return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 def _forms(address: IPAddress) -> list[IPAddress]:
