@@ -24,6 +24,7 @@ ACCESS: Final[Mapping[str, Access]] = {
             "CreateConnection": Access(scope="connections:write"),
             "GetConnection": Access(scope="connections:read"),
             "ListConnections": Access(scope="connections:read"),
+            "UpdateConnection": Access(scope="connections:write"),
             "RevokeConnection": Access(scope="connections:write"),
         },
     ),
@@ -33,6 +34,24 @@ ACCESS: Final[Mapping[str, Access]] = {
             "ListAuditRecords": Access(scope="audit:read"),
             "ExportAuditRecords": Access(scope="audit:read"),
             "VerifyAuditTrail": Access(scope="audit:read", long_poll=True),
+        },
+    ),
+    **service_access(
+        "holdfast.api.auth.v1.ConnectionFeedService",
+        {
+            "WatchConnections": Access(services=("executor",), traced=False),
+            "CheckSignIns": Access(services=("executor",)),
+        },
+    ),
+    **service_access(
+        "holdfast.api.auth.v1.IntegrationService",
+        {
+            "ListProviders": Access(scope="integrations:read"),
+            "CreateIntegration": Access(scope="integrations:write"),
+            "GetIntegration": Access(scope="integrations:read"),
+            "ListIntegrations": Access(scope="integrations:read"),
+            "UpdateIntegration": Access(scope="integrations:write"),
+            "DeleteIntegration": Access(scope="integrations:write"),
         },
     ),
     # The only way out for a secret: no key opens it.

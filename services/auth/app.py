@@ -11,9 +11,11 @@ from typing import Any, Final
 
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
 from holdfast.api.auth.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
+from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import add_ConnectionFeedServiceServicer_to_server
 from holdfast.api.auth.v1.connection_service_pb2_grpc import add_ConnectionServiceServicer_to_server
 from holdfast.api.auth.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
 from holdfast.api.auth.v1.grant_service_pb2_grpc import add_GrantServiceServicer_to_server
+from holdfast.api.auth.v1.integration_service_pb2_grpc import add_IntegrationServiceServicer_to_server
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
 from services.auth.access import ACCESS
 from services.auth.api_keys import ApiKeys, LocalAuthenticator
@@ -21,31 +23,43 @@ from services.auth.audit import AuditTrail
 from services.auth.audit_store_sql import SqlAuditStore
 from services.auth.audit_trail import AuditReader
 from services.auth.bootstrap import bootstrap
+from services.auth.connection_news import ConnectionNews
 from services.auth.connection_store import ConnectionStore
 from services.auth.connection_store_sql import SqlConnectionStore
 from services.auth.connections import Connections
 from services.auth.credentials import Credentials
 from services.auth.grants import RunGrants
 from services.auth.housekeeping import Housekeeper
+from services.auth.integration_store_sql import SqlIntegrationStore
+from services.auth.integrations import Integrations
 from services.auth.keyring import Keyring
 from services.auth.master_key import unlock
+from services.auth.oauth.client import OAuthClient
+from services.auth.oauth.discovery import Discovery
+from services.auth.oauth_apps import OAuthApps
+from services.auth.providers import ProviderCatalog, ProviderFileError
+from services.auth.revocations import Revocations
 from services.auth.secrets import SecretStore
 from services.auth.secrets_embedded import EmbeddedSecretStore
 from services.auth.servicers.api_keys import ApiKeyServicer
 from services.auth.servicers.audit import AuditServicer
+from services.auth.servicers.connection_feed import ConnectionFeedServicer
 from services.auth.servicers.connections import ConnectionServicer
 from services.auth.servicers.credentials import CredentialServicer
 from services.auth.servicers.grants import GrantServicer
+from services.auth.servicers.integrations import IntegrationServicer
 from services.auth.servicers.workspaces import WorkspaceServicer
 from services.auth.settings import AuthSettings, StorageSettings
 from services.auth.store import AuthStore
 from services.auth.store_sql import SqlAuthStore
+from services.auth.strays import StraySecrets
 from services.auth.workspaces import Workspaces
 from services.shared.clock import Clock, SystemClock
 from services.shared.database import Database
+from services.shared.egress import EgressClient, TargetPolicy
 from services.shared.migrations import make_ready, upgrade, wait_for_database
 from services.shared.paging import page_key
-from services.shared.server import Process, Server
+from services.shared.server import EXIT_CONFIGURATION, Process, Server, StartupError
 from services.shared.telemetry import Telemetry, get_logger
 
 SERVICE: Final = "auth"
@@ -100,6 +114,7 @@ async def auth_server(
     clock: Clock | None = None,
     store: AuthStore | None = None,
     secrets: SecretStore | None = None,
+    catalog: ProviderCatalog | None = None,
 ) -> AsyncIterator[Server]:
     """Serves while the context is open.
 
@@ -110,6 +125,7 @@ async def auth_server(
         clock: Where time comes from; the machine's when not given.
         store: Auth's data; in the database of the settings when not given.
         secrets: Third parties' secrets; sealed in the same database when not given.
+        catalog: The providers; those of the release and of the settings' folder when not given.
     """
     clock = SystemClock() if clock is None else clock
     async with AsyncExitStack() as stack:
@@ -120,8 +136,32 @@ async def auth_server(
         secrets = EmbeddedSecretStore(core.db, core.keyring) if secrets is None else secrets
         audit = AuditTrail(core.store, clock)
         credentials = Credentials(core.connection_store, secrets, audit, clock)
-        connections = Connections(core.connection_store, secrets, core.keyring, on_change=credentials.forget)
-        housekeeper = Housekeeper(core.store, core.connection_store, core.api_keys, connections, clock)
+        news = ConnectionNews(core.connection_store, clock)
+        news.listen(lambda connection: credentials.forget(connection.workspace_id, connection.name))
+        if catalog is None:
+            catalog = await asyncio.to_thread(load_providers, settings.providers_folder)
+        egress = EgressClient(TargetPolicy(settings.egress_allow, setting="HOLDFAST_AUTH_EGRESS_ALLOW"))
+        stack.push_async_callback(egress.close)
+        oauth = OAuthClient(egress, clock)
+        integration_store = SqlIntegrationStore(core.db)
+        apps = OAuthApps(integration_store, secrets, catalog, clock)
+        revocations = Revocations(integration_store, apps, oauth, secrets)
+        strays = StraySecrets(core.connection_store, secrets, revocations, clock)
+        integrations = Integrations(
+            integration_store,
+            secrets,
+            strays,
+            apps,
+            catalog,
+            Discovery(egress, clock),
+            core.keyring,
+            public_url=settings.public_url,
+            on_change=news.publish,
+        )
+        connections = Connections(
+            core.connection_store, integration_store, strays, apps, oauth, core.keyring, on_change=news.publish
+        )
+        housekeeper = Housekeeper(core.store, core.connection_store, core.api_keys, strays, integrations, clock)
         grants = RunGrants(core.keyring, clock)
         authenticator = LocalAuthenticator(core.api_keys)
         server = Server(
@@ -135,6 +175,8 @@ async def auth_server(
         server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, authenticator, key))
         server.add(add_AuditServiceServicer_to_server, AuditServicer(AuditReader(SqlAuditStore(core.db)), key))
         server.add(add_ConnectionServiceServicer_to_server, ConnectionServicer(connections, key))
+        server.add(add_ConnectionFeedServiceServicer_to_server, ConnectionFeedServicer(news))
+        server.add(add_IntegrationServiceServicer_to_server, IntegrationServicer(integrations, key))
         server.add(add_CredentialServiceServicer_to_server, CredentialServicer(credentials))
         server.add(add_GrantServiceServicer_to_server, GrantServicer(grants, authenticator))
         server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(core.workspaces))
@@ -142,9 +184,21 @@ async def auth_server(
         # the database is closed.
         stack.push_async_callback(audit.close)
         stack.push_async_callback(housekeeper.write_uses)
-        await stack.enter_async_context(_background(audit.run(), housekeeper.run()))
+        await stack.enter_async_context(_background(audit.run(), housekeeper.run(), news.run()))
         await stack.enter_async_context(server)
         yield server
+
+
+def load_providers(folder: Path | None) -> ProviderCatalog:
+    """Reads the providers of the release and those of the operator's folder.
+
+    Raises:
+        StartupError: A file is wrong.
+    """
+    try:
+        return ProviderCatalog.load(folder)
+    except ProviderFileError as error:
+        raise StartupError(str(error), exit_code=EXIT_CONFIGURATION) from error
 
 
 @asynccontextmanager

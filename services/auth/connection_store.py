@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from holdfast.errors import AlreadyExists, Reason
 from services.auth.store import Request
@@ -24,6 +24,10 @@ class CredentialKind(StrEnum):
     CLIENT_CREDENTIALS = "CLIENT_CREDENTIALS"
 
 
+RENEWED_KINDS: Final = frozenset({CredentialKind.OAUTH2, CredentialKind.CLIENT_CREDENTIALS})
+"""Whose credentials end by themselves, and are renewed."""
+
+
 class ConnectionState(StrEnum):
     """Where a connection stands. The first two are usable."""
 
@@ -33,18 +37,6 @@ class ConnectionState(StrEnum):
     NEEDS_REAUTH = "NEEDS_REAUTH"
     DISABLED = "DISABLED"
     REVOKED = "REVOKED"
-
-
-class ReauthReason(StrEnum):
-    """Why only the user can help: `NEEDS_REAUTH` is entered on proof alone."""
-
-    GRANT_REVOKED = "grant_revoked"
-    REFRESH_TOKEN_EXPIRED = "refresh_token_expired"
-    NO_REFRESH_TOKEN = "no_refresh_token"
-    SCOPE_INSUFFICIENT = "scope_insufficient"
-    ACCOUNT_MISMATCH = "account_mismatch"
-    REFRESH_OUTCOME_UNKNOWN = "refresh_outcome_unknown"
-    PROVIDER_POLICY = "provider_policy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +111,20 @@ class NewConnection:
     refresh_time: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stray:
+    """A secret that is nobody's."""
+
+    path: str
+    create_time: datetime
+    """Since when."""
+    workspace_id: str | None = None
+    integration_id: str | None = None
+    """Whose provider is told that the grant has ended, before the secret is deleted; None when there is nothing to
+    tell. Of a grant that was replaced nothing is told here: the new one may go on with the old refresh token."""
+    failure_count: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class SavedConnection:
     """What became of a new connection."""
@@ -126,8 +132,17 @@ class SavedConnection:
     connection: Connection
     is_replay: bool = False
     """The request was answered before; nothing was changed, and the announced secret stays a stray."""
-    abandoned_path: str | None = None
-    """The secret that the connection had until now; a stray that waits to be deleted."""
+    abandoned: Stray | None = None
+    """The secret that the connection had until now, and that waits to be deleted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionChange:
+    """What an admin changes; None leaves a field as it is."""
+
+    agents: tuple[str, ...] | None = None
+    allow_raw_token: bool | None = None
+    is_disabled: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +204,20 @@ class ConnectionStore(Protocol):
         *,
         limit: int,
         after: tuple[str, str] | None,
-        user_id: str | None = None,
+        user_ids: Collection[str] | None = None,
         integration_id: str | None = None,
         state: ConnectionState | None = None,
     ) -> list[Connection]:
-        """Returns up to `limit` connections in the order of (name, user_id), after the given one."""
+        """Returns up to `limit` connections in the order of (name, user_id), after the given one.
+
+        Args:
+            workspace_id: The workspace.
+            limit: How many at most.
+            after: Name and user of the last one that is known.
+            user_ids: Only those of these users; all when not given.
+            integration_id: Only those of this integration.
+            state: Only those in this state.
+        """
 
     async def find_answered_connection(self, workspace_id: str, request: Request) -> Connection | None:
         """Returns the answer to an earlier `save_connection` with this request, or None."""
@@ -210,8 +234,25 @@ class ConnectionStore(Protocol):
         set, which keeps the id.
 
         Raises:
+            NotFound: Its integration is not there any more (INTEGRATION_NOT_FOUND).
+            FailedPrecondition: Its integration is disabled (INTEGRATION_DISABLED).
             AlreadyExists: There is one of the name that is not revoked, and `replace` is not set (CONNECTION_EXISTS).
             Unavailable: The announced secret was given up as a stray; it has to be written again.
+        """
+
+    async def update_connection(
+        self,
+        workspace_id: str,
+        user_id: str,
+        name: str,
+        change: ConnectionChange,
+        *,
+        actor: str,
+        request: Request | None,
+    ) -> Connection | None:
+        """Changes a connection and returns it; None when there is none of the name that is not revoked.
+
+        One that is switched on again is ACTIVE, and is looked at for renewal at once: its token may have ended.
         """
 
     async def record_tokens(self, workspace_id: str, connection_id: str, status: TokenStatus) -> Connection | None:
@@ -265,14 +306,18 @@ class ConnectionStore(Protocol):
     async def forget_events(self, *, older_than_seconds: float) -> int:
         """Forgets old events, but never the newest one, and returns how many."""
 
-    async def condemn_strays(self, *, older_than_seconds: float, limit: int) -> list[str]:
-        """Returns paths whose secrets may be deleted: no connection has them, and none will get them from now on.
+    async def condemn_strays(self, *, older_than_seconds: float, limit: int) -> list[Stray]:
+        """Returns strays whose secrets may be deleted: no connection has them, and none will get them from now on.
 
-        Those are the abandoned ones, and the announced ones that nobody has taken for `older_than_seconds`.
+        Those are the abandoned ones, and the announced ones that nobody has taken for `older_than_seconds`. No other
+        call gets the same ones for a minute.
         """
 
     async def condemn_stray(self, path: str) -> bool:
         """Gives up one announced secret at once; False when a connection has it, or nobody announced it."""
+
+    async def postpone_stray(self, path: str, *, delay_seconds: float) -> None:
+        """Notes that the provider could not be told; the stray comes again after the delay."""
 
     async def forget_stray(self, path: str) -> None:
         """Removes the note about a secret that has been deleted."""

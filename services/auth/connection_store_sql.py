@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from holdfast.errors import Reason, Unavailable
+from services.auth import stray_sql
 from services.auth.audit_sql import append_audit
 from services.auth.connection_store import (
+    RENEWED_KINDS,
     SHARED,
     Connection,
+    ConnectionChange,
     ConnectionEvent,
     ConnectionState,
     CredentialKind,
     NewConnection,
     SavedConnection,
+    Stray,
     TokenStatus,
     connection_exists,
 )
+from services.auth.integration_store import IntegrationState, integration_disabled, integration_not_found
+from services.auth.refresh.lease import lease_path
 from services.auth.request_sql import answer_request, answer_to, claim_request, release_request
-from services.auth.sql import insert_ignore
+from services.auth.sql import in_bytes, insert_ignore
 from services.auth.store import Action, Request
-from services.auth.tables import connection_events, connections, integrations, stray_secrets
+from services.auth.tables import connection_events, connections, escrows, integrations
 from services.shared.database import Database, now_sql
 
 _ENDED: Final = (ConnectionState.REVOKED.value, ConnectionState.DISABLED.value)
@@ -34,16 +39,18 @@ _LISTS: Final = ("scopes", "missing_scopes", "agents")
 _TIMES: Final = ("expire_time", "grant_expire_time", "refresh_time", "last_use_time", "create_time", "update_time")
 
 
-_SELECT: Final = sa.select(
+SELECT_CONNECTIONS: Final = sa.select(
     connections,
     sa.select(integrations.c.name)
     .where(
         integrations.c.workspace_id == connections.c.workspace_id,
         integrations.c.integration_id == connections.c.integration_id,
+        integrations.c.state != IntegrationState.DELETED.value,
     )
     .scalar_subquery()
     .label("integration"),
 )
+"""Connections with the names of their integrations: what `connection_from` takes."""
 
 
 class SqlConnectionStore:
@@ -70,12 +77,12 @@ class SqlConnectionStore:
         *,
         limit: int,
         after: tuple[str, str] | None,
-        user_id: str | None = None,
+        user_ids: Collection[str] | None = None,
         integration_id: str | None = None,
         state: ConnectionState | None = None,
     ) -> list[Connection]:
         """See `ConnectionStore.list_connections`."""
-        return await self._db.read_once(_list_connections, workspace_id, limit, after, user_id, integration_id, state)
+        return await self._db.read_once(_list_connections, workspace_id, limit, after, user_ids, integration_id, state)
 
     async def find_answered_connection(self, workspace_id: str, request: Request) -> Connection | None:
         """See `ConnectionStore.find_answered_connection`."""
@@ -84,13 +91,27 @@ class SqlConnectionStore:
 
     async def announce_secret(self, path: str) -> None:
         """See `ConnectionStore.announce_secret`."""
-        await self._db.write(add_stray, self._db, path, is_condemned=False)
+        await self._db.write(stray_sql.announce, self._db, path)
 
     async def save_connection(
         self, new: NewConnection, *, replace: bool, actor: str, request: Request | None
     ) -> SavedConnection:
         """See `ConnectionStore.save_connection`."""
-        return await self._db.write(_save_connection, self._db, new, replace, actor, request)
+        return await self._db.write(save_connection, self._db, new, replace, actor, request)
+
+    async def update_connection(
+        self,
+        workspace_id: str,
+        user_id: str,
+        name: str,
+        change: ConnectionChange,
+        *,
+        actor: str,
+        request: Request | None,
+    ) -> Connection | None:
+        """See `ConnectionStore.update_connection`."""
+        is_it = _named(workspace_id, user_id, name)
+        return await self._db.write(_update_connection, self._db, workspace_id, is_it, change, actor, request)
 
     async def record_tokens(self, workspace_id: str, connection_id: str, status: TokenStatus) -> Connection | None:
         """See `ConnectionStore.record_tokens`."""
@@ -144,17 +165,21 @@ class SqlConnectionStore:
         """See `ConnectionStore.forget_events`."""
         return await self._db.write(_forget_events, self._db, timedelta(seconds=older_than_seconds))
 
-    async def condemn_strays(self, *, older_than_seconds: float, limit: int) -> list[str]:
+    async def condemn_strays(self, *, older_than_seconds: float, limit: int) -> list[Stray]:
         """See `ConnectionStore.condemn_strays`."""
-        return await self._db.write(_condemn_strays, self._db, timedelta(seconds=older_than_seconds), limit)
+        return await self._db.write(stray_sql.condemn_strays, self._db, timedelta(seconds=older_than_seconds), limit)
 
     async def condemn_stray(self, path: str) -> bool:
         """See `ConnectionStore.condemn_stray`."""
-        return await self._db.write(_condemn_stray, path)
+        return await self._db.write(stray_sql.condemn_stray, path)
+
+    async def postpone_stray(self, path: str, *, delay_seconds: float) -> None:
+        """See `ConnectionStore.postpone_stray`."""
+        await self._db.write(stray_sql.postpone_stray, self._db, path, timedelta(seconds=delay_seconds))
 
     async def forget_stray(self, path: str) -> None:
         """See `ConnectionStore.forget_stray`."""
-        await self._db.write(_forget_stray, path)
+        await self._db.write(stray_sql.forget_stray, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -238,7 +263,7 @@ def _with_id(workspace_id: str, connection_id: str) -> sa.ColumnElement[bool]:
 def _find_connection(
     connection: sa.Connection, is_it: sa.ColumnElement[bool], *, for_update: bool = False
 ) -> Connection | None:
-    statement = _SELECT.where(is_it)
+    statement = SELECT_CONNECTIONS.where(is_it)
     if for_update:
         statement = statement.with_for_update()
     row = connection.execute(statement).one_or_none()
@@ -250,16 +275,18 @@ def _connections_for(connection: sa.Connection, workspace_id: str, user_id: str,
         connections.c.name == name,
         connections.c.integration_id.in_(
             sa.select(integrations.c.integration_id).where(
-                integrations.c.workspace_id == workspace_id, integrations.c.name == name
+                integrations.c.workspace_id == workspace_id,
+                integrations.c.name == name,
+                integrations.c.state != IntegrationState.DELETED.value,
             )
         ),
     )
-    statement = _SELECT.where(
+    statement = SELECT_CONNECTIONS.where(
         connections.c.workspace_id == workspace_id,
         connections.c.user_id.in_({SHARED, user_id}),
         connections.c.state != ConnectionState.REVOKED.value,
         is_meant,
-    ).order_by((connections.c.user_id == SHARED).asc(), _in_bytes(connection, connections.c.name))
+    ).order_by((connections.c.user_id == SHARED).asc(), in_bytes(connection, connections.c.name))
     return [connection_from(row) for row in connection.execute(statement)]
 
 
@@ -268,16 +295,16 @@ def _list_connections(
     workspace_id: str,
     limit: int,
     after: tuple[str, str] | None,
-    user_id: str | None,
+    user_ids: Collection[str] | None,
     integration_id: str | None,
     state: ConnectionState | None,
 ) -> list[Connection]:
-    order = [_in_bytes(connection, column) for column in (connections.c.name, connections.c.user_id)]
-    statement = _SELECT.where(connections.c.workspace_id == workspace_id)
+    order = [in_bytes(connection, column) for column in (connections.c.name, connections.c.user_id)]
+    statement = SELECT_CONNECTIONS.where(connections.c.workspace_id == workspace_id)
     if after is not None:
         statement = statement.where(sa.tuple_(*order) > sa.tuple_(*(sa.literal(part) for part in after)))
-    if user_id is not None:
-        statement = statement.where(connections.c.user_id == user_id)
+    if user_ids is not None:
+        statement = statement.where(connections.c.user_id.in_(list(user_ids)))
     if integration_id is not None:
         statement = statement.where(connections.c.integration_id == integration_id)
     if state is not None:
@@ -285,14 +312,9 @@ def _list_connections(
     return [connection_from(row) for row in connection.execute(statement.order_by(*order).limit(limit))]
 
 
-def _in_bytes(connection: sa.Connection, column: sa.Column[str]) -> sa.ColumnElement[str]:
-    # The bytes' order is the same on both databases, a locale's is not.
-    return column.collate("C") if connection.dialect.name == "postgresql" else column
-
-
 def _connections_due(connection: sa.Connection, db: Database, limit: int) -> list[Connection]:
     statement = (
-        _SELECT.where(connections.c.refresh_time <= now_sql(db), connections.c.state.not_in(_ENDED))
+        SELECT_CONNECTIONS.where(connections.c.refresh_time <= now_sql(db), connections.c.state.not_in(_ENDED))
         .order_by(connections.c.refresh_time)
         .limit(limit)
     )
@@ -302,13 +324,15 @@ def _connections_due(connection: sa.Connection, db: Database, limit: int) -> lis
 # -------------------------------------------------------------------------------------------------------------- saving
 
 
-def _save_connection(
+def save_connection(
     connection: sa.Connection, db: Database, new: NewConnection, replace: bool, actor: str, request: Request | None
 ) -> SavedConnection:
+    """Stores a connection in this transaction; see `ConnectionStore.save_connection`."""
     now = db.now(connection)
     stored = claim_request(connection, new.workspace_id, request, now)
     if stored is not None:
         return SavedConnection(_connection_of(stored), is_replay=True)
+    _require_integration(connection, new)
     key = {"workspace_id": new.workspace_id, "user_id": new.user_id, "name": new.name}
     created = {"connection_id": new.connection_id, "version": 1, "create_time": now}
     row = {**_values_of(new), "update_time": now}
@@ -323,10 +347,10 @@ def _save_connection(
         changed = {"version": old.version + 1} if replace else {**created, "last_use_time": None}
         connection.execute(connections.update().where(is_it).values(**row, **changed))
     if new.secret_path is not None:
-        take_secret(connection, new.secret_path)
-    abandoned = None if old is None else old.secret_path
-    if abandoned is not None:
-        add_stray(connection, db, abandoned, is_condemned=True)
+        stray_sql.take_secret(connection, new.secret_path)
+    abandoned = None
+    if old is not None and old.secret_path is not None:
+        abandoned = stray_sql.abandon(connection, old.secret_path, now)
     saved = _find_connection(connection, is_it)
     assert saved is not None
     _add_event(connection, now, saved)
@@ -342,7 +366,22 @@ def _save_connection(
         user_id=saved.user_id or None,
     )
     answer_request(connection, new.workspace_id, request, saved)
-    return SavedConnection(saved, abandoned_path=abandoned)
+    return SavedConnection(saved, abandoned=abandoned)
+
+
+def _require_integration(connection: sa.Connection, new: NewConnection) -> None:
+    if new.integration_id is None:
+        return
+    # Held until the commit, so that an integration that is being deleted gets no more connections.
+    row = connection.execute(
+        sa.select(integrations.c.name, integrations.c.state)
+        .where(integrations.c.workspace_id == new.workspace_id, integrations.c.integration_id == new.integration_id)
+        .with_for_update(read=True)
+    ).one_or_none()
+    if row is None or row.state == IntegrationState.DELETED.value:
+        raise integration_not_found()
+    if row.state == IntegrationState.DISABLED.value:
+        raise integration_disabled(row.name)
 
 
 def _revoke_connection(
@@ -362,14 +401,14 @@ def _revoke_connection(
     if old is None:
         release_request(connection, workspace_id, request)
         return None
-    revoked = old
+    saved = SavedConnection(old)
     if old.state is not ConnectionState.REVOKED:
-        revoked = revoke_row(connection, db, old, now, actor)
-    answer_request(connection, workspace_id, request, revoked)
-    return SavedConnection(revoked, abandoned_path=old.secret_path)
+        saved = revoke_row(connection, old, now, actor)
+    answer_request(connection, workspace_id, request, saved.connection)
+    return saved
 
 
-def revoke_row(connection: sa.Connection, db: Database, old: Connection, now: datetime, actor: str) -> Connection:
+def revoke_row(connection: sa.Connection, old: Connection, now: datetime, actor: str) -> SavedConnection:
     """Revokes a connection whose row this transaction has locked."""
     changes: dict[str, Any] = {
         "state_reason": "",
@@ -384,8 +423,10 @@ def revoke_row(connection: sa.Connection, db: Database, old: Connection, now: da
         .where(_with_id(old.workspace_id, old.connection_id))
         .values(state=ConnectionState.REVOKED.value, **changes)
     )
-    if old.secret_path is not None:
-        add_stray(connection, db, old.secret_path, is_condemned=True)
+    abandoned = stray_sql.abandon_grant(connection, old, now)
+    if abandoned is not None and abandoned.integration_id is not None:
+        stray_sql.abandon(connection, lease_path(old.connection_id), now)
+        connection.execute(escrows.delete().where(escrows.c.connection_id == old.connection_id))
     _add_event(connection, now, revoked)
     append_audit(
         connection,
@@ -398,7 +439,47 @@ def revoke_row(connection: sa.Connection, db: Database, old: Connection, now: da
         fingerprint=old.fingerprint or None,
         user_id=old.user_id or None,
     )
-    return revoked
+    return SavedConnection(revoked, abandoned=abandoned)
+
+
+def _update_connection(
+    connection: sa.Connection,
+    db: Database,
+    workspace_id: str,
+    is_it: sa.ColumnElement[bool],
+    change: ConnectionChange,
+    actor: str,
+    request: Request | None,
+) -> Connection | None:
+    now = db.now(connection)
+    stored = claim_request(connection, workspace_id, request, now)
+    if stored is not None:
+        return _connection_of(stored)
+    old = _find_connection(connection, is_it, for_update=True)
+    if old is None or old.state is ConnectionState.REVOKED:
+        release_request(connection, workspace_id, request)
+        return None
+    changes: dict[str, Any] = {
+        name: getattr(change, name) for name in ("agents", "allow_raw_token") if getattr(change, name) is not None
+    }
+    if change.is_disabled is True:
+        changes |= {"state": ConnectionState.DISABLED, "state_reason": "", "refresh_time": None}
+    elif change.is_disabled is False and old.state is ConnectionState.DISABLED:
+        is_renewable = old.kind in RENEWED_KINDS
+        changes |= {"state": ConnectionState.ACTIVE, "refresh_time": now if is_renewable else None}
+    new = _change(connection, db, old, **changes)
+    append_audit(
+        connection,
+        workspace_id,
+        now,
+        actor,
+        Action.CONNECTION_UPDATED,
+        connection=old.name,
+        connection_id=old.connection_id,
+        user_id=old.user_id or None,
+    )
+    answer_request(connection, workspace_id, request, new)
+    return new
 
 
 # ------------------------------------------------------------------------------------------------------------- renewal
@@ -522,48 +603,3 @@ def _forget_events(connection: sa.Connection, db: Database, age: timedelta) -> i
             connection_events.c.create_time < db.now(connection) - age, connection_events.c.event_id < newest
         )
     ).rowcount
-
-
-# ------------------------------------------------------------------------------------------------------- stray secrets
-
-
-def add_stray(connection: sa.Connection, db: Database, path: str, *, is_condemned: bool) -> None:
-    """Notes that nothing refers to the secret at `path`: not yet, or (condemned) not any more."""
-    connection.execute(
-        stray_secrets.insert().values(path=path, is_condemned=is_condemned, create_time=db.now(connection))
-    )
-
-
-def take_secret(connection: sa.Connection, path: str) -> None:
-    """Makes an announced secret that of a row of this transaction.
-
-    Raises:
-        Unavailable: It was given up meanwhile.
-    """
-    # Invariant: a path is a row's or a stray, never both; whoever deletes secrets deletes strays only.
-    taken = connection.execute(
-        stray_secrets.delete().where(stray_secrets.c.path == path, stray_secrets.c.is_condemned.is_(False))
-    )
-    if taken.rowcount != 1:
-        raise Unavailable("storing the credential took too long; try again", reason=Reason.STORAGE_UNAVAILABLE)
-
-
-def _condemn_strays(connection: sa.Connection, db: Database, age: timedelta, limit: int) -> list[str]:
-    is_due = sa.or_(stray_secrets.c.is_condemned.is_(True), stray_secrets.c.create_time < db.now(connection) - age)
-    due = sa.select(stray_secrets.c.path).where(is_due).order_by(stray_secrets.c.path).limit(limit)
-    if connection.dialect.name == "postgresql":
-        due = due.with_for_update(skip_locked=True)
-    paths = list(connection.execute(due).scalars())
-    connection.execute(stray_secrets.update().where(stray_secrets.c.path.in_(paths)).values(is_condemned=True))
-    return paths
-
-
-def _condemn_stray(connection: sa.Connection, path: str) -> bool:
-    condemned = connection.execute(stray_secrets.update().where(stray_secrets.c.path == path).values(is_condemned=True))
-    return condemned.rowcount == 1
-
-
-def _forget_stray(connection: sa.Connection, path: str) -> None:
-    connection.execute(
-        stray_secrets.delete().where(stray_secrets.c.path == path, stray_secrets.c.is_condemned.is_(True))
-    )

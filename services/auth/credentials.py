@@ -13,7 +13,8 @@ from holdfast.errors import InvalidArgument, NotFound, Reason, Unavailable
 from holdfast.ids import is_uuid, new_uuid7
 from services.auth.audit import AuditTrail
 from services.auth.connection_store import SHARED, ConnectionStore
-from services.auth.connections import connection_not_found, read_api_key
+from services.auth.connections import connection_not_found
+from services.auth.key_documents import read_key_document
 from services.auth.requests import is_name
 from services.auth.secrets import Secret, SecretStore
 from services.auth.store import CredentialUse
@@ -128,12 +129,12 @@ class Credentials:
             connection = await self._store.find_connection(workspace_id, SHARED, name)
             if connection is None or not connection.is_usable:
                 raise connection_not_found()
-            api_key = await read_api_key(self._secrets, connection)
-            if api_key is not None:
+            document = await read_key_document(self._secrets, connection)
+            if document is not None:
                 return Credential(
                     connection_id=connection.connection_id,
                     provider=connection.provider,
-                    secret=api_key,
+                    secret=document.api_key,
                     base_url=connection.base_url,
                     version=connection.version,
                     fingerprint=connection.fingerprint,

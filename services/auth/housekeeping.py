@@ -7,8 +7,9 @@ from typing import Final, NoReturn
 from holdfast.errors import HoldfastError
 from services.auth.api_keys import ApiKeys
 from services.auth.connection_store import ConnectionStore
-from services.auth.connections import Connections
+from services.auth.integrations import Integrations
 from services.auth.store import AuthStore
+from services.auth.strays import StraySecrets
 from services.shared.clock import Clock
 from services.shared.telemetry import get_logger
 
@@ -32,13 +33,15 @@ class Housekeeper:
         store: AuthStore,
         connection_store: ConnectionStore,
         api_keys: ApiKeys,
-        connections: Connections,
+        strays: StraySecrets,
+        integrations: Integrations,
         clock: Clock,
     ) -> None:
         self._store = store
         self._connection_store = connection_store
         self._api_keys = api_keys
-        self._connections = connections
+        self._strays = strays
+        self._integrations = integrations
         self._clock = clock
 
     async def run(self) -> NoReturn:
@@ -61,9 +64,10 @@ class Housekeeper:
     async def sweep(self) -> None:
         """Removes what is not needed any more."""
         try:
-            count = await self._connections.sweep()
+            count = await self._strays.sweep()
             if count:
                 log.info("stray_secrets_deleted", count=count)
+            await self._integrations.purge()
             await self._connection_store.forget_events(older_than_seconds=EVENT_MEMORY_SECONDS)
             await self._store.forget_requests(older_than_seconds=REQUEST_MEMORY_SECONDS)
         except HoldfastError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
 from services.auth.requests import is_name
 from services.auth.sealing import MasterKey
 from services.shared.database import one_url_of_several_hosts
+from services.shared.egress import parse_allowed_targets
 from services.shared.settings import (
     CommonSettings,
     database_pool_size_setting,
@@ -92,6 +94,17 @@ def private_file_problem(path: Path) -> str | None:
     return None
 
 
+def parse_public_url(text: str) -> str:
+    """Parses the address of auth's pages as browsers see it."""
+    parts = urlsplit(text)
+    is_loopback = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback):
+        raise ValueError("https://host[:port][/path], or http:// on this machine's loopback")
+    if parts.username or parts.query or parts.fragment or not parts.hostname:
+        raise ValueError("an address without user, query and fragment")
+    return text.rstrip("/")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AuthSettings(CommonSettings, StorageSettings):
     """Settings of the auth service."""
@@ -108,6 +121,26 @@ class AuthSettings(CommonSettings, StorageSettings):
         default=None,
         doc="File that holds a key with the scope admin for that workspace after the start (mode 0600): made when it "
         "is missing, or when its key is not valid any more.",
+    )
+
+    public_url: str = setting(
+        "HOLDFAST_PUBLIC_URL",
+        default="http://127.0.0.1:7404",
+        parse=parse_public_url,
+        doc="Where people's browsers reach auth's own pages: https, or http on this machine's loopback. Redirect URIs "
+        "that are registered at providers begin with it.",
+    )
+    egress_allow: tuple[str, ...] = setting(
+        "HOLDFAST_AUTH_EGRESS_ALLOW",
+        default=(),
+        parse=parse_allowed_targets,
+        doc="Hosts and networks (CIDR) beyond the public internet where auth may call providers' endpoints, such as an "
+        "identity provider of one's own.",
+    )
+    providers_folder: Path | None = setting(
+        "HOLDFAST_PROVIDERS_FOLDER",
+        default=None,
+        doc="Folder with providers of one's own (`*.yaml`), beside those of the release; one of the same name wins.",
     )
 
     def problems(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The one statement that SQLAlchemy Core spells differently for each database."""
+"""What SQLAlchemy Core spells differently for each database."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def insert_ignore(connection: sa.Connection, table: sa.Table, **values: Any) -> 
     # Not the row count, which drivers give for updates and deletes only.
     inserted = connection.execute(statement.returning(*table.primary_key.columns)).first()
     return inserted is not None
+
+
+def in_bytes(connection: sa.Connection, column: sa.Column[str]) -> sa.ColumnElement[str]:
+    """Returns a column of text as it is ordered by its bytes: that is the same everywhere, a locale's order is not."""
+    return column.collate("C") if connection.dialect.name == "postgresql" else column

@@ -77,6 +77,10 @@ class Action(StrEnum):
     CONNECTION_REPLACED = "connection.replace"
     CONNECTION_REVOKED = "connection.revoke"
     CONNECT_STARTED = "connect.start"
+    CONNECTION_UPDATED = "connection.update"
+    INTEGRATION_CREATED = "integration.create"
+    INTEGRATION_UPDATED = "integration.update"
+    INTEGRATION_DELETED = "integration.delete"
     CREDENTIAL_RESOLVED = "credential.resolve"
     AUDIT_EXPORTED = "audit.export"
 

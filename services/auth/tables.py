@@ -205,6 +205,14 @@ stray_secrets: Final = sa.Table(
     # It is being deleted: no connection may take it any more.
     sa.Column("is_condemned", sa.Boolean, nullable=False),
     sa.Column("create_time", Timestamp, nullable=False),
+    # Whose provider has to be told that the grant has ended, before its tokens are deleted; null when there is nothing
+    # to tell.
+    sa.Column("workspace_id", sa.Text),
+    sa.Column("integration_id", sa.Text),
+    # When to tell it next; null means now.
+    sa.Column("attempt_time", Timestamp),
+    sa.Column("failure_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Index("stray_secrets_by_integration", "integration_id"),
 )
 
 requests: Final = sa.Table(

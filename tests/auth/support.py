@@ -14,15 +14,18 @@ import grpc.aio
 
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceStub
+from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import ConnectionFeedServiceStub
 from holdfast.api.auth.v1.connection_service_pb2 import CreateConnectionRequest
 from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.auth.v1.credential_service_pb2 import ResolveCredentialRequest
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
 from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
+from holdfast.api.auth.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.errors import HoldfastError, from_rpc_error
 from services.auth.app import auth_server, open_core
 from services.auth.callers import ADMIN, Caller
+from services.auth.providers import ProviderCatalog
 from services.auth.sealing import MasterKey
 from services.auth.secrets import SecretStore
 from services.auth.settings import AuthSettings
@@ -63,7 +66,9 @@ class Client:
         self.audit = AuditServiceStub(self.channel)
         self.connections = ConnectionServiceStub(self.channel)
         self.credentials = CredentialServiceStub(self.channel)
+        self.feed = ConnectionFeedServiceStub(self.channel)
         self.grants = GrantServiceStub(self.channel)
+        self.integrations = IntegrationServiceStub(self.channel)
         self.workspaces = WorkspaceServiceStub(self.channel)
 
 
@@ -105,11 +110,18 @@ async def running(
     clock: Clock | None = None,
     store: AuthStore | None = None,
     secrets: SecretStore | None = None,
+    catalog: ProviderCatalog | None = None,
 ) -> AsyncIterator[Auth]:
     """One replica."""
     async with (
         auth_server(
-            settings, build_telemetry("auth"), asyncio.Event(), clock=clock, store=store, secrets=secrets
+            settings,
+            build_telemetry("auth"),
+            asyncio.Event(),
+            clock=clock,
+            store=store,
+            secrets=secrets,
+            catalog=catalog,
         ) as server,
         AsyncExitStack() as stack,
     ):

@@ -171,11 +171,11 @@ async def test_connections_are_listed_by_name_and_user_and_filtered(setting: Set
         listed += page
         after = (page[-1].name, page[-1].user_id)
     assert listed == ordered
-    of_ann = await setting.store.list_connections(setting.acme, limit=10, after=None, user_id="ann")
+    of_ann = await setting.store.list_connections(setting.acme, limit=10, after=None, user_ids=("ann",))
     assert [connection.name for connection in of_ann] == ["a", "b"]
     await setting.store.revoke_connection(setting.acme, "ann", "a", actor="test", request=None)
     revoked = await setting.store.list_connections(
-        setting.acme, limit=10, after=None, state=ConnectionState.REVOKED, user_id="ann"
+        setting.acme, limit=10, after=None, state=ConnectionState.REVOKED, user_ids=("ann",)
     )
     assert [connection.name for connection in revoked] == ["a"]
     none = await setting.store.list_connections(setting.acme, limit=10, after=None, integration_id=new_uuid7())
@@ -235,7 +235,8 @@ async def test_nothing_revives_a_revoked_connection(setting: Setting) -> None:
     connection = await setting.save("github", "ann", refresh_time=NOW - timedelta(hours=1))
     saved = await setting.store.revoke_connection(setting.acme, "ann", "github", actor="test", request=None)
     assert saved is not None
-    assert saved.abandoned_path == connection.secret_path
+    assert saved.abandoned is not None
+    assert saved.abandoned.path == connection.secret_path
     await setting.store.postpone_refresh(setting.acme, connection.connection_id, NOW - timedelta(hours=1))
     late = await setting.store.record_tokens(setting.acme, connection.connection_id, tokens(connection, 2))
     assert late == saved.connection == await failed(setting, connection, 1, ConnectionState.DEGRADED)
@@ -312,14 +313,17 @@ async def test_a_replaced_grant_becomes_a_stray_and_the_id_stays(setting: Settin
     new = await setting.save("github", "ann", replace=True, scopes=("repo", "user"), agents=("helper",))
     assert (new.connection_id, new.create_time) == (old.connection_id, old.create_time)
     assert (new.scopes, new.agents, new.version) == (("repo", "user"), ("helper",), old.version + 1)
-    assert await setting.store.condemn_strays(older_than_seconds=3600, limit=10) == [old.secret_path]
+    strays = await setting.store.condemn_strays(older_than_seconds=3600, limit=10)
+    assert [stray.path for stray in strays] == [old.secret_path]
+    # For a minute it is nobody else's.
+    assert await setting.store.condemn_strays(older_than_seconds=3600, limit=10) == []
     assert not await setting.store.condemn_stray(new.secret_path or "")
 
 
 async def test_a_secret_that_nobody_took_in_time_is_not_taken_later(setting: Setting) -> None:
     path = new_connection_path(setting.acme, "ann")
     await setting.store.announce_secret(path)
-    assert await setting.store.condemn_strays(older_than_seconds=-1, limit=10) == [path]
+    assert [stray.path for stray in await setting.store.condemn_strays(older_than_seconds=-1, limit=10)] == [path]
     new = NewConnection(
         workspace_id=setting.acme,
         connection_id=new_uuid7(),

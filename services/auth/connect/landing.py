@@ -194,7 +194,7 @@ class Landing:
         session, saved = connected
         self._on_change(session.workspace_id, session.connection)
         log.info("connected", session_id=session.session_id, connection_id=saved.connection.connection_id)
-        await self._put_away(target, saved.abandoned_path, old_tokens)
+        await self._put_away(target, None if saved.abandoned is None else saved.abandoned.path, old_tokens)
         return session, saved.connection
 
     async def connection_of(self, session: ConnectSession) -> Connection:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from services.auth import stray_sql
 from services.auth.audit_sql import append_audit
 from services.auth.connect.store import (
     OPEN_STATES,
@@ -20,8 +21,7 @@ from services.auth.connect.store import (
     SessionState,
 )
 from services.auth.connection_store import ConnectionState, NewConnection, SavedConnection, connection_exists
-from services.auth.connection_store_sql import _save_connection as save_connection
-from services.auth.connection_store_sql import add_stray
+from services.auth.connection_store_sql import save_connection
 from services.auth.request_sql import answer_request, claim_request
 from services.auth.store import Action, Request
 from services.auth.tables import connect_sessions, connections, integrations, workspaces
@@ -436,7 +436,7 @@ def _connect(
             raise AccountDiffersError
     assert new.secret_path is not None
     # Until now it was the session's; the connection takes it as an announced one, in this transaction.
-    add_stray(connection, db, new.secret_path, is_condemned=False)
+    stray_sql.announce(connection, db, new.secret_path)
     saved = save_connection(connection, db, new, is_reconnect, actor, None)
     found = _get(connection, session.session_id)
     assert found is not None

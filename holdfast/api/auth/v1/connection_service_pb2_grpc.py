@@ -51,6 +51,11 @@ class ConnectionServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.ListConnectionsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.ListConnectionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateConnection = channel.unary_unary(
+                '/holdfast.api.auth.v1.ConnectionService/UpdateConnection',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.UpdateConnectionRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.UpdateConnectionResponse.FromString,
+                _registered_method=True)
         self.RevokeConnection = channel.unary_unary(
                 '/holdfast.api.auth.v1.ConnectionService/RevokeConnection',
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RevokeConnectionRequest.SerializeToString,
@@ -87,6 +92,14 @@ class ConnectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateConnection(self, request, context):
+        """Changes the fields named in the mask: who may use a connection, and whether it is switched on. Errors: NOT_FOUND
+        (CONNECTION_NOT_FOUND), also for one that is revoked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeConnection(self, request, context):
         """Revokes a connection: it is refused from now on, its secret is deleted, and the provider is told (RFC 7009; repeated
         for 24 hours when it can't be reached). Errors: NOT_FOUND (CONNECTION_NOT_FOUND).
@@ -112,6 +125,11 @@ def add_ConnectionServiceServicer_to_server(servicer, server):
                     servicer.ListConnections,
                     request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.ListConnectionsRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.ListConnectionsResponse.SerializeToString,
+            ),
+            'UpdateConnection': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateConnection,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.UpdateConnectionRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.UpdateConnectionResponse.SerializeToString,
             ),
             'RevokeConnection': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeConnection,
@@ -202,6 +220,33 @@ class ConnectionService(object):
             '/holdfast.api.auth.v1.ConnectionService/ListConnections',
             holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.ListConnectionsRequest.SerializeToString,
             holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.ListConnectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateConnection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.auth.v1.ConnectionService/UpdateConnection',
+            holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.UpdateConnectionRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.UpdateConnectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,10 @@ class ConnectionServiceStub:
     """One connection. Errors: NOT_FOUND (CONNECTION_NOT_FOUND)."""
     ListConnections: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.ListConnectionsRequest, _connection_service_pb2.ListConnectionsResponse]
     """The connections by name."""
+    UpdateConnection: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.UpdateConnectionRequest, _connection_service_pb2.UpdateConnectionResponse]
+    """Changes the fields named in the mask: who may use a connection, and whether it is switched on. Errors: NOT_FOUND
+    (CONNECTION_NOT_FOUND), also for one that is revoked.
+    """
     RevokeConnection: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.RevokeConnectionRequest, _connection_service_pb2.RevokeConnectionResponse]
     """Revokes a connection: it is refused from now on, its secret is deleted, and the provider is told (RFC 7009; repeated
     for 24 hours when it can't be reached). Errors: NOT_FOUND (CONNECTION_NOT_FOUND).
@@ -65,6 +69,16 @@ class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_connection_service_pb2.ListConnectionsRequest, _abc.Awaitable[_connection_service_pb2.ListConnectionsResponse]],
     ) -> _abc.Awaitable[_connection_service_pb2.ListConnectionsResponse]:
         """The connections by name."""
+
+    @_abc_1.abstractmethod
+    def UpdateConnection(
+        self,
+        request: _connection_service_pb2.UpdateConnectionRequest,
+        context: _aio.ServicerContext[_connection_service_pb2.UpdateConnectionRequest, _abc.Awaitable[_connection_service_pb2.UpdateConnectionResponse]],
+    ) -> _abc.Awaitable[_connection_service_pb2.UpdateConnectionResponse]:
+        """Changes the fields named in the mask: who may use a connection, and whether it is switched on. Errors: NOT_FOUND
+        (CONNECTION_NOT_FOUND), also for one that is revoked.
+        """
 
     @_abc_1.abstractmethod
     def RevokeConnection(
