@@ -17,6 +17,7 @@ import base64
 import hashlib
 import itertools
 import json
+import ssl
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -258,15 +259,23 @@ class Gate:
         self.arrived = asyncio.Event()
         self.waiting = 0
         self._open = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def release(self) -> None:
         """Lets the held calls, and all later ones, pass."""
         self._open.set()
 
+    async def wait_for(self, count: int) -> None:
+        """Returns when so many calls are held at once."""
+        while self.waiting < count:
+            self._changed.clear()
+            await self._changed.wait()
+
     async def passed(self) -> None:
         """Returns when the gate is open."""
         self.waiting += 1
         self.arrived.set()
+        self._changed.set()
         try:
             await self._open.wait()
         finally:
@@ -369,8 +378,8 @@ class FakeOAuthProvider:
 
     @staticmethod
     def egress() -> EgressClient:
-        """Returns a client that may call this machine."""
-        return EgressClient(TargetPolicy(("127.0.0.0/8",)))
+        """Returns a client that may call this machine, and trusts no certificate: reading the usual ones takes long."""
+        return EgressClient(TargetPolicy(("127.0.0.0/8",)), ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
     def grant(self, account: str = "ada", scopes: tuple[str, ...] = ("read",)) -> Grant:
         """Makes a grant with live tokens, as if the user had signed in."""

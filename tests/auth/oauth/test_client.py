@@ -476,3 +476,57 @@ def test_document_that_is_none_is_refused_without_showing_it(document: dict[str,
     with pytest.raises(ValueError, match="expected a token document") as caught:
         TokenSet.from_document(document)
     assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+# ---------------------------------------------------------------------------------------------------- the double itself
+
+
+async def test_uncoordinated_refreshers_end_a_grant_of_a_strict_provider(
+    client: OAuthClient, provider: FakeOAuthProvider
+) -> None:
+    """What the refresh coordinator is for, seen without it: one of eight wins, and its tokens are dead too."""
+    app, grant = provider.app(), provider.grant()
+    tokens = grant.tokens()
+    with provider.gate() as gate:
+        calls = [asyncio.create_task(client.refresh(app, tokens)) for _ in range(8)]
+        async with asyncio.timeout(10):
+            await gate.wait_for(8)
+        gate.release()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(result, TokenSet) for result in results) == 1
+    assert (provider.max_concurrent_token_calls, provider.token_calls, grant.refreshes) == (8, 8, 1)
+    assert (provider.reuses_detected, grant.is_alive) == (1, False)
+
+
+async def test_answer_that_is_lost_has_taken_effect(client: OAuthClient, provider: FakeOAuthProvider) -> None:
+    app, grant = provider.app(), provider.grant()
+    tokens = grant.tokens()
+    provider.faults.append(Fault.lost_answer())
+    assert (await refused(client.refresh(app, tokens))).kind is RefusalKind.UNKNOWN_OUTCOME
+    assert grant.refreshes == 1
+    assert (await refused(client.refresh(app, tokens))).kind is RefusalKind.PERMANENT
+
+
+async def test_grace_window_gives_the_same_successor_again(client: OAuthClient) -> None:
+    async with FakeOAuthProvider(Profile.grace()) as provider:
+        app, grant = provider.app(), provider.grant()
+        tokens = grant.tokens()
+        provider.faults.append(Fault.lost_answer())
+        await refused(client.refresh(app, tokens))
+        again = await client.refresh(app, tokens)
+        assert again.refresh_token is not None
+        assert (again.refresh_token.reveal(), grant.is_alive) == (grant.refresh_token, True)
+
+
+async def test_cancelled_refresh_ends_at_once_and_leaves_the_client_usable(
+    client: OAuthClient, provider: FakeOAuthProvider
+) -> None:
+    app, grant = provider.app(), provider.grant()
+    with provider.gate() as gate:
+        call = asyncio.create_task(client.refresh(app, grant.tokens()))
+        async with asyncio.timeout(5):
+            await gate.arrived.wait()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+    assert (await client.client_credentials(app, scopes=())).refresh_token is None

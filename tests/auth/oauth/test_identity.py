@@ -88,7 +88,7 @@ async def test_a_minute_of_difference_between_the_clocks_is_borne(
     client: OAuthClient, provider: FakeOAuthProvider, app: OAuthApp, seconds: int
 ) -> None:
     now = int(SystemClock().now().timestamp())
-    changes = {"exp": now + seconds} if seconds < 0 else {"nbf": now + seconds}
+    changes: dict[str, Any] = {"exp": now + seconds} if seconds < 0 else {"nbf": now + seconds}
     assert (await client.identify(app, tokens(provider, **changes), nonce="n")).account_id == "ada"
 
 
