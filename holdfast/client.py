@@ -34,6 +34,8 @@ class Client:
         auth_address: The auth service; by default beside the executor, its port + 2.
         trace_address: The trace service; by default beside the executor, its port + 3.
         profile: Which part of the configuration file; not given: HOLDFAST_PROFILE, then `default`.
+        ca_file: Authority that signs the services' certificates, in PEM. Not given: HOLDFAST_CA_FILE, then the
+            configuration file, then the system's authorities.
         timeout: Deadline of every call but streams, in seconds.
 
     Raises:
@@ -48,10 +50,16 @@ class Client:
         auth_address: str | None = None,
         trace_address: str | None = None,
         profile: str | None = None,
+        ca_file: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         settings = resolve(
-            address=address, api_key=api_key, auth_address=auth_address, trace_address=trace_address, profile=profile
+            address=address,
+            api_key=api_key,
+            auth_address=auth_address,
+            trace_address=trace_address,
+            profile=profile,
+            ca_file=ca_file,
         )
         self._transport = Transport(settings, timeout=timeout)
         self.agents = Agents(self._transport)

@@ -24,7 +24,7 @@ PORTS: Final[Mapping[str, int]] = {"executor": 7400, "state": 7401, "auth": 7402
 """Default ports of the services. Beside another executor, auth and trace are expected at the same distance."""
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
-_FIELDS: Final = ("address", "auth_address", "trace_address", "api_key", "workspace")
+_FIELDS: Final = ("address", "auth_address", "trace_address", "api_key", "workspace", "ca_file")
 
 
 class ConfigurationError(InvalidArgument):
@@ -42,6 +42,7 @@ class Profile:
         trace_address: The trace service.
         api_key: The key that is shown to all of them.
         workspace: Name of the key's workspace, for people.
+        ca_file: Authority that signs the services' certificates, in PEM; the system's when there is none.
     """
 
     address: str = ""
@@ -49,6 +50,7 @@ class Profile:
     trace_address: str = ""
     api_key: str = ""
     workspace: str = ""
+    ca_file: str = ""
 
     def __repr__(self) -> str:
         return f"<Profile {self.address or 'without an address'}>"
@@ -63,12 +65,14 @@ class ClientSettings:
         auth_address: The auth service.
         trace_address: The trace service.
         api_key: Empty when there is none anywhere.
+        ca_file: Authority of `https://` addresses; the system's when it is empty.
     """
 
     address: str
     auth_address: str
     trace_address: str
     api_key: str
+    ca_file: str = ""
 
     def __repr__(self) -> str:
         return f"<ClientSettings {self.address}>"
@@ -92,6 +96,7 @@ def resolve(
     auth_address: str | None = None,
     trace_address: str | None = None,
     profile: str | None = None,
+    ca_file: str | None = None,
 ) -> ClientSettings:
     """Returns the settings of a client: each from the arguments, else the environment, else the configuration file.
 
@@ -119,6 +124,7 @@ def resolve(
         auth_address=given_auth or neighbours.auth_address or beside(chosen, "auth"),
         trace_address=given_trace or neighbours.trace_address or beside(chosen, "trace"),
         api_key=(given_key or stored.api_key).strip(),
+        ca_file=ca_file or environ.get("HOLDFAST_CA_FILE") or neighbours.ca_file,
     )
 
 

@@ -118,6 +118,7 @@ class SyncClient:
         api_key: As for `Client`.
         auth_address: As for `Client`.
         trace_address: As for `Client`.
+        ca_file: As for `Client`.
         profile: As for `Client`.
         timeout: As for `Client`.
     """
@@ -129,6 +130,7 @@ class SyncClient:
         *,
         auth_address: str | None = None,
         trace_address: str | None = None,
+        ca_file: str | None = None,
         profile: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
@@ -139,6 +141,7 @@ class SyncClient:
                 api_key,
                 auth_address=auth_address,
                 trace_address=trace_address,
+                ca_file=ca_file,
                 profile=profile,
                 timeout=timeout,
             )

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import grpc
@@ -87,8 +88,16 @@ def is_local(address: str) -> bool:
     return all(host in ("localhost", "::1") or host.startswith("127.") for _, host, _ in split_addresses(address))
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """Opens a channel: TLS for `https://host:port`, plain text for `host:port` and for several, `ip:port,ip:port`."""
+def open_channel(address: str, ca_file: str = "") -> grpc.aio.Channel:
+    """Opens a channel: TLS for `https://host:port`, plain text for `host:port` and for several, `ip:port,ip:port`.
+
+    Args:
+        address: The service.
+        ca_file: Authority of its certificate; the system's when not given.
+
+    Raises:
+        InvalidArgument: The authority's file can't be read.
+    """
     addresses = split_addresses(address)
     scheme, host, _ = addresses[0]
     targets = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for _, host, port in addresses]
@@ -99,8 +108,38 @@ def open_channel(address: str) -> grpc.aio.Channel:
         # A proxy that the environment names for the internet has no way to this machine.
         options.append(("grpc.enable_http_proxy", 0))
     if scheme == "https://":
-        return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
+        credentials = grpc.ssl_channel_credentials(read_pem(ca_file) if ca_file else None)
+        return grpc.aio.secure_channel(target, credentials, options=options)
     return grpc.aio.insecure_channel(target, options=options)
+
+
+def read_pem(path: str) -> bytes:
+    """Returns what is in a file of certificates or of a key.
+
+    Raises:
+        InvalidArgument: It can't be read, or is no PEM.
+    """
+    try:
+        content = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{path} can't be read: {error.strerror}", field="ca_file") from error
+    if b"-----BEGIN " not in content:
+        raise InvalidArgument(f"{path} is no file in PEM", field="ca_file")
+    return content
+
+
+def _tls_hint(address: str, details: str) -> str:
+    """What the transport's words mean when one side speaks TLS and the other does not, or does not trust it."""
+    if address.startswith("https://"):
+        if "WRONG_VERSION_NUMBER" in details:
+            return "; it does not speak TLS: write its address without https://"
+        if "CERTIFICATE_VERIFY_FAILED" in details:
+            return "; its certificate is not trusted: name the authority that signed it with HOLDFAST_CA_FILE"
+        if "Peer name" in details or "not in peer certificate" in details:
+            return "; its certificate is for another host name"
+    elif "Socket closed" in details or "Connection reset" in details:
+        return f"; it closes the connection, as one does that expects TLS: try https://{address}"
+    return ""
 
 
 class Transport:
@@ -129,7 +168,7 @@ class Transport:
     def channel(self, service: Service) -> grpc.aio.Channel:
         """Returns the channel to a service."""
         if service not in self._channels:
-            self._channels[service] = open_channel(self._addresses[service])
+            self._channels[service] = open_channel(self._addresses[service], self.settings.ca_file)
         return self._channels[service]
 
     def stub(self, service: Service, factory: Callable[[grpc.aio.Channel], StubT]) -> StubT:
@@ -189,8 +228,10 @@ class Transport:
         """Returns what a failed call raises; a service that can't be reached is named with its address."""
         result = from_rpc_error(error, peer=service)
         if isinstance(result, Unavailable) and result.origin == "foreign":
+            details = error.details() if isinstance(error, grpc.aio.AioRpcError) else None
+            hint = _tls_hint(self._addresses[service], details or "")
             result = Unavailable(
-                f"the {service} service at {self._addresses[service]} can't be reached",
+                f"the {service} service at {self._addresses[service]} can't be reached{hint}",
                 reason=result.reason,
                 metadata={"address": self._addresses[service]},
                 retry_delay_seconds=result.retry_delay_seconds,

@@ -10,6 +10,7 @@ from holdfast.cli import (  # noqa: F401
     agents,
     approvals,
     audit,
+    certs,
     connections,
     data,
     doctor,

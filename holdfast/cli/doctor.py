@@ -20,7 +20,13 @@ from holdfast.api.state.v1 import operator_service_pb2 as pb
 from holdfast.api.state.v1.operator_service_pb2_grpc import OperatorServiceStub
 from holdfast.cli.app import JsonOption, app, chosen_profile
 from holdfast.cli.console import error_fields, note, plain, print_json, report, say
-from holdfast.cli.operator import DataOption, operator_channel, operator_settings, stored_addresses
+from holdfast.cli.operator import (
+    DataOption,
+    operator_channel,
+    operator_connection,
+    operator_settings,
+    stored_addresses,
+)
 from holdfast.errors import HoldfastError
 from holdfast.settings import resolve
 from holdfast.transport import open_channel
@@ -92,7 +98,8 @@ def doctor(
 
 
 async def _examine(diagnosis: Diagnosis, data: Path | None, journals: int, *, read_all: bool, as_json: bool) -> None:
-    diagnosis.services = await _health(_addresses(data))
+    ca_file = resolve(profile=chosen_profile()).ca_file if data is None else ""
+    diagnosis.services = await _health(_addresses(data), ca_file)
     if not as_json:
         for name, service in diagnosis.services.items():
             _line(name, service["health"] == "SERVING", service["health"], service["address"])
@@ -126,16 +133,18 @@ def _addresses(data: Path | None) -> dict[str, str]:
     }
 
 
-async def _health(addresses: dict[str, str]) -> dict[str, dict[str, str]]:
-    found = await asyncio.gather(*(_health_of(address) for address in addresses.values()))
+async def _health(addresses: dict[str, str], ca_file: str) -> dict[str, dict[str, str]]:
+    found = await asyncio.gather(*(_health_of(name, address, ca_file) for name, address in addresses.items()))
     return {
         name: {"address": address, "health": health}
         for (name, address), health in zip(addresses.items(), found, strict=True)
     }
 
 
-async def _health_of(address: str) -> str:
-    async with open_channel(address) as channel:
+async def _health_of(name: str, address: str, ca_file: str) -> str:
+    # With TLS, state lets nobody in without a certificate.
+    opened = operator_connection() if name == "state" else None
+    async with open_channel(address, ca_file) if opened is None else opened as channel:
         check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_HEALTH)
         try:
             answer = await check(b"", timeout=HEALTH_SECONDS)

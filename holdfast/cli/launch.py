@@ -70,6 +70,7 @@ _CLIENT_SETTINGS: Final = frozenset(
         "HOLDFAST_ADDRESS",
         "HOLDFAST_API_KEY",
         "HOLDFAST_AUTH_ADDRESS",
+        "HOLDFAST_CA_FILE",
         "HOLDFAST_CONFIG",
         "HOLDFAST_PROFILE",
         "HOLDFAST_TRACE_ADDRESS",

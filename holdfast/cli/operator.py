@@ -19,7 +19,7 @@ import typer
 
 from holdfast.errors import FailedPrecondition, HoldfastError, Unavailable, from_rpc_error
 from holdfast.settings import split_addresses, write_private
-from holdfast.transport import channel_options
+from holdfast.transport import channel_options, read_pem
 
 OPERATOR: Final = "operator"
 """The name by which state's access table knows these calls."""
@@ -42,11 +42,13 @@ class OperatorSettings:
 
     Attributes:
         state_address: As host:port, or ip:port,ip:port for several replicas.
-        service_token: The suite's token.
+        service_token: The suite's token; empty with TLS.
+        certificate: With TLS, the files of the authority, and of the operator's key and certificate.
     """
 
     state_address: str
     service_token: str
+    certificate: tuple[str, str, str] | None = None
 
     def __repr__(self) -> str:
         return f"<OperatorSettings {self.state_address}>"
@@ -74,6 +76,11 @@ def operator_settings(data: Path | None = None) -> OperatorSettings:
     environ = os.environ
     address = environ.get("HOLDFAST_STATE_ADDRESS", "") if data is None else ""
     token = _token_of_environment() if data is None else ""
+    names = ("HOLDFAST_TLS_CA_FILE", "HOLDFAST_TLS_KEY_FILE", "HOLDFAST_TLS_CERT_FILE")
+    authority, key, certificate = (environ.get(name, "") if data is None else "" for name in names)
+    if address and authority and key and certificate:
+        split_addresses(address)
+        return OperatorSettings(address, "", (authority, key, certificate))
     if not (address and token):
         folder = _data_folder(data)
         address = address or stored_addresses(folder).get("state", "")
@@ -81,7 +88,8 @@ def operator_settings(data: Path | None = None) -> OperatorSettings:
     if not (address and token):
         raise FailedPrecondition(
             "this is the operator's command: set HOLDFAST_STATE_ADDRESS and HOLDFAST_SERVICE_TOKEN (or "
-            "HOLDFAST_SERVICE_TOKEN_FILE) as the services have them, or name the folder of `holdfast up` with --data"
+            "HOLDFAST_SERVICE_TOKEN_FILE, or with TLS the HOLDFAST_TLS_* files) as the services have them, or name the "
+            "folder of `holdfast up` with --data"
         )
     split_addresses(address)
     return OperatorSettings(address, token)
@@ -123,7 +131,7 @@ class _Signing:
     """Shows the token with every call."""
 
     def __init__(self, token: str) -> None:
-        self._authorization = f"Service {OPERATOR}:{token}"
+        self._authorization = f"Service {OPERATOR}:{token}" if token else f"Service {OPERATOR}"
 
     def signed(self, details: Any) -> grpc.aio.ClientCallDetails:
         """The call with the authorization."""
@@ -163,6 +171,24 @@ async def operator_channel(data: Path | None = None) -> AsyncIterator[grpc.aio.C
         HoldfastError: As state raised it; `Unavailable` with the address when it can't be reached.
     """
     settings = operator_settings(data)
+    interceptors: list[grpc.aio.ClientInterceptor] = [
+        _SignedCalls(settings.service_token),
+        _SignedStreams(settings.service_token),
+    ]
+    async with _opened(settings, interceptors) as channel:
+        with _errors_of_state(settings.state_address):
+            yield channel
+
+
+def operator_connection() -> grpc.aio.Channel | None:
+    """Returns a connection to state with the operator's certificate, or None when the environment names none."""
+    environ = os.environ
+    if not (environ.get("HOLDFAST_STATE_ADDRESS") and environ.get("HOLDFAST_TLS_CERT_FILE")):
+        return None
+    return _opened(operator_settings(), [])
+
+
+def _opened(settings: OperatorSettings, interceptors: list[grpc.aio.ClientInterceptor]) -> grpc.aio.Channel:
     addresses = split_addresses(settings.state_address)
     scheme, host, port = addresses[0]
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -171,19 +197,15 @@ async def operator_channel(data: Path | None = None) -> AsyncIterator[grpc.aio.C
         target = "ipv4:" + ",".join(f"{host}:{port}" for _, host, port in addresses)
     # The suite's own traffic never goes through a proxy that the environment names for the internet.
     options = [*channel_options(), ("grpc.enable_http_proxy", 0)]
-    interceptors: list[grpc.aio.ClientInterceptor] = [
-        _SignedCalls(settings.service_token),
-        _SignedStreams(settings.service_token),
-    ]
+    if settings.certificate is not None:
+        # Whatever its address, the peer must be state.
+        options.append(("grpc.ssl_target_name_override", "state"))
+        credentials = grpc.ssl_channel_credentials(*(read_pem(path) for path in settings.certificate))
+        return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
     if scheme == "https://":
-        channel = grpc.aio.secure_channel(
-            target, grpc.ssl_channel_credentials(), options=options, interceptors=interceptors
-        )
-    else:
-        channel = grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
-    async with channel:
-        with _errors_of_state(settings.state_address):
-            yield channel
+        credentials = grpc.ssl_channel_credentials()
+        return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
+    return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
 
 
 @contextmanager

@@ -170,6 +170,8 @@ async def auth_server(
             access=ACCESS,
             telemetry=telemetry,
             authenticator=authenticator,
+            clock=clock,
+            services_listen=settings.services_listen,
         )
         key = page_key(settings.service_token)
         server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, authenticator, key))

@@ -19,6 +19,7 @@ from services.shared.settings import (
     database_url_setting,
     listen_setting,
     migrate_on_start_setting,
+    services_listen_setting,
     setting,
 )
 
@@ -110,6 +111,7 @@ class AuthSettings(CommonSettings, StorageSettings):
     """Settings of the auth service."""
 
     listen: str = listen_setting(7402)
+    services_listen: str = services_listen_setting()
     bootstrap_workspace: str = setting(
         "HOLDFAST_BOOTSTRAP_WORKSPACE",
         default="",

@@ -61,11 +61,18 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
                 service="executor",
                 settings=settings,
                 telemetry=process.telemetry,
+                peer="state",
                 untraced=UNTRACED,
             )
         )
         auth_channel = await closing.enter_async_context(
-            open_channel(settings.auth_address, service="executor", settings=settings, telemetry=process.telemetry)
+            open_channel(
+                settings.auth_address,
+                service="executor",
+                settings=settings,
+                telemetry=process.telemetry,
+                peer="auth",
+            )
         )
         for channel, name in ((state_channel, "state"), (auth_channel, "auth")):
             if not await wait_for_channel_ready(channel, name, process.stop):

@@ -17,9 +17,11 @@ from opentelemetry import propagate, trace
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from holdfast.errors import from_rpc_error
+from services.shared.clock import Clock
 from services.shared.interceptors import AUTHORIZATION
 from services.shared.settings import CommonSettings, SettingsError, is_loopback
 from services.shared.telemetry import Telemetry, get_logger
+from services.shared.tls import ShownCertificate, TlsError, TlsFiles
 
 DEFAULT_DEADLINE_SECONDS: Final = 10.0
 """Deadline of a unary call whose caller gives none."""
@@ -68,33 +70,56 @@ class ServiceChannel(grpc.aio.Channel):
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, *, address: str, identity: str | None, unary_deadline_seconds: float
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        address: str,
+        identity: str | None,
+        unary_deadline_seconds: float,
+        certificate: ShownCertificate | None = None,
+        reopen: Callable[[], grpc.aio.Channel] | None = None,
     ) -> None:
         self.address = address
         self._channel = channel
+        self._certificate = certificate
+        self._reopen = reopen
+        self._retired: grpc.aio.Channel | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._identity = identity
         self._unary_deadline_seconds = unary_deadline_seconds
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Creates a multicallable with the default deadline."""
-        return self._prepared(self._channel.unary_unary(method, *args, **kwargs), self._unary_deadline_seconds)
+        return self._prepared(
+            lambda channel: channel.unary_unary(method, *args, **kwargs), self._unary_deadline_seconds
+        )
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Creates a multicallable with the default deadline."""
-        return self._prepared(self._channel.stream_unary(method, *args, **kwargs), self._unary_deadline_seconds)
+        return self._prepared(
+            lambda channel: channel.stream_unary(method, *args, **kwargs), self._unary_deadline_seconds
+        )
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Creates a multicallable without a deadline; keep-alive notices a dead peer."""
-        return self._prepared(self._channel.unary_stream(method, *args, **kwargs), None)
+        return self._prepared(lambda channel: channel.unary_stream(method, *args, **kwargs), None)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Creates a multicallable without a deadline; keep-alive notices a dead peer."""
-        return self._prepared(self._channel.stream_stream(method, *args, **kwargs), None)
+        return self._prepared(lambda channel: channel.stream_stream(method, *args, **kwargs), None)
 
-    def _prepared(self, inner: Any, default_timeout: float | None) -> Callable[..., Any]:
+    def _prepared(self, make: Callable[[grpc.aio.Channel], Any], default_timeout: float | None) -> Callable[..., Any]:
         identity = self._identity
+        made_on = self._channel
+        inner = make(made_on)
 
         def call(request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
+            nonlocal made_on, inner
+            if self._certificate is not None:
+                self._follow_certificate()
+            if made_on is not self._channel:
+                made_on = self._channel
+                inner = make(made_on)
             pairs: list[tuple[str, str | bytes]] = list(metadata) if metadata is not None else []
             if identity is not None:
                 pairs.append((AUTHORIZATION, identity))
@@ -107,8 +132,22 @@ class ServiceChannel(grpc.aio.Channel):
 
         return call
 
+    def _follow_certificate(self) -> None:
+        """Opens another connection when there is another certificate. Calls in flight stay on the old one, streams
+        until the change after this one."""
+        if self._certificate is None or self._reopen is None or not self._certificate.changed():
+            return
+        if self._retired is not None:
+            task = asyncio.create_task(self._retired.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        self._retired, self._channel = self._channel, self._reopen()
+
     async def close(self, grace: float | None = None) -> None:
         """Closes the connection; calls in flight are cancelled after `grace` seconds."""
+        await asyncio.gather(*self._closing)
+        if self._retired is not None:
+            await self._retired.close(grace)
         await self._channel.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
@@ -130,7 +169,7 @@ class ServiceChannel(grpc.aio.Channel):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        await self._channel.__aexit__(exc_type, exc_val, exc_tb)
+        await self.close()
 
 
 def open_channel(
@@ -141,6 +180,8 @@ def open_channel(
     telemetry: Telemetry | None = None,
     untraced: frozenset[str] = frozenset(),
     unary_deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
+    peer: str = "",
+    clock: Clock | None = None,
 ) -> ServiceChannel:
     """Opens a channel to another service of the suite. It connects by itself, again and again.
 
@@ -151,20 +192,64 @@ def open_channel(
         telemetry: Where client spans go; none are made without it, or when it exports none.
         untraced: Full names of methods without client spans: streams that live long.
         unary_deadline_seconds: Deadline of unary calls that give none.
+        peer: With TLS, the service that the peer's certificate must be good for, whatever its address; the host of the
+            address when it is not given.
+        clock: When to look for another certificate.
 
     Raises:
-        SettingsError: The address is beyond this machine and plain text is not allowed.
+        SettingsError: The address is beyond this machine and plain text is not allowed, or the certificate is not
+            usable.
     """
-    if not is_loopback(address) and not settings.allow_plaintext:
+    files = TlsFiles.of(settings)
+    if files is None and not is_loopback(address) and not settings.allow_plaintext:
         raise SettingsError(
             [f"{address} is beyond this machine and connections are not encrypted: set HOLDFAST_ALLOW_PLAINTEXT=true"]
         )
     interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
     if telemetry is not None and telemetry.exports_spans:
         interceptors = _tracing_interceptors(telemetry, untraced)
+    if files is not None:
+        return _open_secure(
+            address, service, peer, files, channel_options(settings), interceptors, unary_deadline_seconds, clock
+        )
     channel = grpc.aio.insecure_channel(_target(address), options=channel_options(settings), interceptors=interceptors)
     identity = f"Service {service}:{settings.service_token}"
     return ServiceChannel(channel, address=address, identity=identity, unary_deadline_seconds=unary_deadline_seconds)
+
+
+def _open_secure(
+    address: str,
+    service: str,
+    peer: str,
+    files: TlsFiles,
+    options: list[tuple[str, Any]],
+    interceptors: Sequence[grpc.aio.ClientInterceptor],
+    unary_deadline_seconds: float,
+    clock: Clock | None,
+) -> ServiceChannel:
+    try:
+        certificate = ShownCertificate(files, clock)
+    except TlsError as error:
+        raise SettingsError([f"TLS cannot be used: {error}"]) from error
+    if peer:
+        options.append(("grpc.ssl_target_name_override", peer))
+    # The connection of the certificate before is not used again, although it leads to the same place.
+    options.append(("grpc.use_local_subchannel_pool", 1))
+
+    def opened() -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(
+            _target(address), certificate.material.channel_credentials, options=options, interceptors=interceptors
+        )
+
+    return ServiceChannel(
+        opened(),
+        address=address,
+        # Only a name: the certificate proves it.
+        identity=f"Service {service}",
+        unary_deadline_seconds=unary_deadline_seconds,
+        certificate=certificate,
+        reopen=opened,
+    )
 
 
 def _target(address: str) -> str:

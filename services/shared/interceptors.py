@@ -47,6 +47,7 @@ from services.shared.peers import IPNetwork, is_within
 from services.shared.settings import CommonSettings
 from services.shared.stream_access import StreamEnd, rechecked
 from services.shared.telemetry import Telemetry, get_logger
+from services.shared.tls import certified_service
 
 AUTHORIZATION: Final = "authorization"
 WORKSPACE_KEY: Final = "holdfast-workspace-id"
@@ -406,6 +407,7 @@ class ServerChain(_HandlerWrapper):
         max_message_bytes: int,
         default_deadline_seconds: float,
         auth_failures_per_minute: int = 0,
+        trust_domain: str = "",
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
@@ -413,6 +415,7 @@ class ServerChain(_HandlerWrapper):
         self._failures = FailureLimiter(auth_failures_per_minute, self._clock)
         self._access = {**INFRASTRUCTURE_ACCESS, **access}
         self._service_token = service_token.encode()
+        self._trust_domain = trust_domain
         self._authenticator = authenticator
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
@@ -566,11 +569,20 @@ class ServerChain(_HandlerWrapper):
 
     def _service_identity(self, call: Call, secret: str, workspace_id: str | None) -> Identity:
         name, _, token = secret.partition(":")
-        if not hmac.compare_digest(token.encode(), self._service_token):
+        refusal = None
+        if self._trust_domain:
+            # With TLS the certificate alone proves who calls; a token, which could be carried off, proves nothing.
+            if certified_service(call.context.auth_context(), self._trust_domain) != name:
+                refusal = Unauthenticated(
+                    "the connection has no certificate of this service", reason=Reason.SERVICE_CERTIFICATE_INVALID
+                )
+        elif not hmac.compare_digest(token.encode(), self._service_token):
+            refusal = Unauthenticated("the service token is not valid", reason=Reason.SERVICE_TOKEN_INVALID)
+        if refusal is not None:
             peer = call.context.peer()
             self._failures.check(peer, None, b"")
             self._failures.failed(peer)
-            raise Unauthenticated("the service token is not valid", reason=Reason.SERVICE_TOKEN_INVALID)
+            raise refusal
         if name not in call.access.services:
             raise PermissionDenied("this service may not call this method", reason=Reason.METHOD_NOT_ALLOWED)
         return Identity("service", workspace_id=workspace_id, service=name)
@@ -774,6 +786,7 @@ def build_interceptors(
             max_message_bytes=settings.max_message_bytes,
             default_deadline_seconds=settings.default_deadline_seconds,
             auth_failures_per_minute=settings.auth_failures_per_minute,
+            trust_domain=settings.tls_trust_domain,
             clock=clock,
         ),
     )

@@ -48,6 +48,7 @@ from services.shared.settings import (
     unknown_settings,
 )
 from services.shared.telemetry import Telemetry, configure, get_logger
+from services.shared.tls import ServedCertificate, TlsError, TlsFiles
 
 __all__ = [
     "EXIT_CONFIGURATION",
@@ -189,6 +190,8 @@ class Server:
         telemetry: The process's telemetry.
         authenticator: Verifies API keys; a service that takes none leaves it out.
         clock: Time, for credentials that end while a stream is open.
+        services_listen: With TLS, where the suite's services come in with their certificates, when clients come to
+            `settings.listen` without one. A server that only services call needs no second address.
     """
 
     def __init__(
@@ -200,12 +203,16 @@ class Server:
         telemetry: Telemetry,
         authenticator: Authenticator | None = None,
         clock: Clock | None = None,
+        services_listen: str = "",
     ) -> None:
         self.service = service
         self.health = Health()
         self.draining = asyncio.Event()
         """Set when the drain begins: handlers of endless streams end theirs when they see it."""
         self.port = 0
+        self.services_port = 0
+        """Where services come in when they have a port of their own."""
+        self._services_listen = services_listen
         self._settings = settings
         self._telemetry = telemetry
         self._access = {**INFRASTRUCTURE_ACCESS, **access}
@@ -272,7 +279,7 @@ class Server:
         reflected = (*self._registrar.services, reflection.SERVICE_NAME)
         self.add(add_ServerReflectionServicer_to_server, reflection.aio.ReflectionServicer(reflected))
         check_access_table(self.methods, self._access)
-        self.port = self._bind()
+        self._bind()
         if self._settings.metrics_listen:
             self._metrics_page = _MetricsPage(self._settings.metrics_listen, self._telemetry)
         await self._grpc.start()
@@ -283,13 +290,39 @@ class Server:
         fields = {"metrics": self.metrics_address} if self._metrics_page is not None else {}
         log.info("listening", address=self.address, **fields)
 
-    def _bind(self) -> int:
+    def _bind(self) -> None:
+        files = TlsFiles.of(self._settings)
+        if files is None:
+            self.port = self._opened("HOLDFAST_LISTEN", self._settings.listen, None)
+            return
+        takes_keys = any(access.scope is not None for access in self._access.values())
+        takes_services = any(access.services for access in self._access.values())
+        if takes_keys and takes_services and not self._services_listen:
+            raise StartupError(
+                "HOLDFAST_SERVICES_LISTEN is required with TLS: the suite's services show their certificates there, "
+                "clients come to HOLDFAST_LISTEN without one"
+            )
         try:
-            port = self._grpc.add_insecure_port(self._settings.listen)
+            served = ServedCertificate(files)
+            listen = served.credentials(demands_certificate=not takes_keys)
+            self.port = self._opened("HOLDFAST_LISTEN", self._settings.listen, listen)
+            if self._services_listen:
+                # A certificate of its own, because each port asks for changes on its own.
+                inner = ServedCertificate(files).credentials(demands_certificate=True)
+                self.services_port = self._opened("HOLDFAST_SERVICES_LISTEN", self._services_listen, inner)
+        except TlsError as error:
+            raise StartupError(f"TLS cannot be used: {error}") from error
+
+    def _opened(self, setting: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        try:
+            if credentials is None:
+                port = self._grpc.add_insecure_port(address)
+            else:
+                port = self._grpc.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise address_error("HOLDFAST_LISTEN", self._settings.listen) from error
+            raise address_error(setting, address) from error
         if port == 0:
-            raise address_error("HOLDFAST_LISTEN", self._settings.listen)
+            raise address_error(setting, address)
         return port
 
     async def drain(self) -> None:

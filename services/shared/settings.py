@@ -362,6 +362,24 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+def _trust_domain(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9._-]{1,255}", text):
+        raise ValueError(
+            "a name of lower-case letters, digits, dots, hyphens and underscores, such as holdfast.internal"
+        )
+    return text
+
+
+def services_listen_setting() -> Any:
+    """Declares where a service that clients call as well accepts the suite's services."""
+    return setting(
+        "HOLDFAST_SERVICES_LISTEN",
+        default="",
+        parse=host_port,
+        doc="With TLS: address for the suite's own services, who show certificates there, as host:port.",
+    )
+
+
 def _service_token(text: str) -> str:
     if len(text) < MINIMUM_TOKEN_CHARACTERS:
         raise ValueError(f"at least {MINIMUM_TOKEN_CHARACTERS} characters; `openssl rand -hex 32` makes a good one")
@@ -480,6 +498,24 @@ class CommonSettings:
         default=False,
         doc="Allow connections without TLS beyond this machine, on a network that nobody else can read.",
     )
+    tls_cert_file: Path | None = setting(
+        "HOLDFAST_TLS_CERT_FILE",
+        default=None,
+        doc="The service's certificate in PEM, with its chain. It, its key and the authority are read again when they "
+        "change. Set all four TLS settings, or none.",
+    )
+    tls_key_file: Path | None = setting("HOLDFAST_TLS_KEY_FILE", default=None, doc="The certificate's key in PEM.")
+    tls_ca_file: Path | None = setting(
+        "HOLDFAST_TLS_CA_FILE",
+        default=None,
+        doc="The authority that signs the certificates of the suite's services, in PEM.",
+    )
+    tls_trust_domain: str = setting(
+        "HOLDFAST_TLS_TRUST_DOMAIN",
+        default="",
+        parse=_trust_domain,
+        doc="Whose services are trusted: certificates with the URI spiffe://<trust domain>/<service>.",
+    )
     drain_seconds: float = setting(
         "HOLDFAST_DRAIN_SECONDS",
         default=10.0,
@@ -521,17 +557,37 @@ class CommonSettings:
         doc="OTLP/gRPC collector for the services' own spans, as host:port; off when empty.",
     )
 
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether the service accepts and makes encrypted connections only."""
+        return self.tls_cert_file is not None
+
     def problems(self) -> list[str]:
         """Returns what is wrong in the combination of the settings, one line each."""
+        tls = {
+            "HOLDFAST_TLS_CERT_FILE": self.tls_cert_file,
+            "HOLDFAST_TLS_KEY_FILE": self.tls_key_file,
+            "HOLDFAST_TLS_CA_FILE": self.tls_ca_file,
+            "HOLDFAST_TLS_TRUST_DOMAIN": self.tls_trust_domain,
+        }
+        if any(tls.values()) and not all(tls.values()):
+            return [f"{name} is required with the other TLS settings" for name, value in tls.items() if not value]
+        return self._plaintext_problems()
+
+    def _plaintext_problems(self) -> list[str]:
         if self.allow_plaintext:
             return []
-        addresses = [("HOLDFAST_LISTEN", self.listen), ("HOLDFAST_METRICS_LISTEN", self.metrics_listen)]
+        addresses = [("HOLDFAST_METRICS_LISTEN", self.metrics_listen)]
+        if not self.speaks_tls:
+            addresses.insert(0, ("HOLDFAST_LISTEN", self.listen))
         for field, declared, _ in _declared(type(self)):
-            if declared.dials:
+            # Of what a service dials, the other services have TLS then, and a collector has not.
+            if declared.dials and (not self.speaks_tls or field.name == "otlp_endpoint"):
                 addresses.append((declared.name, getattr(self, field.name)))
         return [
             f"{name}={address!r} reaches beyond this machine, and connections are not encrypted: use a loopback "
-            "address, or set HOLDFAST_ALLOW_PLAINTEXT=true if nobody else can read that network"
+            "address or the HOLDFAST_TLS_* settings, or set HOLDFAST_ALLOW_PLAINTEXT=true if nobody else can read "
+            "that network"
             for name, address in addresses
             if address and not is_loopback(address)
         ]

@@ -73,12 +73,15 @@ async def serving(
                 service=SERVICE,
                 settings=settings,
                 telemetry=telemetry,
+                peer="state",
                 untraced=frozenset({FOLLOW_METHOD}),
             )
         )
         if authenticator is None:
             auth = await stack.enter_async_context(
-                open_channel(settings.auth_address, service=SERVICE, settings=settings, telemetry=telemetry)
+                open_channel(
+                    settings.auth_address, service=SERVICE, settings=settings, telemetry=telemetry, peer="auth"
+                )
             )
             authenticator = RemoteAuthenticator(auth)
         store = SqlTraceStore(db)
