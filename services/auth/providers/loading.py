@@ -114,6 +114,9 @@ def _provider(reader: Reader) -> Provider:
     reader.finish()
     if (not provider.fields) is (kind is not AuthKind.OAUTH2):
         raise Wrong("fields", "are what a connection of the kind api_key or basic is made of, and only of those")
+    server = provider.variables.get("server_url")
+    if provider.oauth is not None and provider.oauth.discovery is not None and (server is None or not server.is_url):
+        raise Wrong("variables.server_url", "is required, with is_url: it is where discovery begins")
     if not provider.inject:
         raise Wrong("inject", "is required")
     if not provider.hosts:

@@ -144,6 +144,12 @@ def test_error_code_has_to_be_one_of_the_registry() -> None:
         load_provider(wrong, "acme")
 
 
+def test_discovery_needs_a_place_to_begin() -> None:
+    wrong = GOOD.replace("oauth:\n", "oauth:\n  discovery: mcp\n")
+    with pytest.raises(ProviderFileError, match=r"variables\.server_url: is required"):
+        load_provider(wrong, "acme")
+
+
 def test_operators_files_are_added_and_win(tmp_path: Path) -> None:
     (tmp_path / "acme.yaml").write_text(GOOD)
     (tmp_path / "github.yaml").write_text(GOOD.replace("slug: acme", "slug: github"))

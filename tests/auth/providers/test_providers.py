@@ -42,7 +42,6 @@ VALUES = {
     "shop": "acme",
     "user_agent": "linux:example.holdfast:1.0 (by /u/ada)",
     "server_url": "https://mcp.example/v1",
-    "issuer": "https://id.example",
     "api_url": "https://api.example/v1",
     "authorize_url": "https://id.example/authorize",
     "token_url": "https://id.example/token",
