@@ -32,6 +32,7 @@ from services.shared.clock import SystemClock
 from services.shared.egress import Answer, EgressClient, TargetPolicy
 from tests.auth.providers.shapes import AT, RT, SHAPES, Refusal, body
 from tests.fakes.oauth_provider import FakeOAuthProvider
+from tests.repository.tree import ROOT
 
 CATALOG = ProviderCatalog.load()
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -67,6 +68,13 @@ def test_there_are_providers_enough_and_each_has_a_shape() -> None:
     assert len(CATALOG) >= 40
     assert {provider.slug for provider in OAUTH} == set(SHAPES)
     assert len([item for item in CATALOG if item.slug not in ("mcp", "oauth2", "oidc", "basic")]) >= 28
+
+
+def test_every_provider_is_in_the_documentation() -> None:
+    lines = (ROOT / "docs" / "providers.md").read_text().splitlines()
+    rows = [line.split(" | ")[:2] for line in lines if line.startswith("| `")]
+    listed = {row[0].strip("| `"): row[1] for row in rows}
+    assert {provider.slug: provider.display_name for provider in CATALOG}.items() <= listed.items()
 
 
 @pytest.mark.parametrize("provider", OAUTH, ids=slug_of)
