@@ -10,7 +10,6 @@ import base64
 import json
 import re
 import threading
-import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote, quote_plus
 
 from services.shared.clock import Clock, SystemClock
+from services.shared.key_form import checksum
 
 Sink = Literal["log", "span", "error", "journal", "stream"]
 
@@ -37,7 +37,6 @@ _MASK: Final = "[[secret]]"
 # Most of a text are words that are too short to begin a secret.
 _RUN: Final = re.compile(r"[^\s\",{}\[\]]{8,}")
 _SECRET_NAME: Final = re.compile(r"token|secret|password|key|assertion|code|verifier", re.IGNORECASE)
-_BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _OWN_KEY: Final = re.compile(r"(?P<body>hfst_(?P<id>[0-9A-Za-z]{12})_[0-9A-Za-z]{43})(?P<checksum>[0-9A-Za-z]{6})")
 
 # What a credential looks like, with the letters that it cannot do without: the search for those costs next to nothing.
@@ -239,7 +238,7 @@ class Scrubber:
         return max(fitting, key=lambda pair: len(pair[0]), default=None)
 
     def _own_key_mark(self, match: re.Match[str], sink: Sink) -> str:
-        if match["checksum"] != _checksum(match["body"]):
+        if match["checksum"] != checksum(match["body"]):
             return match[0]
         self._report(sink, f"hfst_{match['id']}")
         return f"[[secret:hfst_{match['id']}]]"
@@ -370,11 +369,3 @@ def _values_of(document: str) -> Iterator[str]:
             stack.extend((name, entry) for entry in value)
         elif isinstance(value, str) and _SECRET_NAME.search(name) and not value.startswith("{"):
             yield value
-
-
-def _checksum(body: str) -> str:
-    number, digits = zlib.crc32(body.encode()), ""
-    for _ in range(6):
-        number, digit = divmod(number, 62)
-        digits = _BASE62[digit] + digits
-    return digits
