@@ -26,6 +26,7 @@ ACCESS: Final[Mapping[str, Access]] = {
             "ListConnections": Access(scope="connections:read"),
             "UpdateConnection": Access(scope="connections:write"),
             "RevokeConnection": Access(scope="connections:write"),
+            "RefreshConnection": Access(scope="connections:write"),
         },
     ),
     **service_access(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,10 +25,13 @@ from services.auth.audit_store_sql import SqlAuditStore
 from services.auth.audit_trail import AuditReader
 from services.auth.bootstrap import bootstrap
 from services.auth.connection_news import ConnectionNews
-from services.auth.connection_store import ConnectionStore
+from services.auth.connection_store import Connection, ConnectionStore
 from services.auth.connection_store_sql import SqlConnectionStore
 from services.auth.connections import Connections
 from services.auth.credentials import Credentials
+from services.auth.envelopes import Envelopes
+from services.auth.envelopes_embedded import EmbeddedEnvelopes
+from services.auth.fingerprints import fingerprint_of
 from services.auth.grants import RunGrants
 from services.auth.housekeeping import Housekeeper
 from services.auth.integration_store_sql import SqlIntegrationStore
@@ -38,6 +42,10 @@ from services.auth.oauth.client import OAuthClient
 from services.auth.oauth.discovery import Discovery
 from services.auth.oauth_apps import OAuthApps
 from services.auth.providers import ProviderCatalog, ProviderFileError
+from services.auth.providers.schema import OAuthSpec
+from services.auth.refresh.composition import compose_refresh
+from services.auth.refresh.escrow import SqlEscrows
+from services.auth.refresh.on_request import RefreshOnRequest
 from services.auth.revocations import Revocations
 from services.auth.secrets import SecretStore
 from services.auth.secrets_embedded import EmbeddedSecretStore
@@ -114,6 +122,7 @@ async def auth_server(
     clock: Clock | None = None,
     store: AuthStore | None = None,
     secrets: SecretStore | None = None,
+    envelopes: Envelopes | None = None,
     catalog: ProviderCatalog | None = None,
 ) -> AsyncIterator[Server]:
     """Serves while the context is open.
@@ -125,6 +134,7 @@ async def auth_server(
         clock: Where time comes from; the machine's when not given.
         store: Auth's data; in the database of the settings when not given.
         secrets: Third parties' secrets; sealed in the same database when not given.
+        envelopes: Keys of workspaces; sealed in the same database when not given.
         catalog: The providers; those of the release and of the settings' folder when not given.
     """
     clock = SystemClock() if clock is None else clock
@@ -134,6 +144,7 @@ async def auth_server(
             log.warning("embedded storage: this service can run once, on this machine", database=core.db.location)
         await bootstrap(settings, core.workspaces, core.api_keys, clock)
         secrets = EmbeddedSecretStore(core.db, core.keyring) if secrets is None else secrets
+        envelopes = EmbeddedEnvelopes(core.db, core.keyring) if envelopes is None else envelopes
         audit = AuditTrail(core.store, clock)
         credentials = Credentials(core.connection_store, secrets, audit, clock)
         news = ConnectionNews(core.connection_store, clock)
@@ -161,6 +172,21 @@ async def auth_server(
         connections = Connections(
             core.connection_store, integration_store, strays, apps, oauth, core.keyring, on_change=news.publish
         )
+        refreshing = compose_refresh(
+            store=core.connection_store,
+            secrets=secrets,
+            # Beside tokens in this same database an escrow would be away whenever they are.
+            escrows=None if isinstance(secrets, EmbeddedSecretStore) else SqlEscrows(core.db, envelopes, clock),
+            apps=apps,
+            endpoint=oauth,
+            spec_of=partial(_oauth_spec, catalog),
+            fingerprint=partial(fingerprint_of, core.keyring.audit_key),
+            clock=clock,
+            registry=telemetry.registry,
+            on_change=news.publish,
+        )
+        news.listen(refreshing.access_tokens.notice)
+        on_request = RefreshOnRequest(connections, refreshing.access_tokens)
         housekeeper = Housekeeper(core.store, core.connection_store, core.api_keys, strays, integrations, clock)
         grants = RunGrants(core.keyring, clock)
         authenticator = LocalAuthenticator(core.api_keys)
@@ -176,17 +202,26 @@ async def auth_server(
         key = page_key(settings.service_token)
         server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, authenticator, key))
         server.add(add_AuditServiceServicer_to_server, AuditServicer(AuditReader(SqlAuditStore(core.db)), key))
-        server.add(add_ConnectionServiceServicer_to_server, ConnectionServicer(connections, key))
+        server.add(add_ConnectionServiceServicer_to_server, ConnectionServicer(connections, on_request, key))
         server.add(add_ConnectionFeedServiceServicer_to_server, ConnectionFeedServicer(news))
         server.add(add_IntegrationServiceServicer_to_server, IntegrationServicer(integrations, key))
         server.add(add_CredentialServiceServicer_to_server, CredentialServicer(credentials))
         server.add(add_GrantServiceServicer_to_server, GrantServicer(grants, authenticator))
         server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(core.workspaces))
+        server.on_drain(refreshing.coordinator.drain)
         # Order matters: it is undone from the end. The last calls are served, then what they left is written, then
         # the database is closed.
         stack.push_async_callback(audit.close)
         stack.push_async_callback(housekeeper.write_uses)
-        await stack.enter_async_context(_background(audit.run(), housekeeper.run(), news.run()))
+        await stack.enter_async_context(
+            _background(
+                audit.run(),
+                housekeeper.run(),
+                news.run(),
+                refreshing.recovery.run(),
+                refreshing.scheduler.run(),
+            )
+        )
         await stack.enter_async_context(server)
         yield server
 
@@ -201,6 +236,12 @@ def load_providers(folder: Path | None) -> ProviderCatalog:
         return ProviderCatalog.load(folder)
     except ProviderFileError as error:
         raise StartupError(str(error), exit_code=EXIT_CONFIGURATION) from error
+
+
+def _oauth_spec(catalog: ProviderCatalog, connection: Connection) -> OAuthSpec:
+    """Returns how a connection's provider speaks OAuth, as far as its file says."""
+    provider = catalog.get(connection.provider)
+    return OAuthSpec() if provider is None or provider.oauth is None else provider.oauth
 
 
 @asynccontextmanager

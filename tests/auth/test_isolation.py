@@ -35,6 +35,9 @@ BY_NAME: dict[str, Call] = {
     "ConnectionService/RevokeConnection": lambda client, _, __, key_id, name: client.connections.RevokeConnection(
         connection_service_pb2.RevokeConnectionRequest(name=name)
     ),
+    "ConnectionService/RefreshConnection": lambda client, _, __, key_id, name: client.connections.RefreshConnection(
+        connection_service_pb2.RefreshConnectionRequest(name=name)
+    ),
     "ConnectionService/UpdateConnection": lambda client, _, __, key_id, name: client.connections.UpdateConnection(
         connection_service_pb2.UpdateConnectionRequest(name=name, update_mask=FieldMask(paths=["agents"]))
     ),
@@ -149,6 +152,9 @@ async def test_no_rpc_answers_without_an_identity(auth: Auth) -> None:
 OF_USER: dict[str, Callable[[Client, str], Awaitable[Any]]] = {
     "GetConnection": lambda client, user: client.connections.GetConnection(
         connection_service_pb2.GetConnectionRequest(name="mine", user_id=user)
+    ),
+    "RefreshConnection": lambda client, user: client.connections.RefreshConnection(
+        connection_service_pb2.RefreshConnectionRequest(name="mine", user_id=user)
     ),
     "UpdateConnection": lambda client, user: client.connections.UpdateConnection(
         connection_service_pb2.UpdateConnectionRequest(

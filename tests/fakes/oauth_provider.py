@@ -43,7 +43,7 @@ CLIENT_SECRET: Final = "client-secret-canary-5f1c"
 _HTML: Final = b"<!doctype html><title>Attention required</title><p>error=invalid_grant</p>"
 
 # The addresses are the test's own, so they come from a variable; all else is as a file of a real provider says it.
-_DATA: Final = """
+DATA: Final = """
 slug: fake
 display_name: Fake
 documentation_url: https://example.com/docs
@@ -364,7 +364,7 @@ class FakeOAuthProvider:
     def data(self) -> Provider:
         """The provider as data."""
         extra = f"  rotation: {self.profile.rotation}\n" + (f"  {self.profile.oauth}\n" if self.profile.oauth else "")
-        return load_provider(_DATA.replace("account:\n", extra + "account:\n", 1), "fake")
+        return load_provider(DATA.replace("account:\n", extra + "account:\n", 1), "fake")
 
     def app(self, *client_secrets: str, **changes: Any) -> OAuthApp:
         """Returns an app at this provider, with its OAuth data changed as given."""

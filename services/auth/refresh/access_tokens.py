@@ -132,11 +132,12 @@ class AccessTokens:
 
         Raises:
             NotFound: The connection has changed meanwhile.
-            FailedPrecondition: It has nothing that could be renewed (CONNECTION_NOT_REFRESHABLE), or its user has to
-                connect again (CONNECTION_NEEDS_REAUTH).
+            FailedPrecondition: It has nothing that could be renewed or is switched off (CONNECTION_NOT_REFRESHABLE), or
+                its user has to connect again (CONNECTION_NEEDS_REAUTH).
             Unavailable: The provider or the store is away.
         """
-        if connection.kind not in _REFRESHABLE or connection.secret_path is None:
+        is_off = connection.state is ConnectionState.DISABLED
+        if is_off or connection.kind not in _REFRESHABLE or connection.secret_path is None:
             raise _not_refreshable(connection)
         stored = await self._renewal.read(connection)
         if connection.kind is CredentialKind.OAUTH2 and stored.tokens.refresh_token is None:

@@ -9,6 +9,7 @@ from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceSe
 from holdfast.errors import InvalidArgument
 from services.auth.connection_store import ConnectionChange, ConnectionState
 from services.auth.connections import Connections
+from services.auth.refresh.on_request import RefreshOnRequest
 from services.auth.secrets import Secret
 from services.auth.servicers.messages import CONNECTION_STATES, current_caller, to_connection
 from services.shared.paging import decode_page_token, encode_page_token, page_size
@@ -19,11 +20,13 @@ class ConnectionServicer(ConnectionServiceServicer):
 
     Args:
         connections: The rules.
+        refresh: Renews tokens when somebody asks for it.
         page_key: Signs page tokens.
     """
 
-    def __init__(self, connections: Connections, page_key: bytes) -> None:
+    def __init__(self, connections: Connections, refresh: RefreshOnRequest, page_key: bytes) -> None:
         self._connections = connections
+        self._refresh = refresh
         self._page_key = page_key
 
     async def CreateConnection(self, request: pb.CreateConnectionRequest, context: Any) -> pb.CreateConnectionResponse:
@@ -92,6 +95,13 @@ class ConnectionServicer(ConnectionServiceServicer):
             current_caller(), request.name, user_id=request.user_id, request_id=request.request_id
         )
         return pb.RevokeConnectionResponse(connection=to_connection(connection))
+
+    async def RefreshConnection(
+        self, request: pb.RefreshConnectionRequest, context: Any
+    ) -> pb.RefreshConnectionResponse:
+        """Renews a connection's token."""
+        connection = await self._refresh.refresh(current_caller(), request.name, user_id=request.user_id)
+        return pb.RefreshConnectionResponse(connection=to_connection(connection))
 
 
 def _state(state: pb.ConnectionState) -> ConnectionState | None:

@@ -30,7 +30,7 @@ REDIRECT_URI: Final = "http://127.0.0.1/oauth/callback/i1"
 _SECRETS: Final = {"holdfast-basic": "client-secret-canary-basic", "holdfast-post": "client-secret-canary-post"}
 
 # As `oidc-provider` is: single-use refresh tokens, and offline access only after a consent screen.
-_DATA: Final = """
+DATA: Final = """
 slug: panva
 display_name: oidc-provider
 documentation_url: https://github.com/panva/node-oidc-provider
@@ -73,7 +73,7 @@ class OidcProvider:
     @property
     def data(self) -> Provider:
         """The provider as data."""
-        return load_provider(_DATA, "panva")
+        return load_provider(DATA, "panva")
 
     def app(self, client_id: str = "holdfast-post") -> OAuthApp:
         """Returns one of its apps: `holdfast-post`, `holdfast-basic` or `holdfast-public`."""

@@ -176,3 +176,17 @@ class RevokeConnectionResponse(_message.Message):
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
     connection: Connection
     def __init__(self, connection: _Optional[_Union[Connection, _Mapping]] = ...) -> None: ...
+
+class RefreshConnectionRequest(_message.Message):
+    __slots__ = ("name", "user_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    user_id: str
+    def __init__(self, name: _Optional[str] = ..., user_id: _Optional[str] = ...) -> None: ...
+
+class RefreshConnectionResponse(_message.Message):
+    __slots__ = ("connection",)
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
+    connection: Connection
+    def __init__(self, connection: _Optional[_Union[Connection, _Mapping]] = ...) -> None: ...

@@ -61,6 +61,11 @@ class ConnectionServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RevokeConnectionRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RevokeConnectionResponse.FromString,
                 _registered_method=True)
+        self.RefreshConnection = channel.unary_unary(
+                '/holdfast.api.auth.v1.ConnectionService/RefreshConnection',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionResponse.FromString,
+                _registered_method=True)
 
 
 class ConnectionServiceServicer(object):
@@ -108,6 +113,15 @@ class ConnectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RefreshConnection(self, request, context):
+        """Renews an OAuth connection's token now, whatever its age. It ends ACTIVE or DEGRADED, or NEEDS_REAUTH when the
+        provider has proved that the grant is gone. May be repeated. Errors: NOT_FOUND (CONNECTION_NOT_FOUND);
+        FAILED_PRECONDITION (CONNECTION_NOT_REFRESHABLE); UNAVAILABLE when the provider or the store can't be reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConnectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +149,11 @@ def add_ConnectionServiceServicer_to_server(servicer, server):
                     servicer.RevokeConnection,
                     request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RevokeConnectionRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RevokeConnectionResponse.SerializeToString,
+            ),
+            'RefreshConnection': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshConnection,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -274,6 +293,33 @@ class ConnectionService(object):
             '/holdfast.api.auth.v1.ConnectionService/RevokeConnection',
             holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RevokeConnectionRequest.SerializeToString,
             holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RevokeConnectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshConnection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.auth.v1.ConnectionService/RefreshConnection',
+            holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

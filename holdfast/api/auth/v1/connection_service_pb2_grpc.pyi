@@ -36,6 +36,11 @@ class ConnectionServiceStub:
     """Revokes a connection: it is refused from now on, its secret is deleted, and the provider is told (RFC 7009; repeated
     for 24 hours when it can't be reached). Errors: NOT_FOUND (CONNECTION_NOT_FOUND).
     """
+    RefreshConnection: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.RefreshConnectionRequest, _connection_service_pb2.RefreshConnectionResponse]
+    """Renews an OAuth connection's token now, whatever its age. It ends ACTIVE or DEGRADED, or NEEDS_REAUTH when the
+    provider has proved that the grant is gone. May be repeated. Errors: NOT_FOUND (CONNECTION_NOT_FOUND);
+    FAILED_PRECONDITION (CONNECTION_NOT_REFRESHABLE); UNAVAILABLE when the provider or the store can't be reached.
+    """
 
 class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Connections: credentials of third parties. The secret goes in and never comes out through this service. A connection
@@ -88,6 +93,17 @@ class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_connection_service_pb2.RevokeConnectionResponse]:
         """Revokes a connection: it is refused from now on, its secret is deleted, and the provider is told (RFC 7009; repeated
         for 24 hours when it can't be reached). Errors: NOT_FOUND (CONNECTION_NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def RefreshConnection(
+        self,
+        request: _connection_service_pb2.RefreshConnectionRequest,
+        context: _aio.ServicerContext[_connection_service_pb2.RefreshConnectionRequest, _abc.Awaitable[_connection_service_pb2.RefreshConnectionResponse]],
+    ) -> _abc.Awaitable[_connection_service_pb2.RefreshConnectionResponse]:
+        """Renews an OAuth connection's token now, whatever its age. It ends ACTIVE or DEGRADED, or NEEDS_REAUTH when the
+        provider has proved that the grant is gone. May be repeated. Errors: NOT_FOUND (CONNECTION_NOT_FOUND);
+        FAILED_PRECONDITION (CONNECTION_NOT_REFRESHABLE); UNAVAILABLE when the provider or the store can't be reached.
         """
 
 def add_ConnectionServiceServicer_to_server(servicer: ConnectionServiceServicer, server: _aio.Server) -> None: ...
