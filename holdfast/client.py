@@ -10,8 +10,9 @@ from holdfast.api.auth.v1 import workspace_service_pb2
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.audit import Audit
+from holdfast.connections import Connections, Integrations
 from holdfast.housekeeping import Housekeeping
-from holdfast.resources import Agents, Approvals, Connections, Keys, Priority, Runs, Sessions, Trace
+from holdfast.resources import Agents, Approvals, Keys, Priority, Runs, Sessions, Trace
 from holdfast.run_stream import RunStream
 from holdfast.runs import RunHandle
 from holdfast.settings import resolve
@@ -72,8 +73,10 @@ class Client:
         """Questions to people."""
         self.keys = Keys(self._transport)
         """API keys of the workspace."""
+        self.integrations = Integrations(self._transport)
+        """The workspace's applications at third parties."""
         self.connections = Connections(self._transport)
-        """Credentials of third parties."""
+        """Credentials of third parties, of users or shared."""
         self.audit = Audit(self._transport)
         """Who did what with credentials and keys."""
         self.trace = Trace(self._transport)

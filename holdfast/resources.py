@@ -10,9 +10,8 @@ from typing import Any, Final, Literal, cast
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.agent import Agent
-from holdfast.api.auth.v1 import api_key_service_pb2, connection_service_pb2
+from holdfast.api.auth.v1 import api_key_service_pb2
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
-from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.api.executor.v1 import agent_service_pb2, approval_service_pb2, run_service_pb2, session_service_pb2
 from holdfast.api.executor.v1.agent_service_pb2_grpc import AgentServiceStub
@@ -320,48 +319,6 @@ class Keys:
         """Makes a key useless, at every service within seconds."""
         request = api_key_service_pb2.RevokeApiKeyRequest(api_key_id=api_key_id, request_id=new_uuid7())
         return (await self._transport.call("auth", self._stub.RevokeApiKey, request)).api_key
-
-
-class Connections:
-    """Credentials of third parties. A secret goes in and never comes out."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._stub = transport.stub("auth", ConnectionServiceStub)
-
-    async def create(
-        self, provider: str, api_key: str = "", *, name: str = "", base_url: str = "", replace: bool = False
-    ) -> connection_service_pb2.Connection:
-        """Stores a third party's API key.
-
-        Args:
-            provider: `openai`, `anthropic`, or any name.
-            api_key: The key; empty for servers that want none, which need a `base_url`.
-            name: Unique in the workspace; the provider's name when not given.
-            base_url: The API's address; the provider's own when not given.
-            replace: Replace an existing connection of the name.
-        """
-        request = connection_service_pb2.CreateConnectionRequest(
-            name=name, provider=provider, api_key=api_key, base_url=base_url, replace=replace, request_id=new_uuid7()
-        )
-        return (await self._transport.call("auth", self._stub.CreateConnection, request)).connection
-
-    async def get(self, name: str) -> connection_service_pb2.Connection:
-        """Returns a connection."""
-        request = connection_service_pb2.GetConnectionRequest(name=name)
-        return (await self._transport.call("auth", self._stub.GetConnection, request)).connection
-
-    async def list(self) -> AsyncIterator[connection_service_pb2.Connection]:
-        """Yields the connections by name."""
-        request = connection_service_pb2.ListConnectionsRequest(page_size=_PAGE_SIZE)
-        async for response in self._transport.pages("auth", self._stub.ListConnections, request):
-            for connection in response.connections:
-                yield connection
-
-    async def revoke(self, name: str) -> connection_service_pb2.Connection:
-        """Revokes a connection and deletes its secret."""
-        request = connection_service_pb2.RevokeConnectionRequest(name=name, request_id=new_uuid7())
-        return (await self._transport.call("auth", self._stub.RevokeConnection, request)).connection
 
 
 class Trace:

@@ -14,6 +14,7 @@ from holdfast.cli import (  # noqa: F401
     connections,
     data,
     doctor,
+    integrations,
     keys,
     runs,
     sessions,

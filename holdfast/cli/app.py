@@ -87,6 +87,7 @@ _ORDER: Final = (
     "answer",
     "sessions",
     "trace",
+    "integrations",
     "connections",
     "audit",
     "keys",

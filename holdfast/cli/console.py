@@ -54,6 +54,11 @@ STATE_STYLES: Final[Mapping[str, str]] = {
     "QUEUED": "blue",
     "PENDING": "magenta",
     "ACTIVE": "green",
+    "DEGRADED": "yellow",
+    "UNAVAILABLE": "yellow",
+    "NEEDS_REAUTH": "magenta",
+    "MISCONFIGURED": "red",
+    "DISABLED": "dim",
     "REVOKED": "red",
     "EXPIRED": "yellow",
     "IN_DOUBT": "magenta",
@@ -182,6 +187,10 @@ _HINTS: Final[Mapping[str, str]] = {
     Reason.APPROVAL_NOT_FOUND: "`holdfast approvals` lists the open questions",
     Reason.CONNECTION_NOT_FOUND: "`holdfast connections` lists them; `holdfast connections create` adds one",
     Reason.CONNECTION_EXISTS: "add --replace to put the new key in its place",
+    Reason.INTEGRATION_NOT_FOUND: "`holdfast integrations` lists them; `holdfast integrations create` sets one up",
+    Reason.INTEGRATION_EXISTS: "`holdfast integrations update` changes it; --name gives the new one another name",
+    Reason.INTEGRATION_DISABLED: "`holdfast integrations show NAME` says why; an admin switches it on or mends it",
+    Reason.PROVIDER_UNKNOWN: "`holdfast integrations providers` lists them",
     Reason.API_KEY_NOT_FOUND: "`holdfast keys` lists them",
 }
 
