@@ -78,7 +78,7 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
             if not await wait_for_channel_ready(channel, name, process.stop):
                 return
         stubs = StateStubs.on(state_channel)
-        journal = JournalClient(stubs.journal, max_message_bytes=settings.max_message_bytes)
+        journal = JournalClient(state_channel, max_message_bytes=settings.max_message_bytes)
         revisions = RevisionCache(stubs.agents)
         models = ModelRegistry(clock)
         closing.push_async_callback(models.close)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.message import Message
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.api.state.v1 import run_store_service_pb2 as run_store_pb2
-from holdfast.api.state.v1.journal_service_pb2_grpc import JournalServiceStub
 from holdfast.errors import HoldfastError, InvalidArgument, Reason, error_from_code
 from services.executor import retries
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
 from services.shared.telemetry import get_logger
+from services.shared.wire import embedded, repeated, tag_of
 
 MAX_FRAME_OPERATIONS = 256
 MAX_FRAME_BYTES = 2 * 1024 * 1024
@@ -26,15 +27,23 @@ FRAME_OVERHEAD_BYTES = 1024
 # Deltas are worth little when they are late: what does not fit is dropped, never waited for.
 MAX_PENDING_DELTAS = 4_096
 
-CheckpointCall = grpc.aio.StreamStreamCall[journal_pb2.CheckpointRequest, journal_pb2.CheckpointResponse]
+_CHECKPOINT = "/holdfast.api.state.v1.JournalService/Checkpoint"
+_OPERATIONS = tag_of(journal_pb2.CheckpointRequest, "operations")
+_TRANSITION = tag_of(journal_pb2.Operation, "transition")
+_NEW_RUN = tag_of(journal_pb2.Operation, "new_run")
+_AWAIT_END = tag_of(journal_pb2.Operation, "await_end")
+
+# Frames are joined from operations that were serialized when they were submitted.
+CheckpointCall = grpc.aio.StreamStreamCall[bytes, journal_pb2.CheckpointResponse]
 
 log = get_logger(__name__)
 
 
 @dataclass(slots=True)
 class _Pending:
-    operation: journal_pb2.Operation
-    size: int
+    id: int
+    # The serialized Operation.
+    operation: bytes
     answer: asyncio.Future[journal_pb2.OperationResult]
 
 
@@ -43,10 +52,16 @@ class JournalClient:
 
     An operation whose answer was lost is sent again; state applies it once and answers the same. So what is submitted
     is answered sooner or later, and a caller that gives up cancels its wait.
+
+    Args:
+        channel: To the state service.
+        max_message_bytes: The limit of a frame.
     """
 
-    def __init__(self, stub: JournalServiceStub, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
-        self._stub = stub
+    def __init__(self, channel: grpc.aio.Channel, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+        self._open: Callable[[], CheckpointCall] = channel.stream_stream(
+            _CHECKPOINT, response_deserializer=journal_pb2.CheckpointResponse.FromString
+        )
         self._max_operation_bytes = max_message_bytes - FRAME_OVERHEAD_BYTES
         self._next_id = 0
         # Invariant: insertion order is the order of submission; that is the order of sending again.
@@ -64,7 +79,7 @@ class JournalClient:
             Conflict: Another event came first: read it and decide again.
             HoldfastError: It was refused for another reason.
         """
-        result = await self._submit(journal_pb2.Operation(transition=transition))
+        result = await self._submit(_TRANSITION, transition)
         if result.WhichOneof("kind") == "committed":
             return result.committed
         raise _refusal(result.refused)
@@ -78,7 +93,7 @@ class JournalClient:
         Raises:
             HoldfastError: It was refused.
         """
-        result = await self._submit(journal_pb2.Operation(new_run=new_run))
+        result = await self._submit(_NEW_RUN, new_run)
         if result.WhichOneof("kind") == "run":
             return result.run, result.is_claimed
         raise _refusal(result.refused)
@@ -89,11 +104,11 @@ class JournalClient:
         Raises:
             NotFound: RUN_NOT_FOUND.
         """
-        operation = journal_pb2.Operation(await_end=journal_pb2.AwaitEnd(workspace_id=workspace_id, run_id=run_id))
+        pending = self._add(_AWAIT_END, journal_pb2.AwaitEnd(workspace_id=workspace_id, run_id=run_id))
         try:
-            result = await self._submit(operation)
+            result = await self._answer_of(pending)
         except asyncio.CancelledError:
-            self._withdrawn.append(operation.id)
+            self._withdrawn.append(pending.id)
             self._something_to_send.set()
             raise
         if result.WhichOneof("kind") == "run":
@@ -117,27 +132,32 @@ class JournalClient:
                 with attempt:
                     await self._serve_stream()
 
-    async def _submit(self, operation: journal_pb2.Operation) -> journal_pb2.OperationResult:
-        size = operation.ByteSize()
-        if size > self._max_operation_bytes:
+    async def _submit(self, kind: bytes, message: Message) -> journal_pb2.OperationResult:
+        return await self._answer_of(self._add(kind, message))
+
+    def _add(self, kind: bytes, message: Message) -> _Pending:
+        body = embedded(kind, message.SerializeToString())
+        if len(body) > self._max_operation_bytes:
             # Sent, it would break the stream that all runs share, again and again.
             raise InvalidArgument(
-                f"the operation has {size} bytes; the limit is {self._max_operation_bytes}",
+                f"the operation has {len(body)} bytes; the limit is {self._max_operation_bytes}",
                 reason=Reason.MESSAGE_TOO_LARGE,
             )
-        self._next_id += 1
-        operation.id = self._next_id
-        answer: asyncio.Future[journal_pb2.OperationResult] = asyncio.get_running_loop().create_future()
-        pending = self._pending[operation.id] = _Pending(operation, size, answer)
+        self._next_id = number = self._next_id + 1
+        operation = journal_pb2.Operation(id=number).SerializeToString() + body
+        pending = self._pending[number] = _Pending(number, operation, asyncio.get_running_loop().create_future())
         self._unsent.append(pending)
         self._something_to_send.set()
+        return pending
+
+    async def _answer_of(self, pending: _Pending) -> journal_pb2.OperationResult:
         try:
-            return await answer
+            return await pending.answer
         finally:
-            self._pending.pop(operation.id, None)
+            self._pending.pop(pending.id, None)
 
     async def _serve_stream(self) -> None:
-        call = self._stub.Checkpoint()
+        call: CheckpointCall = self._open()
         has_answered = False
         # What was sent on the last stream and not answered goes first, in its order.
         self._unsent = deque(self._pending.values())
@@ -169,24 +189,31 @@ class JournalClient:
             await self._something_to_send.wait()
             self._something_to_send.clear()
             while self._unsent or self._deltas or self._withdrawn:
-                operations: list[journal_pb2.Operation] = []
+                operations: list[bytes] = []
                 size = 0
                 while self._unsent and len(operations) < MAX_FRAME_OPERATIONS:
                     pending = self._unsent[0]
                     # One that is larger than a frame goes alone.
-                    if operations and size + pending.size > MAX_FRAME_BYTES:
+                    if operations and size + len(pending.operation) > MAX_FRAME_BYTES:
                         break
                     self._unsent.popleft()
-                    if pending.operation.id in self._pending:
+                    if pending.id in self._pending:
                         operations.append(pending.operation)
-                        size += pending.size
-                frame = journal_pb2.CheckpointRequest(operations=operations, withdrawn=self._withdrawn)
-                self._withdrawn.clear()
-                while self._deltas and size < MAX_FRAME_BYTES:
-                    delta = self._deltas.popleft()
-                    frame.deltas.append(delta)
-                    size += len(delta.text) + 64
+                        size += len(pending.operation)
+                frame = repeated(_OPERATIONS, operations)
+                if self._deltas or self._withdrawn:
+                    frame += self._take_others(size).SerializeToString()
                 await call.write(frame)
+
+    def _take_others(self, size: int) -> journal_pb2.CheckpointRequest:
+        """What goes with a frame's operations, which have `size` bytes."""
+        others = journal_pb2.CheckpointRequest(withdrawn=self._withdrawn)
+        self._withdrawn.clear()
+        while self._deltas and size < MAX_FRAME_BYTES:
+            delta = self._deltas.popleft()
+            others.deltas.append(delta)
+            size += len(delta.text) + 64
+        return others
 
 
 class StateReader:

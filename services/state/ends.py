@@ -15,10 +15,11 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.errors import HoldfastError, NotFound, Reason
 from holdfast.ids import is_uuid
 from services.shared.clock import Clock
-from services.shared.database import Database
+from services.shared.database import Database, Dialect
 from services.shared.telemetry import get_logger
 from services.state import run_store
 from services.state import tables as t
+from services.state.arrays import array
 from services.state.hub import Hub, wait_for
 from services.state.rows import run_of
 from services.state.transitions import ENDED
@@ -96,7 +97,10 @@ class Ends:
             for begin in range(0, len(keys), MAX_TOGETHER):
                 together = keys[begin : begin + MAX_TOGETHER]
                 try:
-                    found = await self._db.read(_ended_among, together)
+                    # One statement in one round trip: this is done for every batch of transitions with an end in it.
+                    found, large = await self._db.read_once(_ended_among, self._db.dialect, together)
+                    if large:
+                        await self._db.read(_put_outputs, large)
                 except HoldfastError as error:
                     log.debug("ends_not_read", reason=error.reason)
                     # The look at everything comes in any case; this is only sooner.
@@ -112,19 +116,25 @@ class Ends:
 
 # The event that holds the output, if there is one.
 _OUTPUT = (t.journal.c.run_id == t.runs.c.run_id) & (t.journal.c.seq == t.runs.c.output_seq) & (t.runs.c.output_seq > 0)
-_QUERY = (
-    sa.select(t.runs, t.journal.c.body.label("output_event_body"))
-    .select_from(t.runs.outerjoin(t.journal, _OUTPUT))
-    .where(t.runs.c.run_id.in_(sa.bindparam("run_ids", expanding=True)))
-)
+_RUNS = sa.select(t.runs, t.journal.c.body.label("output_event_body")).select_from(t.runs.outerjoin(t.journal, _OUTPUT))
+_QUERIES = {
+    "sqlite": _RUNS.where(t.runs.c.run_id.in_(sa.bindparam("run_ids", expanding=True))),
+    # The same text for any number of runs, so that it is prepared once.
+    "postgresql": _RUNS.where(sa.text("runs.run_id = ANY(CAST(:run_ids AS uuid[]))")),
+}
+
+# Runs whose output is a body of its own, with the event that refers to it.
+_Large = list[tuple[str, run_pb2.Run, run_pb2.Event]]
 
 
 def _ended_among(
-    connection: sa.Connection, keys: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], run_pb2.Run | HoldfastError]:
-    """Those of the runs that have ended, with their outputs, and those that do not exist."""
+    connection: sa.Connection, dialect: Dialect, keys: Sequence[tuple[str, str]]
+) -> tuple[dict[tuple[str, str], run_pb2.Run | HoldfastError], _Large]:
+    """Those of the runs that have ended, with their outputs, and those that do not exist; and what is to be read."""
     run_ids = list({run_id for _, run_id in keys if is_uuid(run_id)})
-    rows = {row.run_id: row for row in connection.execute(_QUERY, {"run_ids": run_ids})}
+    values = {"run_ids": array(run_ids) if dialect == "postgresql" else run_ids}
+    rows = {row.run_id: row for row in connection.execute(_QUERIES[dialect], values)}
+    large: _Large = []
     found: dict[tuple[str, str], run_pb2.Run | HoldfastError] = {}
     for key in keys:
         workspace_id, run_id = key
@@ -135,5 +145,13 @@ def _ended_among(
             run = found[key] = run_of(row)
             if row.output_event_body is not None:
                 event = run_pb2.Event.FromString(row.output_event_body)
-                run_store.set_output(connection, workspace_id, run, event)
-    return found
+                if run_store.has_blob(event):
+                    large.append((workspace_id, run, event))
+                else:
+                    run_store.put_output(run, event)
+    return found, large
+
+
+def _put_outputs(connection: sa.Connection, large: _Large) -> None:
+    for workspace_id, run, event in large:
+        run_store.set_output(connection, workspace_id, run, event)

@@ -87,7 +87,7 @@ class GroupCommit:
 
         def give(result: Result) -> None:
             if isinstance(result, Committed):
-                answer(journal_pb2.OperationResult(id=operation_id, committed=result.message()))
+                answer(result.answer(operation_id))
             elif isinstance(result, Created):
                 answer(journal_pb2.OperationResult(id=operation_id, run=result.run, is_claimed=result.is_claimed))
             else:

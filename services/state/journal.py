@@ -19,6 +19,7 @@ from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.errors import InvalidArgument, NotFound, Reason
 from holdfast.ids import is_uuid
 from services.shared.database import Database
+from services.shared.wire import repeated, tag_of
 from services.state import tables as t
 
 # Of events without the messages that are put inline later.
@@ -34,6 +35,7 @@ TOTALS = (
     "cost_usd_nanos",
     "unpriced_calls",
 )
+_CHANGES = tag_of(run_pb2.Event, "changes")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 CALL_QUEUED, CALL_OFFERED, CALL_STARTED, CALL_OVER = 1, 2, 3, 4
@@ -41,7 +43,7 @@ CALL_QUEUED, CALL_OFFERED, CALL_STARTED, CALL_OVER = 1, 2, 3, 4
 
 def body_of(changes: Iterable[run_pb2.Change]) -> bytes:
     """Changes as a journal row keeps them: the same changes are the same bytes in every process."""
-    return run_pb2.Event(changes=changes).SerializeToString(deterministic=True)
+    return repeated(_CHANGES, [change.SerializeToString(deterministic=True) for change in changes])
 
 
 def add_usage(values: dict[str, Any], usage: content_pb2.Usage) -> None:

@@ -33,6 +33,14 @@ class Committed:
         """As the contract says it."""
         return journal_pb2.Committed(seq=self.seq, time=_stamp(self.at))
 
+    def answer(self, operation_id: int) -> journal_pb2.OperationResult:
+        """As the answer to an operation; filled in place, as each message put into another is a copy."""
+        result = journal_pb2.OperationResult(id=operation_id)
+        committed = result.committed
+        committed.seq = self.seq
+        committed.time.CopyFrom(_stamp(self.at))
+        return result
+
 
 @lru_cache(maxsize=8)
 def _stamp(at: datetime) -> Timestamp:

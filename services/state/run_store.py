@@ -43,6 +43,19 @@ def get_run(connection: sa.Connection, workspace_id: str, run_id: str) -> run_pb
 def set_output(connection: sa.Connection, workspace_id: str, run: run_pb2.Run, event: run_pb2.Event) -> None:
     """Gives a run its output, which stands in an event."""
     put_messages_inline(connection, workspace_id, [event], limit=None)
+    put_output(run, event)
+
+
+def has_blob(event: run_pb2.Event) -> bool:
+    """Whether a message of the event is a body of its own, to be read first."""
+    return any(
+        change.WhichOneof("kind") == "step_finished" and change.step_finished.message.WhichOneof("body") == "blob"
+        for change in event.changes
+    )
+
+
+def put_output(run: run_pb2.Run, event: run_pb2.Event) -> None:
+    """Gives a run the output that an event holds inline."""
     for change in event.changes:
         if change.WhichOneof("kind") == "step_finished" and change.step_finished.HasField("message"):
             run.output.CopyFrom(change.step_finished.message.message)

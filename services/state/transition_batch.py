@@ -53,14 +53,16 @@ class TransitionRow(NamedTuple):
 def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
     """Reads from a transition what the run row takes from it."""
     values: dict[str, Any] = {}
+    steps = 0
     has_output = False
     has_effects = bool(transition.blobs or transition.calls)
     failed_steps: list[int] = []
     finished_steps: list[int] = []
-    for change in transition.changes:
+    changes = transition.changes
+    for change in changes:
         kind = change.WhichOneof("kind")
         if kind == "step_started":
-            values["steps"] = max(values.get("steps", 0), change.step_started.step)
+            steps = max(steps, change.step_started.step)
         elif kind == "step_finished":
             finished = change.step_finished
             has_output = finished.HasField("message") and not _is_tool_result(finished)
@@ -83,13 +85,15 @@ def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
                 values["wake_at"] = changed.wake_time.ToDatetime(tzinfo=UTC)
             if changed.HasField("failure"):
                 values["failure"] = changed.failure.SerializeToString()
-    values["has_output"] = has_output and values.get("state") == run_pb2.RUN_STATE_SUCCEEDED
+    if values:
+        values["has_output"] = has_output and values.get("state") == run_pb2.RUN_STATE_SUCCEEDED
     return TransitionRow(
-        run_id=transition.run_id,
-        workspace_id=transition.workspace_id,
-        epoch=transition.epoch,
-        seq=transition.seq,
-        body=body_of(transition.changes),
+        transition.run_id,
+        transition.workspace_id,
+        transition.epoch,
+        transition.seq,
+        body_of(changes),
+        steps=steps,
         failed_steps=tuple(failed_steps),
         finished_steps=tuple(finished_steps),
         transition=transition if has_effects else None,

@@ -11,24 +11,24 @@ import sqlalchemy as sa
 from services.shared.database import Timestamp
 
 
-def upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[Any, ...]], *, overwrite: bool) -> int:
-    """Inserts rows that give every column of `table` in order, and returns how many were written.
+def upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Inserts rows that give every column of `table` in order; of one that exists, all columns are replaced.
 
     Args:
         connection: Where.
         table: The table.
         rows: At most one for each primary key.
-        overwrite: What happens to a row that exists: all columns are replaced, or it is left as it is.
     """
     if not rows:
-        return 0
-    statement = _statement(table, connection.dialect.name, overwrite)
+        return
+    statement = _statement(table, connection.dialect.name)
     if connection.dialect.name == "postgresql":
         columns = tuple(list(column) for column in zip(*rows, strict=True))
-        return connection.exec_driver_sql(statement, columns).rowcount
+        connection.exec_driver_sql(statement, columns)
+        return
     times = [index for index, column in enumerate(table.columns) if isinstance(column.type, Timestamp)]
     parameters = [_with_numbers(row, table, times, connection.dialect) for row in rows] if times else list(rows)
-    return connection.exec_driver_sql(statement, parameters).rowcount
+    connection.exec_driver_sql(statement, parameters)
 
 
 def _with_numbers(row: tuple[Any, ...], table: sa.Table, times: list[int], dialect: sa.Dialect) -> tuple[Any, ...]:
@@ -43,7 +43,7 @@ _TIMESTAMP = Timestamp()
 
 
 @cache
-def _statement(table: sa.Table, dialect: str, overwrite: bool) -> str:
+def _statement(table: sa.Table, dialect: str) -> str:
     names = [column.name for column in table.columns]
     keys = [column.name for column in table.primary_key.columns]
     if dialect == "postgresql":
@@ -52,10 +52,9 @@ def _statement(table: sa.Table, dialect: str, overwrite: bool) -> str:
         source = f"SELECT * FROM unnest({arrays})"
     else:
         source = f"VALUES ({', '.join('?' for _ in names)})"
-    statement = f"INSERT INTO {table.name} ({', '.join(names)}) {source} ON CONFLICT ({', '.join(keys)}) DO "
-    if not overwrite:
-        return statement + "NOTHING"
-    return statement + "UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in names if name not in keys)
+    values = ", ".join(f"{name} = excluded.{name}" for name in names if name not in keys)
+    into = f"INSERT INTO {table.name} ({', '.join(names)}) {source}"
+    return f"{into} ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {values}"
 
 
 def _array_type(column: sa.Column[Any]) -> str:

@@ -13,13 +13,15 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from holdfast.api.common.v1.run_pb2 import Event
 from holdfast.api.state.v1.change_feed_service_pb2 import FeedEntry
+from holdfast.api.state.v1.journal_service_pb2 import ReadJournalResponse
 from holdfast.errors import Conflict
 from services.shared.database import Database, Writer
 from services.shared.telemetry import get_logger
+from services.shared.wire import repeated, tag_of
 from services.trace.bulk import upsert
 from services.trace.store import Projection, RunFilter, RunHistory, RunPosition, StoredEntries
 from services.trace.summary import END_STATES, RunRecord
-from services.trace.tables import events, feeds, runs
+from services.trace.tables import chunks, events, feeds, runs
 
 FEED_NAME: Final = "state"
 
@@ -160,8 +162,7 @@ def _store(connection: sa.Connection, batch: list[_Entry], after: bytes, cursor:
 
     records = _records(connection, list(dict.fromkeys(entry.run_id for entry in batch)))
     erased = _forget_erased(connection, batch, records)
-    pending: dict[str, dict[int, Event]] = {}
-    bodies: dict[tuple[str, int], bytes] = {}
+    pending: dict[str, dict[int, _Entry]] = {}
     for entry in batch:
         record = records.get(entry.run_id)
         if record is None:
@@ -173,31 +174,43 @@ def _store(connection: sa.Connection, batch: list[_Entry], after: bytes, cursor:
         seq = entry.event.seq
         if seq <= record.last_seq or entry.run_id in erased:
             continue
-        pending.setdefault(entry.run_id, {}).setdefault(seq, entry.event)
-        bodies.setdefault((entry.run_id, seq), entry.body)
+        pending.setdefault(entry.run_id, {}).setdefault(seq, entry)
 
-    new_events = upsert(
-        connection, events, [(run_id, seq, body) for (run_id, seq), body in bodies.items()], overwrite=False
-    )
+    new_events = 0
+    new_chunks: list[tuple[str, int, int, bytes]] = []
     changed: list[RunRecord] = []
     advanced: list[str] = []
-    for run_id, found in pending.items():
+    for run_id, arrived in pending.items():
         record = records[run_id]
         before = record.last_seq
+        stored: dict[int, Event] = {}
         if record.has_gap:
             # What was stored beyond the gap may follow now. It wins over what came again.
-            found |= {event.seq: event for event in _events(connection, run_id, after_seq=before)}
-        record.advance(found)
+            stored = {event.seq: event for event in _events(connection, run_id, after_seq=before)}
+        new = {seq: entry for seq, entry in arrived.items() if seq not in stored}
+        if new:
+            new_events += len(new)
+            new_chunks.append(_to_chunk(run_id, new))
+        record.advance({seq: entry.event for seq, entry in new.items()} | stored)
         changed.append(record)
         if record.last_seq > before:
             advanced.append(run_id)
-    upsert(connection, runs, [_to_row(record) for record in changed], overwrite=True)
+    upsert(connection, chunks, new_chunks)
+    upsert(connection, runs, [_to_row(record) for record in changed])
     return StoredEntries(
-        new_events=max(0, new_events),
+        new_events=new_events,
         # Those who wait for more of an erased run find that it is gone.
         advanced=[*advanced, *erased],
         runs_with_gap=[record.run_id for record in changed if record.has_gap],
     )
+
+
+def _to_chunk(run_id: str, entries: dict[int, _Entry]) -> tuple[str, int, int, bytes]:
+    numbers = sorted(entries)
+    return run_id, numbers[0], numbers[-1], repeated(_EVENTS, [entries[number].body for number in numbers])
+
+
+_EVENTS: Final = tag_of(ReadJournalResponse, "events")
 
 
 def _forget_erased(connection: sa.Connection, batch: list[_Entry], records: dict[str, RunRecord]) -> set[str]:
@@ -211,8 +224,8 @@ def _forget_erased(connection: sa.Connection, batch: list[_Entry], records: dict
     stored = [run_id for run_id in erased if run_id in records]
     for start in range(0, len(stored), _CHUNK):
         chunk = stored[start : start + _CHUNK]
-        connection.execute(sa.delete(events).where(events.c.run_id.in_(chunk)))
-        connection.execute(sa.delete(runs).where(runs.c.run_id.in_(chunk)))
+        for table in (chunks, events, runs):
+            connection.execute(sa.delete(table).where(table.c.run_id.in_(chunk)))
     return erased
 
 
@@ -290,15 +303,20 @@ def _history(connection: sa.Connection, run: RunRecord) -> RunHistory:
 
 
 def _events(connection: sa.Connection, run_id: str, *, after_seq: int, up_to_seq: int | None = None) -> list[Event]:
-    query = sa.select(events.c.body).where(events.c.run_id == run_id, events.c.seq > after_seq)
+    older = sa.select(events.c.body).where(events.c.run_id == run_id, events.c.seq > after_seq)
+    newer = sa.select(chunks.c.body).where(chunks.c.run_id == run_id, chunks.c.last_seq > after_seq)
     if up_to_seq is not None:
-        query = query.where(events.c.seq <= up_to_seq)
-    found = []
-    for (body,) in connection.execute(query.order_by(events.c.seq)):
-        event = Event.FromString(body)
+        older = older.where(events.c.seq <= up_to_seq)
+        newer = newer.where(chunks.c.first_seq <= up_to_seq)
+    found = [Event.FromString(body) for (body,) in connection.execute(older)]
+    for (body,) in connection.execute(newer):
+        found.extend(ReadJournalResponse.FromString(body).events)
+    by_seq = {
+        event.seq: event for event in found if event.seq > after_seq and (up_to_seq is None or event.seq <= up_to_seq)
+    }
+    for event in by_seq.values():
         event.run_id = run_id
-        found.append(event)
-    return found
+    return [by_seq[seq] for seq in sorted(by_seq)]
 
 
 # --------------------------------------------------------------------------------------------------- rows and records

@@ -1,4 +1,4 @@
-"""The tables of trace: events as they were read, one row for each run, and where the feed goes on.
+"""The tables of trace: events in the pieces in which they were read, one row for each run, and where the feed goes on.
 
 Spans are no table: they are derived from a run's events when somebody asks, so that none can be missing or double.
 """
@@ -13,6 +13,21 @@ from services.shared.database import Timestamp
 
 metadata: Final = sa.MetaData()
 
+# What arrived of a run at once: many small rows would cost several times as much as what stands in them.
+chunks: Final = sa.Table(
+    "chunks",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("first_seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    # An event between them may be missing, and stand in another chunk.
+    sa.Column("last_seq", sa.BigInteger, nullable=False),
+    # A serialized ReadJournalResponse: the events without their run_id, in order.
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    # A run is read as a whole and in order: on SQLite its events lie side by side.
+    sqlite_with_rowid=False,
+)
+
+# Read, not written any more: what was stored before there were chunks.
 events: Final = sa.Table(
     "events",
     metadata,
@@ -20,7 +35,6 @@ events: Final = sa.Table(
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     # The serialized Event without its run_id.
     sa.Column("body", sa.LargeBinary, nullable=False),
-    # A run is read as a whole and in order: on SQLite its events lie side by side.
     sqlite_with_rowid=False,
 )
 

@@ -14,7 +14,6 @@ from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as pb
 from holdfast.api.state.v1.journal_service_pb2_grpc import (
     JournalServiceServicer,
-    JournalServiceStub,
     add_JournalServiceServicer_to_server,
 )
 from holdfast.errors import Conflict, FailedPrecondition, LeaseLost, Reason
@@ -71,7 +70,7 @@ async def serving(journal: FakeJournal) -> AsyncIterator[JournalClient]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        client = JournalClient(JournalServiceStub(channel))
+        client = JournalClient(channel)
         running = asyncio.create_task(client.run())
         try:
             async with asyncio.timeout(20):

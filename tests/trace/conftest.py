@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 
 from holdfast.api.common.v1.agent_pb2 import AgentSpec, ModelSpec
 from holdfast.api.state.v1.change_feed_service_pb2 import FeedEntry
+from holdfast.api.state.v1.journal_service_pb2 import ReadJournalResponse
 from holdfast.api.trace.v1 import query_service_pb2 as pb
 from holdfast.api.trace.v1.query_service_pb2_grpc import QueryServiceStub
 from services.shared.channels import open_channel
@@ -29,7 +30,7 @@ from services.trace.feed import FeedMetrics, Follower
 from services.trace.progress import Progress
 from services.trace.settings import TraceSettings
 from services.trace.store_sql import SqlTraceStore
-from services.trace.tables import events, feeds, runs
+from services.trace.tables import chunks, feeds, runs
 from tests.fakes.feed import FakePeers
 from tests.trace.journals import OTHER_WORKSPACE, REVISION, WORKSPACE, Journal, in_feed_order
 
@@ -75,13 +76,17 @@ async def rows(db: Database) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def _rows(connection: sa.Connection) -> dict[str, list[tuple[Any, ...]]]:
-    return {
-        table.name: [
-            tuple(bytes(value) if isinstance(value, memoryview) else value for value in row)
-            for row in connection.execute(sa.select(table).order_by(*table.primary_key.columns))
-        ]
-        for table in (events, runs)
-    }
+    events = [
+        (run_id, event.seq, event.SerializeToString())
+        for run_id, body in connection.execute(sa.select(chunks.c.run_id, chunks.c.body))
+        for event in ReadJournalResponse.FromString(body).events
+    ]
+    summaries = [
+        tuple(bytes(value) if isinstance(value, memoryview) else value for value in row)
+        for row in connection.execute(sa.select(runs).order_by(runs.c.run_id))
+    ]
+    # Which events came together is no part of what is known.
+    return {"events": sorted(events), "runs": summaries}
 
 
 async def stored_cursor(db: Database) -> bytes:

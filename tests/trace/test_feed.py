@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from services.shared.database import Database
+from services.trace.tables import chunks, runs
 from tests.trace.conftest import Following, Suite, ingest, migrated, rows, stored_cursor
 from tests.trace.journals import (
     Journal,
@@ -32,7 +33,7 @@ def some_journals(count: int = 4) -> list[Journal]:
 async def check_complete(db: Database, journals: list[Journal]) -> None:
     """The rows are those of a clean ingest of the same journals."""
     found = await rows(db)
-    await db.write(lambda connection: [connection.exec_driver_sql(f"DELETE FROM {name}") for name in found])
+    await db.write(lambda connection: [connection.execute(table.delete()) for table in (chunks, runs)])
     await ingest(db, journals)
     assert found == await rows(db)
 

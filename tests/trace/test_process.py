@@ -16,6 +16,7 @@ import pytest
 
 from services.shared.database import Database
 from services.shared.server import EXIT_CONFIGURATION, EXIT_OK, EXIT_TEMPORARY
+from services.trace.tables import chunks, runs
 from tests.repository.tree import ROOT
 from tests.trace.conftest import TOKEN, Client, Suite, ingest, migrated, rows
 from tests.trace.journals import cancelled_run, in_feed_order, parallel_run, simple_run, timer_run, troubled_run
@@ -122,7 +123,7 @@ async def test_process_killed_while_it_stores_loses_and_doubles_nothing(suite: S
     assert len(set(feed.starts)) > 1, "a later process went on where an earlier one was killed"
     async with migrated(suite.settings.database_url) as db:
         found = await rows(db)
-        await db.write(lambda connection: [connection.exec_driver_sql(f"DELETE FROM {name}") for name in found])
+        await db.write(lambda connection: [connection.execute(table.delete()) for table in (chunks, runs)])
         await ingest(db, journals)
         assert found == await rows(db)
         assert len(found["events"]) == len(entries)

@@ -22,7 +22,7 @@ from holdfast.errors import Conflict
 from services.shared.database import Database
 from services.trace.store_sql import SqlTraceStore
 from services.trace.summary import RunRecord
-from services.trace.tables import events, feeds, metadata, runs
+from services.trace.tables import chunks, events, feeds, metadata, runs
 from tests.trace.conftest import copies, ingest, migrated, rows, stored_cursor
 from tests.trace.journals import (
     OTHER_WORKSPACE,
@@ -49,7 +49,7 @@ KINDS = (simple_run, parallel_run, troubled_run, cancelled_run, timer_run)
 
 async def _empty(db: Database) -> None:
     def delete(connection: sa.Connection) -> None:
-        for table in (events, runs):
+        for table in (chunks, runs):
             connection.execute(table.delete())
         connection.execute(feeds.update().values(cursor=b""))
 
@@ -89,9 +89,33 @@ def without_content(events: Iterable[run_pb2.Event]) -> list[run_pb2.Event]:
 async def test_what_was_said_is_not_stored(db: Database) -> None:
     journal = simple_run()
     await ingest(db, [journal])
-    bodies = await db.read(lambda connection: connection.execute(sa.select(events.c.body)).scalars().all())
+    bodies = await db.read(lambda connection: connection.execute(sa.select(chunks.c.body)).scalars().all())
     assert bodies
     assert b"on its way" not in b"".join(bodies)
+
+
+async def test_events_of_an_older_release_are_read_with_the_newer_ones(db: Database) -> None:
+    journal = troubled_run()
+    older, newer = journal.entries[:4], journal.entries[4:]
+
+    def store_as_before(connection: sa.Connection) -> None:
+        connection.execute(chunks.delete())
+        kept = without_content([entry.event for entry in older])
+        for event in kept:
+            event.ClearField("run_id")
+        values = [{"run_id": journal.run_id, "seq": event.seq, "body": event.SerializeToString()} for event in kept]
+        connection.execute(events.insert(), values)
+
+    async with SqlTraceStore(db).projection() as projection:
+        await projection.store(copies(older), after=b"", cursor=b"1")
+        await db.write(store_as_before)
+        await projection.store(copies(newer), after=b"1", cursor=b"2")
+        history = await SqlTraceStore(db).find_history(WORKSPACE, journal.run_id)
+        assert history is not None
+        assert list(history.events) == without_content(journal.events)
+        await projection.store([_erases(journal)], after=b"2", cursor=b"3")
+    assert await db.read(lambda connection: connection.execute(sa.select(events)).all()) == []
+    assert await rows(db) == {"events": [], "runs": []}
 
 
 async def test_an_erased_run_is_forgotten(db: Database) -> None:

@@ -19,7 +19,7 @@ DEFAULT_ENTRIES = 500
 BEAT_SECONDS = 15.0
 # The hub and the pulse tell of commits; this is for a hint that was lost.
 LOOK_SECONDS = 5.0
-GATHER_SECONDS = 0.1
+GATHER_SECONDS = 0.2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
