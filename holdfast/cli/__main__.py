@@ -21,6 +21,7 @@ from holdfast.cli import (  # noqa: F401
     storage,
     trace,
     up,
+    vault,
     version,
     worker,
     workspace,

@@ -93,6 +93,7 @@ _ORDER: Final = (
     "keys",
     "workspace",
     "storage",
+    "vault",
     "export",
     "erase",
     "doctor",

@@ -44,15 +44,16 @@ def main(arguments: Sequence[str]) -> int:
         command: Command = options.command
         asyncio.run(command(settings, options))
     except SettingsError as error:
-        return _fail(error, EXIT_CONFIGURATION)
+        return fail(error, EXIT_CONFIGURATION)
     except StartupError as error:
-        return _fail(error, error.exit_code)
+        return fail(error, error.exit_code)
     except HoldfastError as error:
-        return _fail(error, EXIT_TEMPORARY if isinstance(error, Unavailable | ResourceExhausted) else EXIT_USAGE)
+        return fail(error, EXIT_TEMPORARY if isinstance(error, Unavailable | ResourceExhausted) else EXIT_USAGE)
     return EXIT_OK
 
 
-def _fail(error: Exception, exit_code: int) -> int:
+def fail(error: Exception, exit_code: int) -> int:
+    """Writes why a command failed, and returns its exit code."""
     violations = getattr(error, "field_violations", ())
     detail = "".join(f" ({violation.field}: {violation.description})" for violation in violations)
     sys.stderr.write(f"auth: {error}{detail}\n")

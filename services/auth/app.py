@@ -30,7 +30,6 @@ from services.auth.connection_store_sql import SqlConnectionStore
 from services.auth.connections import Connections
 from services.auth.credentials import Credentials
 from services.auth.envelopes import Envelopes
-from services.auth.envelopes_embedded import EmbeddedEnvelopes
 from services.auth.fingerprints import fingerprint_of
 from services.auth.grants import RunGrants
 from services.auth.housekeeping import Housekeeper
@@ -47,6 +46,7 @@ from services.auth.refresh.composition import compose_refresh
 from services.auth.refresh.escrow import SqlEscrows
 from services.auth.refresh.on_request import RefreshOnRequest
 from services.auth.revocations import Revocations
+from services.auth.secret_backend import READ_HEALTH, WRITE_HEALTH, open_secret_backend
 from services.auth.secrets import SecretStore
 from services.auth.secrets_embedded import EmbeddedSecretStore
 from services.auth.servicers.api_keys import ApiKeyServicer
@@ -133,8 +133,8 @@ async def auth_server(
         stop: Ends the wait for a database that is away.
         clock: Where time comes from; the machine's when not given.
         store: Auth's data; in the database of the settings when not given.
-        secrets: Third parties' secrets; sealed in the same database when not given.
-        envelopes: Keys of workspaces; sealed in the same database when not given.
+        secrets: Third parties' secrets; where the settings say when not given.
+        envelopes: Keys of workspaces; where the settings say when not given.
         catalog: The providers; those of the release and of the settings' folder when not given.
     """
     clock = SystemClock() if clock is None else clock
@@ -143,8 +143,9 @@ async def auth_server(
         if core.db.dialect == "sqlite":
             log.warning("embedded storage: this service can run once, on this machine", database=core.db.location)
         await bootstrap(settings, core.workspaces, core.api_keys, clock)
-        secrets = EmbeddedSecretStore(core.db, core.keyring) if secrets is None else secrets
-        envelopes = EmbeddedEnvelopes(core.db, core.keyring) if envelopes is None else envelopes
+        backend = await stack.enter_async_context(open_secret_backend(settings, core.db, core.keyring, clock))
+        secrets = backend.secrets if secrets is None else secrets
+        envelopes = backend.envelopes if envelopes is None else envelopes
         audit = AuditTrail(core.store, clock)
         credentials = Credentials(core.connection_store, secrets, audit, clock)
         news = ConnectionNews(core.connection_store, clock)
@@ -199,6 +200,9 @@ async def auth_server(
             clock=clock,
             services_listen=settings.services_listen,
         )
+        # What is remembered is served while the secret store is away.
+        await server.health.set(True, READ_HEALTH)
+        await server.health.set(False, WRITE_HEALTH)
         key = page_key(settings.service_token)
         server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, authenticator, key))
         server.add(add_AuditServiceServicer_to_server, AuditServicer(AuditReader(SqlAuditStore(core.db)), key))
@@ -220,6 +224,7 @@ async def auth_server(
                 news.run(),
                 refreshing.recovery.run(),
                 refreshing.scheduler.run(),
+                backend.watch(lambda usable: server.health.set(usable, WRITE_HEALTH)),
             )
         )
         await stack.enter_async_context(server)

@@ -24,6 +24,11 @@ _FORMAT: Final = "hfe1"
 _NONCE_BYTES: Final = 12
 
 
+def is_embedded(text: str) -> bool:
+    """Tells whether a wrapped key or a sealed text was made by this keeper."""
+    return text.startswith(f"{_FORMAT}:")
+
+
 class EmbeddedEnvelopes:
     """`Envelopes` for one machine. A copy of the database that was made before a key's deletion still has it.
 

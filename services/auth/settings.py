@@ -5,12 +5,14 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
 from services.auth.requests import is_name
 from services.auth.sealing import MasterKey
+from services.auth.vault.settings import VaultSettings
 from services.shared.database import one_url_of_several_hosts
 from services.shared.egress import parse_allowed_targets
 from services.shared.settings import (
@@ -32,7 +34,7 @@ def parse_name(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorageSettings:
+class StorageSettings(VaultSettings):
     """Where auth keeps what it knows, and the key to it: all that the commands beside the server need."""
 
     database_url: str = database_url_setting()
@@ -55,6 +57,12 @@ class StorageSettings:
         "HOLDFAST_DATA_DIR",
         default=None,
         doc="Folder of the generated master key; the folder of the SQLite database when it is not set.",
+    )
+
+    secret_store: Literal["embedded", "vault"] = setting(
+        "HOLDFAST_SECRET_STORE",
+        default="embedded",
+        doc="Where third parties' secrets lie: sealed in auth's own database, or in HashiCorp Vault or OpenBao.",
     )
 
     @property
@@ -81,6 +89,14 @@ def storage_problems(settings: StorageSettings) -> list[str]:
             "HOLDFAST_MASTER_KEY or HOLDFAST_MASTER_KEY_FILE is required with PostgreSQL, the same for every replica: "
             "`openssl rand -base64 32` makes a key"
         )
+    if settings.secret_store == "vault":
+        problems.extend(settings.vault_problems())
+        for name, path in (
+            ("HOLDFAST_VAULT_SECRET_ID_FILE", settings.vault_secret_id_file),
+            ("HOLDFAST_VAULT_TOKEN_FILE", settings.vault_token_file),
+        ):
+            if path is not None and (problem := private_file_problem(path)):
+                problems.append(f"{name}={str(path)!r} {problem}")
     return problems
 
 
@@ -150,4 +166,6 @@ class AuthSettings(CommonSettings, StorageSettings):
         problems = [*super().problems(), *storage_problems(self)]
         if self.bootstrap_key_file is not None and not self.bootstrap_workspace:
             problems.append("HOLDFAST_BOOTSTRAP_KEY_FILE is set, but HOLDFAST_BOOTSTRAP_WORKSPACE is not: set both")
+        if self.secret_store == "vault" and not self.allow_plaintext:
+            problems.extend(self.plaintext_problems())
         return problems

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,14 @@ VARIABLES = {
     "HOLDFAST_MASTER_KEY": base64.b64encode(bytes(32)).decode(),
     "POSTGRES_PASSWORD": "password",
 }
+PRODUCTION = yaml.safe_load((ROOT / "deploy" / "compose.production.yml").read_text())
+PRODUCTION_VARIABLES = {
+    "HOLDFAST_VAULT_ROLE_ID": "role",
+    "VAULT_CA_FILE": "ca.pem",
+    "VAULT_SECRET_ID_FILE": "secret-id",
+    "VAULT_TAG": "1.20",
+    "VAULT_TLS_DIR": "tls",
+}
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}")
 
 
@@ -26,7 +35,7 @@ def substituted(text: str) -> str:
     def value(match: re.Match[str]) -> str:
         if match["kind"] == "-":
             return VARIABLES.get(match["name"], match["rest"])
-        return VARIABLES[match["name"]]
+        return (VARIABLES | PRODUCTION_VARIABLES)[match["name"]]
 
     return VARIABLE.sub(value, text)
 
@@ -81,3 +90,34 @@ def test_a_container_of_ours_may_change_nothing_but_its_temporary_files(service:
     assert definition["read_only"] is True
     assert definition["cap_drop"] == ["ALL"]
     assert re.search(r"^USER 10001:10001$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+
+def test_auth_accepts_the_settings_of_production_over_those_of_development(tmp_path: Path) -> None:
+    environment = {
+        name: substituted(str(value))
+        for file in (COMPOSE, PRODUCTION)
+        for name, value in file["services"]["auth"]["environment"].items()
+    }
+    # The files that the container mounts, as files of this machine.
+    for name in ("HOLDFAST_VAULT_CA_FILE", "HOLDFAST_VAULT_SECRET_ID_FILE"):
+        mounted = {volume.split(":")[-2] for volume in PRODUCTION["services"]["auth"]["volumes"]}
+        assert environment[name] in mounted
+        file = tmp_path / name
+        file.touch(0o600)
+        environment[name] = str(file)
+    cls = settings_class("auth")
+
+    settings: Any = load(cls, environment)
+
+    assert unknown_settings(environment, cls) == []
+    assert (settings.secret_store, settings.vault_auth, settings.vault_token) == ("vault", "approle", None)
+    assert settings.vault_addr == ("https://vault:8200",)
+
+
+def test_the_vault_of_production_has_nothing_of_the_development_one() -> None:
+    development, production = COMPOSE["services"]["vault"], PRODUCTION["services"]["vault"]
+
+    assert production["command"] == ["server", "-config=/vault/config/holdfast.hcl"]
+    assert {name for name in development["environment"] if production["environment"].get(name) != ""} == set()
+    assert "tls_cert_file" in (ROOT / "deploy" / "vault" / "holdfast.hcl").read_text()
+    assert "development-only" not in (ROOT / "deploy" / "compose.production.yml").read_text()

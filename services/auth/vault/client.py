@@ -179,10 +179,14 @@ class VaultClient:
         return await self._call(operation, is_write=True, may_repeat=may_repeat)
 
     async def _call(self, operation: Operation[T], *, is_write: bool, may_repeat: bool) -> T:
-        if self._clock.monotonic() < self._open_until:
+        state = self._wire.nodes.summary
+        if self._clock.monotonic() < self._open_until and state is not NodeState.ACTIVE:
             raise type(self._last)(*self._last_arguments())
+        # Nobody waits for what was found away already: one look, and the answer.
+        is_known_away = self._open_until > 0 or state in (NodeState.SEALED, NodeState.UNINITIALISED)
+        patience = 0.0 if is_known_away and state is not NodeState.ACTIVE else RETRY_SECONDS
         try:
-            answer = await self._repeat(operation, is_write=is_write, may_repeat=may_repeat)
+            answer = await self._repeat(operation, is_write=is_write, may_repeat=may_repeat, patience=patience)
         except (Unreachable, Redirected) as failure:
             self._trip(failure)
             raise
@@ -203,8 +207,8 @@ class VaultClient:
             return (self._last.status,)
         return (self._last.location,) if isinstance(self._last, Redirected) else (str(self._last),)
 
-    async def _repeat(self, operation: Operation[T], *, is_write: bool, may_repeat: bool) -> T:
-        deadline = self._clock.monotonic() + RETRY_SECONDS
+    async def _repeat(self, operation: Operation[T], *, is_write: bool, may_repeat: bool, patience: float) -> T:
+        deadline = self._clock.monotonic() + patience
         behind_deadline: float | None = None
         pause, attempts = _FIRST_PAUSE_SECONDS, 0
         forward = has_new_token = is_doubtful = False

@@ -10,7 +10,7 @@ from typing import Final
 
 CAS_MISMATCH: Final = "check-and-set parameter did not match the current version"
 NODE_NOT_ACTIVE: Final = "local node not active"
-KEY_NOT_FOUND: Final = ("encryption key not found", "no existing key named", "could not find key")
+KEY_NOT_FOUND: Final = ("encryption key not found", "no existing key named", "could not delete key; not found")
 
 
 class VaultFailure(Exception):

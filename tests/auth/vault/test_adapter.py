@@ -85,15 +85,17 @@ def test_a_failure_names_neither_path_nor_answer_nor_token(cluster: Cluster, sta
     cluster.faults.add(Fault(".*", status=status, error="you sent sk-canary"))
     with pytest.raises((Refused, Unreachable)) as caught:
         read(adapter_of(cluster))
-    shown, error = [], caught.value
+    shown: list[str] = []
+    error: BaseException | None = caught.value
     while error is not None:
         shown += [str(error), repr(error), repr(error.args)]
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+        error = error.__cause__ or error.__context__
     assert not [text for text in shown if PATH in text or "canary" in text or TOKEN in text]
 
 
 async def test_hvac_alone_waits_for_half_a_minute_and_the_wire_does_not(cluster: Cluster) -> None:
-    assert hvac.Client(url=cluster.addresses[0], token=TOKEN).adapter._kwargs["timeout"] == 30
+    adapter: Any = hvac.Client(url=cluster.addresses[0], token=TOKEN).adapter
+    assert adapter._kwargs["timeout"] == 30
     hold = threading.Event()
     fault = cluster.faults.add(Fault("holdfast-conn/.*", hold=hold))
     wire = Wire(Address(cluster.addresses), SystemClock())
