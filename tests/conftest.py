@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from services.shared.scrubber import PROCESS
+
 # A test that reached a real model provider would cost money and differ from day to day: it finds no key.
 _FOREIGN_PREFIXES = ("HOLDFAST_", "ANTHROPIC_", "OPENAI_", "OTEL_", "VAULT_")
 # What names a part of the test environment itself: a server to test against, if there is one.
@@ -22,6 +24,13 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 settings.register_profile("holdfast", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", parent=settings.get_profile("holdfast"), derandomize=False, max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "holdfast"))
+
+
+@pytest.fixture(autouse=True)
+def _scrubber_knows_nothing() -> Iterator[None]:
+    """No test's secret is taken out of another test's texts."""
+    yield
+    PROCESS.forget_all()
 
 
 @pytest.fixture(scope="session", autouse=True)

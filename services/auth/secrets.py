@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
 
+from services.shared.scrubber import PROCESS
+
 MAX_SECRET_BYTES: Final = 64 * 1024
 
 _PATH: Final = re.compile(r"[a-z0-9-]+(?:/[a-z0-9-]+)*")
@@ -53,7 +55,8 @@ class Secret(Opaque):
         return not self._value
 
     def reveal(self) -> str:
-        """Returns the value. The caller does not log, store or raise it."""
+        """Returns the value. The caller does not log, store or raise it; in case it is, the scrubber knows it now."""
+        PROCESS.learn(self._value)
         return self._value
 
 

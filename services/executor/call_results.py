@@ -11,9 +11,10 @@ from holdfast.api.state.v1 import call_queue_service_pb2 as queue_pb2
 from holdfast.errors import HoldfastError, InvalidArgument, LeaseLost, Reason
 from services.executor.revisions import RevisionCache
 from services.executor.state_stubs import StateStubs
-from services.executor.tools.output import RESULT_LIMIT_BYTES, parse_result, settle_result, shorten
+from services.executor.tools.output import RESULT_LIMIT_BYTES, parse_result, settle_result, shorten, without_secrets
 from services.executor.tools.schema import ResultRefused
 from services.shared.channels import calling
+from services.shared.scrubber import PROCESS
 
 TOOL_FAILED: Final = "TOOL_FAILED"
 RESULT_TOO_LARGE: Final = "RESULT_TOO_LARGE"
@@ -142,12 +143,14 @@ def _failure_of(error: worker_pb2.CallError) -> content_pb2.Failure:
         failure_class = content_pb2.FAILURE_CLASS_RETRYABLE
     else:
         failure_class = content_pb2.FAILURE_CLASS_PERMANENT
-    message = shorten(error.message, _ERROR_MESSAGE_BYTES) or "The tool failed and did not say why."
+    message = (
+        shorten(PROCESS.exact(error.message, "journal"), _ERROR_MESSAGE_BYTES) or "The tool failed and did not say why."
+    )
     return content_pb2.Failure(reason=TOOL_FAILED, message=message, failure_class=failure_class)
 
 
 def _attempt_failed(call: queue_pb2.LeasedCall, failure: content_pb2.Failure) -> run_pb2.Change:
-    failed = run_pb2.AttemptFailed(step=call.step, attempt=call.attempt, failure=failure)
+    failed = run_pb2.AttemptFailed(step=call.step, attempt=call.attempt, failure=without_secrets(failure))
     return run_pb2.Change(attempt_failed=failed)
 
 
@@ -158,6 +161,6 @@ def _late(call: queue_pb2.LeasedCall, request: worker_pb2.CompleteCallRequest) -
         step=call.step,
         attempt=call.attempt,
         worker_id=request.worker_id,
-        content=shorten(said, LATE_CONTENT_BYTES),
+        content=shorten(PROCESS.exact(said, "journal"), LATE_CONTENT_BYTES),
         is_error=is_error,
     )

@@ -12,6 +12,7 @@ from holdfast.errors import DeadlineExceeded, HoldfastError, NotFound, Reason, R
 from services.executor.models.protocol import Credential, ModelFailed
 from services.shared.channels import calling
 from services.shared.clock import Clock, SystemClock
+from services.shared.scrubber import PROCESS
 
 TTL_SECONDS: Final = 5.0
 """How long a replaced or revoked key may still be used."""
@@ -62,6 +63,9 @@ class Credentials:
         except HoldfastError as error:
             # Without the context: an error of the transport is of no use to whoever reads the failure.
             raise ModelFailed(_failure_of(error, connection)) from None
+        PROCESS.learn(response.secret, response.fingerprint)
+        for field in (*response.headers, *response.query):
+            PROCESS.learn(field.value, response.fingerprint)
         credential = Credential(
             secret=response.secret,
             base_url=response.base_url,

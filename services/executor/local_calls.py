@@ -18,10 +18,11 @@ from services.executor.state_client import JournalClient
 from services.executor.stored_messages import store_message
 from services.executor.tools.builtin import effective_tools
 from services.executor.tools.http import HttpTools, ToolFailed
-from services.executor.tools.output import settle_result
+from services.executor.tools.output import settle_result, without_secrets
 from services.executor.tools.schema import canonical_json
 from services.executor.trace_context import traceparent_of_step
 from services.shared.clock import Clock
+from services.shared.scrubber import PROCESS, StreamScrubber
 from services.shared.telemetry import get_logger
 
 DEFAULT_MODEL_TIMEOUT_SECONDS = 120.0
@@ -177,6 +178,7 @@ class _Deltas:
         self._attempt = call.attempt
         self._index = 0
         self._pieces: list[str] = []
+        self._scrubber = StreamScrubber(PROCESS)
         self._timer: asyncio.TimerHandle | None = None
         self._first: float | None = None
         self._loop = asyncio.get_running_loop()
@@ -187,16 +189,21 @@ class _Deltas:
             self._first = self._loop.time()
         self._pieces.append(text)
         if self._timer is None:
-            self._timer = self._loop.call_later(DELTA_INTERVAL_SECONDS, self.flush)
+            self._timer = self._loop.call_later(DELTA_INTERVAL_SECONDS, self._pass_on)
 
     def flush(self) -> None:
-        """Passes on what has gathered."""
+        """Passes on what is left, at the end of the answer."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if self._pieces:
-            text = "".join(self._pieces)
-            self._pieces.clear()
+        self._pass_on(is_end=True)
+
+    def _pass_on(self, *, is_end: bool = False) -> None:
+        self._timer = None
+        text = self._scrubber.add("".join(self._pieces))
+        self._pieces.clear()
+        if is_end:
+            text += self._scrubber.end()
+        if text:
             self._journal.send_delta(
                 run_pb2.Delta(run_id=self._run_id, step=self._step, attempt=self._attempt, index=self._index, text=text)
             )
@@ -223,6 +230,7 @@ def _model_request(
 def _model_outcome(
     context: RunContext, call: LocalCall, answer: ModelAnswer, duration: float, time_to_first_token: float | None
 ) -> Outcome:
+    _clean(answer.message)
     _make_call_ids_unique(answer.message, context.used_call_ids, call.step.number)
     stored, blobs = store_message(answer.message)
     finished = run_pb2.StepFinished(
@@ -231,9 +239,9 @@ def _model_outcome(
         state=run_pb2.STEP_STATE_SUCCEEDED,
         message=stored,
         usage=answer.usage,
-        finish_reason=answer.finish_reason,
-        response_id=answer.response_id,
-        response_model=answer.response_model,
+        finish_reason=PROCESS.exact(answer.finish_reason, "journal"),
+        response_id=PROCESS.exact(answer.response_id, "journal"),
+        response_model=PROCESS.exact(answer.response_model, "journal"),
         duration=_duration(duration),
     )
     if time_to_first_token is not None:
@@ -257,8 +265,24 @@ def _tool_outcome(call: LocalCall, result_json: str, seconds: float) -> Outcome:
 
 
 def _failed(call: LocalCall, failure: content_pb2.Failure) -> Outcome:
-    failed = run_pb2.AttemptFailed(step=call.step.number, attempt=call.attempt, failure=failure)
+    failed = run_pb2.AttemptFailed(step=call.step.number, attempt=call.attempt, failure=without_secrets(failure))
     return Outcome(run_pb2.Change(attempt_failed=failed))
+
+
+def _clean(message: content_pb2.Message) -> None:
+    """Takes out secrets that a provider, or a gateway before it, has put into its answer."""
+    if PROCESS.is_empty:
+        return
+    for part in message.parts:
+        match part.WhichOneof("kind"):
+            case "text":
+                part.text = PROCESS.exact(part.text, "journal")
+            case "reasoning":
+                part.reasoning.text = PROCESS.exact(part.reasoning.text, "journal")
+            case "tool_call":
+                part.tool_call.call_id = PROCESS.exact(part.tool_call.call_id, "journal")
+                part.tool_call.tool = PROCESS.exact(part.tool_call.tool, "journal")
+                part.tool_call.arguments_json = PROCESS.exact(part.tool_call.arguments_json, "journal")
 
 
 def _make_call_ids_unique(message: content_pb2.Message, used: set[str], step: int) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import hmac
 import inspect
@@ -44,6 +45,7 @@ from services.shared.auth_failures import FailureLimiter
 from services.shared.clock import Clock, SystemClock
 from services.shared.key_form import MAX_CREDENTIAL_CHARACTERS, id_of_key
 from services.shared.peers import IPNetwork, is_within
+from services.shared.scrubber import PROCESS
 from services.shared.settings import CommonSettings
 from services.shared.stream_access import StreamEnd, rechecked
 from services.shared.telemetry import Telemetry, get_logger
@@ -272,8 +274,22 @@ _SERVICES_REFUSALS: Final = frozenset(
 )
 
 
+def without_secrets(error: HoldfastError) -> HoldfastError:
+    """Returns what may leave of an error: whoever raised it may have quoted what it was given."""
+    texts = (error.message, *error.metadata.values(), *(item.description for item in error.field_violations))
+    if all(PROCESS.everything(text, "error") == text for text in texts):
+        return error
+    clean = copy.copy(error)
+    clean.message = PROCESS.everything(error.message, "error")
+    clean.metadata = {name: PROCESS.everything(value, "error") for name, value in error.metadata.items()}
+    clean.field_violations = tuple(
+        item._replace(description=PROCESS.everything(item.description, "error")) for item in error.field_violations
+    )
+    return clean
+
+
 async def _abort(context: Context, error: HoldfastError) -> None:
-    code, message, details = to_status(error)
+    code, message, details = to_status(without_secrets(error))
     existing = tuple(context.trailing_metadata() or ())
     try:
         await context.abort(code, message, (*existing, *details))

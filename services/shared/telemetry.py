@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, TextIO
+from types import TracebackType
+from typing import Any, Final, TextIO, get_args
 
+from google.protobuf.message import Message
 from opentelemetry import propagate, trace
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import Resource as SpanResource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
+from services.shared.redaction import redacted
+from services.shared.scrubber import PROCESS, Sink
 from services.shared.settings import CommonSettings
+from services.shared.span_scrubbing import ScrubbedSpans
 
 # Names of log fields whose value is never written, whatever a caller passes.
 _SECRET_FIELDS: Final = frozenset(
@@ -114,7 +123,7 @@ class JsonFormatter(logging.Formatter):
         exception = _traceback_of(record)
         if exception is not None:
             entry["exception"] = exception
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        return PROCESS.everything(json.dumps(entry, ensure_ascii=False, default=_text_of), "log")
 
 
 class PrettyFormatter(logging.Formatter):
@@ -143,12 +152,18 @@ class PrettyFormatter(logging.Formatter):
         exception = _traceback_of(record)
         if exception is not None:
             line = f"{line}\n{exception}"
+        line = PROCESS.everything(line, "log")
         colour = self._COLOURS.get(record.levelname, "") if self._colour else ""
         return f"{colour}{line}\x1b[0m" if colour else line
 
 
+def _text_of(value: Any) -> str:
+    # A message in a log is there by mistake; its own text shows every field, those marked `debug_redact` too.
+    return redacted(value) if isinstance(value, Message) else str(value)
+
+
 def _shown(value: Any) -> str:
-    text = str(value)
+    text = _text_of(value)
     return json.dumps(text, ensure_ascii=False) if not text or any(c.isspace() or c == '"' for c in text) else text
 
 
@@ -176,6 +191,43 @@ def configure_logging(
     # These report every request or connection at INFO; what matters of them is in our own request log.
     for noisy in ("httpx", "httpcore", "openai", "anthropic", "alembic", "mcp", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING if level != "debug" else logging.INFO)
+
+
+def log_crashes() -> None:
+    """Sends what would end on standard error in the interpreter's own words through the log, and so past the scrubber;
+    leaves no image of the memory behind."""
+
+    def crashed(kind: type[BaseException], error: BaseException, trace_back: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            return
+        get_logger(__name__).error("crashed", exc_info=(kind, error, trace_back))
+
+    def ignored(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_value is not None:
+            get_logger(__name__).error("error_ignored", exc_info=unraisable.exc_value)
+
+    def thread_crashed(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is not None:
+            crashed(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+
+    sys.excepthook = crashed
+    sys.unraisablehook = ignored
+    threading.excepthook = thread_crashed
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+
+
+class _ScrubbedSecrets(Collector):
+    """How many secrets were taken out of texts, by where they were going. More than none is a leak that was stopped."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Returns the counts."""
+        counts = CounterMetricFamily(
+            "holdfast_secrets_scrubbed", "Secrets taken out of texts, by where they were going.", labels=["sink"]
+        )
+        for sink in get_args(Sink):
+            counts.add_metric([sink], PROCESS.counts[sink])
+        return (counts,)
 
 
 class Telemetry:
@@ -207,23 +259,24 @@ def build_telemetry(service: str, *, otlp_endpoint: str = "", span_processor: Sp
     """
     exports = bool(otlp_endpoint) or span_processor is not None
     provider = TracerProvider(
-        resource=Resource.create({"service.name": f"holdfast-{service}", "service.namespace": "holdfast"}),
+        resource=SpanResource.create({"service.name": f"holdfast-{service}", "service.namespace": "holdfast"}),
         sampler=ParentBased(ALWAYS_ON if exports else ALWAYS_OFF),
         shutdown_on_exit=False,
     )
     if span_processor is not None:
-        provider.add_span_processor(span_processor)
+        provider.add_span_processor(ScrubbedSpans(span_processor, PROCESS))
     elif otlp_endpoint:
         # Imported here: the exporter costs a tenth of a second at start, and most processes run without one.
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         exporter = OTLPSpanExporter(endpoint=otlp_endpoint, insecure=True, timeout=5)
-        provider.add_span_processor(BatchSpanProcessor(exporter))
+        provider.add_span_processor(ScrubbedSpans(BatchSpanProcessor(exporter), PROCESS))
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
+    registry.register(_ScrubbedSecrets())
     telemetry = Telemetry(service, provider, registry)
     telemetry.exports_spans = exports
     return telemetry
@@ -232,6 +285,7 @@ def build_telemetry(service: str, *, otlp_endpoint: str = "", span_processor: Sp
 def configure(settings: CommonSettings, service: str) -> Telemetry:
     """Sets up logs, propagation and traces for this process; called once, by `service_main`."""
     configure_logging(service, log_format=settings.log_format, level=settings.log_level)
+    log_crashes()
     telemetry = build_telemetry(service, otlp_endpoint=settings.otlp_endpoint)
     propagate.set_global_textmap(TraceContextTextMapPropagator())
     trace.set_tracer_provider(telemetry.tracer_provider)

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from google.protobuf.message import Message
 
-from holdfast.api.auth.v1 import api_key_service_pb2, connection_service_pb2, workspace_service_pb2
+from holdfast.api.auth.v1 import api_key_service_pb2, audit_service_pb2, connection_service_pb2, workspace_service_pb2
 from services.auth.settings import AuthSettings
 from services.auth.tables import connections, secrets
 from services.shared.database import Database
@@ -120,6 +120,15 @@ async def test_a_secret_is_found_in_no_file_log_or_error(tmp_path: Path, logged:
         await fail(auth.as_bearer(created.secret).workspaces.GetWorkspace(workspace_service_pb2.GetWorkspaceRequest()))
         await fail(client.api_keys.RevokeApiKey(api_key_service_pb2.RevokeApiKeyRequest(api_key_id=CANARY)))
         answers.append(await client.api_keys.ListApiKeys(api_key_service_pb2.ListApiKeysRequest()))
+        answers += [
+            piece async for piece in client.audit.ExportAuditRecords(audit_service_pb2.ExportAuditRecordsRequest())
+        ]
+        answers.append(await client.audit.VerifyAuditTrail(audit_service_pb2.VerifyAuditTrailRequest()))
+        answers.append(await client.audit.ListAuditRecords(audit_service_pb2.ListAuditRecordsRequest()))
+        filtered = audit_service_pb2.ListAuditRecordsRequest(
+            filter=audit_service_pb2.AuditFilter(connection=CANARY * 9)
+        )
+        await fail(client.audit.ListAuditRecords(filtered))
         # Before the last connection closes, what is in the write-ahead log is there too.
         disk = files_of(tmp_path)
         answers.append(await client.connections.CreateConnection(new_connection(key=f"{CANARY}2", replace=True)))
@@ -128,7 +137,7 @@ async def test_a_secret_is_found_in_no_file_log_or_error(tmp_path: Path, logged:
         )
     disk += files_of(tmp_path)
     assert len(disk) > 100_000
-    assert "connection" in logged.getvalue()
+    assert "ConnectionService/CreateConnection" in logged.getvalue()
     assert_absent("the disk", disk, *given, settings.master_key.export())  # type: ignore[union-attr]
     assert_absent("the log", logged.getvalue().encode(), *given, settings.service_token)
     assert_absent("an error", " ".join(errors).encode(), *given, settings.service_token)

@@ -33,4 +33,5 @@ class CredentialServicer(CredentialServiceServicer):
             secret=credential.secret.reveal(),
             base_url=credential.base_url,
             version=credential.version,
+            fingerprint=credential.fingerprint,
         )

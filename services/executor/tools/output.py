@@ -15,6 +15,7 @@ from services.executor.tools.schema import (
     describe_json_error,
     parse_json,
 )
+from services.shared.scrubber import PROCESS
 
 DEFAULT_MAX_OUTPUT_BYTES: Final = 32_768
 RESULT_LIMIT_BYTES: Final = 8 * 1024 * 1024
@@ -61,6 +62,8 @@ def settle_result(tool: agent_pb2.ToolSpec, call_id: str, result_json: str) -> S
     except ResultRefused as refused:
         return _settle_refused(tool, call_id, refused.failure, result_json)
     text, media_type = _rendered(value)
+    # Order matters: what is cut or stored under its hash first would be out of reach.
+    text = PROCESS.exact(text, "journal")
     return _settled(tool, call_id, text, media_type, is_error=False)
 
 
@@ -72,8 +75,19 @@ def settle_failure(tool: agent_pb2.ToolSpec, call_id: str, failure: content_pb2.
         call_id: The model's id of the call.
         failure: Why there is no result.
     """
-    text = shorten(_told(failure), min(_MAX_FAILURE_BYTES, _cap_of(tool)))
+    text = shorten(PROCESS.exact(_told(failure), "journal"), min(_MAX_FAILURE_BYTES, _cap_of(tool)))
     return _settled(tool, call_id, text, _TEXT, is_error=True)
+
+
+def without_secrets(failure: content_pb2.Failure) -> content_pb2.Failure:
+    """Returns a failure as the journal may have it: its message may quote what somebody answered."""
+    message = PROCESS.exact(failure.message, "journal")
+    if message == failure.message:
+        return failure
+    clean = content_pb2.Failure()
+    clean.CopyFrom(failure)
+    clean.message = message
+    return clean
 
 
 def parse_result(tool: agent_pb2.ToolSpec, result_json: str) -> Any:
@@ -99,14 +113,14 @@ def _settle_refused(
     tool: agent_pb2.ToolSpec, call_id: str, failure: content_pb2.Failure, result_json: str
 ) -> SettledResult:
     settled = settle_failure(tool, call_id, failure)
-    body = result_json.encode(errors="replace")
+    body = PROCESS.exact(result_json, "journal").encode(errors="replace")
     blobs, output = list(settled.blobs), None
     # What was refused is evidence of what the tool did; beyond the limit nothing is kept.
     if len(body) <= RESULT_LIMIT_BYTES:
         blob = make_blob(body)
         blobs.append(blob)
         output = blob_ref(blob, _TEXT)
-    return SettledResult(settled.message, settled.whole_message, blobs, output, True, failure)
+    return SettledResult(settled.message, settled.whole_message, blobs, output, True, without_secrets(failure))
 
 
 def _settled(tool: agent_pb2.ToolSpec, call_id: str, text: str, media_type: str, *, is_error: bool) -> SettledResult:
