@@ -111,7 +111,7 @@ class Scrubber:
         """Makes a secret known for an hour, or for another hour.
 
         Args:
-            secret: The secret. Of a JSON object, what its names call secret is learnt.
+            secret: The secret. Of a JSON document, what its names call secret is learnt; of a list, each text.
             fingerprint: By which an incident can be matched with the connection; empty when it is not known.
         """
         # The look of Holdfast's own keys is proof enough; whoever guesses at them must not push the others out.
@@ -124,7 +124,7 @@ class Scrubber:
                 known.fingerprint = fingerprint or known.fingerprint
                 self._entries.move_to_end(secret)
                 return
-            if secret[0] == "{" and secret[-1] == "}":
+            if (secret[0], secret[-1]) in (("{", "}"), ("[", "]")):
                 for value in _values_of(secret):
                     self.learn(value, fingerprint)
                 return
@@ -358,7 +358,7 @@ def _lower_escapes(text: str) -> str:
 
 def _values_of(document: str) -> Iterator[str]:
     try:
-        stack = [("", json.loads(document))]
+        stack = [("secret", json.loads(document))]
     except ValueError:
         return
     while stack:

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from services.shared.interceptors import without_secrets
 from services.shared.scrubber import LIFETIME_SECONDS, PROCESS, Scrubber, StreamScrubber, masked
 from services.shared.telemetry import JsonFormatter, PrettyFormatter, build_telemetry
 from tests.fakes.clock import FakeClock
+from tests.repository.tree import ROOT
 
 pytestmark = pytest.mark.promise("P8")
 
@@ -109,6 +111,12 @@ def test_a_documents_secrets_are_known_and_its_other_values_are_not() -> None:
         scrubber.exact("at-0123456789 rt-0123456789 repo:status read", "log")
         == "[[secret]] [[secret]] repo:status read"
     )
+
+
+def test_each_text_of_a_list_is_known() -> None:
+    scrubber = Scrubber()
+    scrubber.learn('["first-0123456789", "second-0123456789"]')
+    assert scrubber.exact("first-0123456789 second-0123456789", "log") == "[[secret]] [[secret]]"
 
 
 async def test_a_secret_is_forgotten_an_hour_after_it_was_last_revealed() -> None:
@@ -302,3 +310,47 @@ def test_errors_leave_without_secrets() -> None:
     assert [tuple(item) for item in clean.field_violations] == [("key", "not [[secret]]")]
     innocent = InvalidArgument("bad")
     assert without_secrets(innocent) is innocent
+
+
+CRASH = """
+import resource, sys, threading
+from services.shared.scrubber import PROCESS
+from services.shared.telemetry import configure_logging, log_crashes
+
+secret = sys.stdin.buffer.read().decode()
+PROCESS.learn(secret)
+configure_logging("auth", log_format="json")
+log_crashes()
+assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+
+
+class Broken:
+    def __del__(self):
+        raise ValueError(f"ignored {secret}")
+
+
+def fail():
+    raise ValueError(f"in a thread {secret}")
+
+
+Broken()
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+raise ValueError(f"at the end {secret}")
+"""
+
+
+def test_a_crash_leaves_neither_secrets_nor_an_image_of_the_memory() -> None:
+    crashed = subprocess.run(
+        [sys.executable, "-c", CRASH], input=SECRET.encode(), cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert crashed.returncode == 1, crashed.stderr
+    entries = [json.loads(line) for line in crashed.stderr.decode().splitlines()]
+    assert [entry["event"] for entry in entries if entry["event"] != "secret_scrubbed"] == [
+        "error_ignored",
+        "crashed",
+        "crashed",
+    ]
+    assert b"Xq7" not in crashed.stderr
+    assert b"ValueError: at the end [[secret]]" in crashed.stderr
