@@ -16,7 +16,7 @@ from services.auth.callers import ADMIN, Caller
 from services.auth.files import replace, sync_folder, write_private
 from services.auth.key_file import KeyFile
 from services.auth.keyring import rotate
-from services.auth.master_key import next_key_path, read_key_file
+from services.auth.master_key import keychain_of, next_key_path, read_key_file
 from services.auth.roles import ROLES, SCOPES, checked_scopes
 from services.auth.sealing import MasterKey
 from services.auth.settings import StorageSettings
@@ -154,8 +154,17 @@ async def rotate_master_key(settings: StorageSettings, options: argparse.Namespa
         path = settings.generated_key_path
         if settings.master_key is not None or path is None:
             raise StartupError("the master key comes from the settings: give the new one with --new-key-file")
-        # A crash from here on is finished by the next start, which finds both files and tries which one fits.
+        # A crash from here on is finished by the next start, which finds both keys and tries which one fits.
         master = MasterKey.generate()
+        keychain = await asyncio.to_thread(keychain_of, path)
+        if keychain is not None:
+            await asyncio.to_thread(keychain.write_next, master)
+            count = await rotate(core.db, core.keyring, master)
+            await asyncio.to_thread(keychain.promote)
+            sys.stderr.write(
+                f"{count} secrets are sealed with the new key, {keychain}; restart auth if it is running\n"
+            )
+            return
         await asyncio.to_thread(_write_key, next_key_path(path), master)
         count = await rotate(core.db, core.keyring, master)
         await asyncio.to_thread(replace, next_key_path(path), path)

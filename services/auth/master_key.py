@@ -1,12 +1,14 @@
-"""Where the master key comes from: the settings, or a file beside the database that is generated once."""
+"""Where the master key comes from: the settings, the keychain, or a file beside the database that is generated once."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from pathlib import Path
 
 from services.auth.files import publish, replace, write_private
+from services.auth.keychain import Keychain
 from services.auth.keyring import Keyring, SealRow, open_keyring, read_seal
 from services.auth.sealing import MasterKey
 from services.auth.settings import StorageSettings, private_file_problem
@@ -28,12 +30,14 @@ async def unlock(db: Database, settings: StorageSettings) -> Keyring:
         path = settings.generated_key_path
         assert path is not None  # refused by the settings
         seal = await read_seal(db)
-        master = await asyncio.to_thread(_generated_key, path, seal)
-        log.warning(
-            "the master key lies beside the data it protects: keep it out of backups of the database, and set "
-            "HOLDFAST_MASTER_KEY_FILE in production",
-            path=str(path),
-        )
+        master = await asyncio.to_thread(_keychain_key, path, seal)
+        if master is None:
+            master = await asyncio.to_thread(_generated_key, path, seal)
+            log.warning(
+                "the master key lies beside the data it protects: keep it out of backups of the database, and set "
+                "HOLDFAST_MASTER_KEY_FILE in production",
+                path=str(path),
+            )
     return await open_keyring(db, master)
 
 
@@ -59,6 +63,40 @@ def next_key_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.next")
 
 
+def keychain_of(path: Path) -> Keychain | None:
+    """Returns the entry of the keychain that holds the key of a database, None when the key lies elsewhere.
+
+    A key that was generated as a file stays one.
+    """
+    if path.exists() or next_key_path(path).exists():
+        return None
+    return Keychain.find(str(path.absolute()))
+
+
+def _keychain_key(path: Path, seal: SealRow | None) -> MasterKey | None:
+    keychain = keychain_of(path)
+    if keychain is None:
+        return None
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Of two processes that start at once, one makes the key and the other finds it.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if seal is not None and (upcoming := keychain.read_next()) is not None and seal.opens_with(upcoming):
+            # A rotation was committed, and its process died before it could put the key in its place.
+            keychain.promote()
+        master = keychain.read()
+        if master is None and seal is None and not path.exists():
+            try:
+                master = keychain.create()
+                log.info("master_key_generated", place=str(keychain))
+            except StartupError:
+                log.warning("keychain_not_used", place=str(keychain))
+        return master
+    finally:
+        os.close(descriptor)
+
+
 def _generated_key(path: Path, seal: SealRow | None) -> MasterKey:
     upcoming = next_key_path(path)
     if seal is not None and upcoming.exists():
@@ -72,7 +110,7 @@ def _generated_key(path: Path, seal: SealRow | None) -> MasterKey:
     if seal is not None:
         raise StartupError(
             f"the master key file {path} is gone, and the stored credentials cannot be opened without it: restore it "
-            "from its backup, or set HOLDFAST_MASTER_KEY"
+            "from its backup, start auth as the user whose keychain has it, or set HOLDFAST_MASTER_KEY"
         )
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
