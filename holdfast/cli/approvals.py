@@ -65,12 +65,14 @@ def answer(
         str | None, typer.Option("--done", metavar="RESULT", help="The call took effect; this is its result.")
     ] = None,
     not_done: Annotated[bool, typer.Option("--not-done", help="The call took no effect: call it again.")] = False,
-    tell_model: Annotated[bool, typer.Option("--tell-model", help="Tell the model that nobody knows.")] = False,
+    tell_model: Annotated[
+        bool, typer.Option("--tell-model", help="Tell the model that nobody knows, or signed in.")
+    ] = False,
     fail: Annotated[bool, typer.Option("--fail", help="Fail the run.")] = False,
     comment: Annotated[str, typer.Option(help="For the record.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question of an agent, or say what a call in doubt did. The run goes on."""
+    """Answer a question of an agent, confirm a sign-in, or say what a call in doubt did. The run goes on."""
     target, text = _split(words or [])
     chosen: list[Resolution] = []
     if done is not None:
@@ -92,7 +94,9 @@ def answer(
                     "this is about a call in doubt: say --done RESULT, --not-done, --tell-model or --fail"
                 )
             return await client.approvals.answer_json(approval.approval_id, read_text(text), comment=comment)
-        if approval.kind != run_pb2.APPROVAL_KIND_IN_DOUBT:
+        if approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN and chosen[0] in ("done", "not_done"):
+            raise InvalidArgument("this wants a sign-in: give the code that the page shows, --tell-model or --fail")
+        if approval.kind == run_pb2.APPROVAL_KIND_QUESTION:
             raise InvalidArgument(f"this is a question, and wants an answer: {approval.prompt}")
         result = _json_or_text(read_text(done)) if done is not None else None
         return await client.approvals.resolve(approval.approval_id, chosen[0], result=result, comment=comment)

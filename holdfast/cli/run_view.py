@@ -21,9 +21,10 @@ _WAITS: Final[Mapping[int, str]] = {
     run_pb2.WAIT_REASON_IN_DOUBT: "for a person's word on a call in doubt",
     run_pb2.WAIT_REASON_TOOL: "for a worker",
     run_pb2.WAIT_REASON_TIMER: "for its time",
+    run_pb2.WAIT_REASON_AUTH: "for a sign-in",
 }
 
-PERSON: Final = frozenset({run_pb2.WAIT_REASON_INPUT, run_pb2.WAIT_REASON_IN_DOUBT})
+PERSON: Final = frozenset({run_pb2.WAIT_REASON_INPUT, run_pb2.WAIT_REASON_IN_DOUBT, run_pb2.WAIT_REASON_AUTH})
 """Reasons to wait that only somebody can end."""
 
 
@@ -268,10 +269,32 @@ def question_lines(approval: run_pb2.Approval) -> list[Text]:
             lines.append(Text(f"    {approval.tool} {_short(approval.arguments_json)}"))
         choices = ("--done RESULT", "--not-done", "--tell-model", "--fail")
         lines += [Text(f"    holdfast answer {approval.approval_id} {choice}", style="magenta") for choice in choices]
+    elif approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN:
+        lines += _sign_in_lines(approval)
     else:
         if approval.HasField("answer_schema"):
             lines.append(Text(f"    answer as JSON that fits {_schema(approval)}", style="dim"))
         lines.append(Text(f'    holdfast answer {approval.approval_id} "…"', style="magenta"))
+    return lines
+
+
+def _sign_in_lines(approval: run_pb2.Approval) -> list[Text]:
+    needed = approval.sign_in
+    whose = f" --user {needed.user_id}" if needed.user_id else ""
+    scopes = "".join(f" --scope {scope}" for scope in needed.scopes)
+    lines = []
+    if needed.connect_url:
+        lines.append(Text(f"    open {needed.connect_url}", style="magenta"))
+        lines.append(
+            Text(f"    holdfast answer {approval.approval_id} CODE   (the code that the page shows)", "magenta")
+        )
+        lines.append(Text(f"    or: holdfast connect {needed.connection}{whose}{scopes}", style="magenta"))
+    else:
+        lines.append(Text(f"    the run goes on by itself once the connection {needed.connection!r} is there", "dim"))
+    lines += [
+        Text(f"    holdfast answer {approval.approval_id} {choice}", style="magenta")
+        for choice in ("--tell-model", "--fail")
+    ]
     return lines
 
 

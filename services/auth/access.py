@@ -56,7 +56,13 @@ ACCESS: Final[Mapping[str, Access]] = {
         },
     ),
     # The only way out for a secret: no key opens it.
-    **service_access("holdfast.api.auth.v1.CredentialService", {"ResolveCredential": Access(services=("executor",))}),
+    **service_access(
+        "holdfast.api.auth.v1.CredentialService",
+        {
+            "ResolveCredential": Access(services=("executor",)),
+            "RecordCredentialUses": Access(services=("executor",)),
+        },
+    ),
     # The right of a run, signed for the caller whose credential the executor shows.
     **service_access("holdfast.api.auth.v1.GrantService", {"IssueRunGrant": Access(services=("executor",))}),
     **service_access("holdfast.api.auth.v1.WorkspaceService", {"GetWorkspace": Access(scope=OWN_WORKSPACE)}),

@@ -47,6 +47,7 @@ from services.auth.refresh.escrow import SqlEscrows
 from services.auth.refresh.on_request import RefreshOnRequest
 from services.auth.revocations import Revocations
 from services.auth.secret_backend import READ_HEALTH, WRITE_HEALTH, open_secret_backend
+from services.auth.secret_cache import SecretCache
 from services.auth.secrets import SecretStore
 from services.auth.secrets_embedded import EmbeddedSecretStore
 from services.auth.servicers.api_keys import ApiKeyServicer
@@ -147,9 +148,7 @@ async def auth_server(
         secrets = backend.secrets if secrets is None else secrets
         envelopes = backend.envelopes if envelopes is None else envelopes
         audit = AuditTrail(core.store, clock)
-        credentials = Credentials(core.connection_store, secrets, audit, clock)
         news = ConnectionNews(core.connection_store, clock)
-        news.listen(lambda connection: credentials.forget(connection.workspace_id, connection.name))
         if catalog is None:
             catalog = await asyncio.to_thread(load_providers, settings.providers_folder)
         egress = EgressClient(TargetPolicy(settings.egress_allow, setting="HOLDFAST_AUTH_EGRESS_ALLOW"))
@@ -190,6 +189,16 @@ async def auth_server(
         on_request = RefreshOnRequest(connections, refreshing.access_tokens)
         housekeeper = Housekeeper(core.store, core.connection_store, core.api_keys, strays, integrations, clock)
         grants = RunGrants(core.keyring, clock)
+        credentials = Credentials(
+            core.connection_store,
+            integration_store,
+            catalog,
+            SecretCache(secrets, clock),
+            refreshing.access_tokens,
+            grants,
+            audit,
+            clock,
+        )
         authenticator = LocalAuthenticator(core.api_keys)
         server = Server(
             settings,

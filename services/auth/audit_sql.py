@@ -72,9 +72,10 @@ def append_uses(connection: sa.Connection, uses: Sequence[CredentialUse]) -> Non
                 )
             ).scalars()
         )
-        new = [_use_record(use) for use in of_workspace if use.record_id not in known]
+        # By id: an executor that repeats itself may do so within one batch.
+        new = {use.record_id: _use_record(use) for use in of_workspace if use.record_id not in known}
         if new:
-            _append(connection, workspace_id, new)
+            _append(connection, workspace_id, list(new.values()))
 
 
 def details_text(details: Mapping[str, str] | None) -> str | None:

@@ -1,149 +1,313 @@
-"""A credential for one call: found, opened and recorded, for the executor and nobody else."""
+"""A credential for one call of one run: the right is checked, the value found, put into form and recorded (P8, P11).
+
+Three things have to agree before a value leaves: the executor that asks (by the access table), the run's signed grant,
+and the connection as it stands now. Whoever cannot use a connection is answered as if there were none.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections import OrderedDict
-from dataclasses import dataclass, replace
-from typing import Final
-from weakref import WeakValueDictionary
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Final, Protocol
 
-from holdfast.errors import InvalidArgument, NotFound, Reason, Unavailable
+from holdfast.errors import (
+    FailedPrecondition,
+    HoldfastError,
+    InvalidArgument,
+    PermissionDenied,
+    Reason,
+)
 from holdfast.ids import is_uuid, new_uuid7
 from services.auth.audit import AuditTrail
-from services.auth.connection_store import SHARED, ConnectionStore
+from services.auth.connection_news import covers
+from services.auth.connection_store import Connection, ConnectionState, ConnectionStore, CredentialKind
 from services.auth.connections import connection_not_found
-from services.auth.key_documents import read_key_document
+from services.auth.grants import GrantedConnection, RunGrant, RunGrants
+from services.auth.injection import Injected, injected_fields, targets_of
+from services.auth.integration_store import Integration, IntegrationState, IntegrationStore, integration_disabled
+from services.auth.providers import Provider, ProviderCatalog
 from services.auth.requests import is_name
-from services.auth.secrets import Secret, SecretStore
+from services.auth.secret_cache import SecretCache
+from services.auth.secrets import Secret
 from services.auth.store import CredentialUse
 from services.shared.clock import Clock
+from services.shared.egress import EgressRule
 
-CACHE_SECONDS: Final = 5.0
-"""How long another replica may hand out a credential that was replaced or revoked here. This process stops at once."""
+DEFAULT_MIN_VALID: Final = timedelta(seconds=30)
+MAX_USES: Final = 500
 
-_CACHE_ENTRIES: Final = 1024
-_READ_ATTEMPTS: Final = 3
-_RUN_ID: Final = re.compile(r"[0-9A-Za-z._:-]{1,128}")
+_OAUTH: Final = (CredentialKind.OAUTH2, CredentialKind.CLIENT_CREDENTIALS)
+_TARGET: Final = re.compile(r"https?://[\x21-\x7e]{1,300}")
+
+
+class Token(Protocol):
+    """A token as it is good for now."""
+
+    @property
+    def secret(self) -> Secret: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def expire_time(self) -> datetime | None: ...
+    @property
+    def extra(self) -> Mapping[str, str]: ...
+
+
+class TokenSource(Protocol):
+    """Hands out the tokens of OAuth connections, renewed where needed."""
+
+    async def get(
+        self, connection: Connection, *, min_valid_for: timedelta, rejected_fingerprint: str | None = None
+    ) -> Token:
+        """Returns a token that is good for `min_valid_for`, other than the one that was rejected.
+
+        Raises:
+            FailedPrecondition: The user has to connect again (CONNECTION_NEEDS_REAUTH).
+            Unavailable: There is none now (CREDENTIAL_UNAVAILABLE, STORAGE_UNAVAILABLE).
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the executor asks for; see `ResolveCredentialRequest`."""
+
+    workspace_id: str
+    connection: str
+    run_id: str
+    step: int
+    run_grant: str = field(repr=False)
+    tool: str = ""
+    target: str = ""
+    method: str = ""
+    scopes: tuple[str, ...] = ()
+    min_valid_for: timedelta = DEFAULT_MIN_VALID
+    rejected_fingerprint: str = ""
+    is_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Credential:
-    """A third party's key with all that is needed to use it once."""
+    """A third party's credential with all that is needed to use it once."""
 
-    connection_id: str
-    provider: str
+    connection: Connection
     secret: Secret
-    base_url: str
-    version: int
     fingerprint: str
+    expire_time: datetime | None = None
+    injected: Sequence[Injected] = ()
+    targets: Sequence[EgressRule] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    connection: Connection
+    integration: Integration | None
+    provider: Provider | None
 
 
 class Credentials:
-    """Resolves connections to credentials; every use is recorded before the credential is handed out."""
+    """Resolves connections to credentials; every use is recorded before the credential is handed out.
 
-    def __init__(self, store: ConnectionStore, secrets: SecretStore, audit: AuditTrail, clock: Clock) -> None:
-        self._store = store
+    Args:
+        connections: The connections.
+        integrations: Their integrations.
+        catalog: Says how credentials are sent, and where.
+        secrets: Keys and passwords, remembered for seconds.
+        tokens: Tokens of OAuth connections.
+        grants: Checks the runs' rights.
+        audit: Takes the records.
+        clock: The time of uses.
+    """
+
+    def __init__(
+        self,
+        connections: ConnectionStore,
+        integrations: IntegrationStore,
+        catalog: ProviderCatalog,
+        secrets: SecretCache,
+        tokens: TokenSource,
+        grants: RunGrants,
+        audit: AuditTrail,
+        clock: Clock,
+    ) -> None:
+        self._connections = connections
+        self._integrations = integrations
+        self._catalog = catalog
         self._secrets = secrets
+        self._tokens = tokens
+        self._grants = grants
         self._audit = audit
         self._clock = clock
-        self._cache: OrderedDict[tuple[str, str], tuple[float, Credential]] = OrderedDict()
-        self._changes = 0
-        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    async def resolve(self, workspace_id: str, name: str, *, run_id: str, step: int, actor: str) -> Credential:
-        """Returns the credential of an active connection, for one step of a run.
+    async def resolve(self, request: Request, *, actor: str) -> Credential:
+        """Returns the credential for one step of a run.
 
         Raises:
             InvalidArgument: It is not said for which step of which run.
-            NotFound: The workspace has no active connection of the name.
-            Unavailable: The store cannot be read, or the use cannot be recorded.
+            PermissionDenied: The run, its agent or the target may not have it.
+            NotFound: The run's user and the workspace have no such connection.
+            FailedPrecondition: It cannot be used until somebody does something.
+            Unavailable: The store cannot be read, the token not renewed, or the use not recorded.
         """
-        if _RUN_ID.fullmatch(run_id) is None:
-            raise InvalidArgument("run_id is required", field="run_id", description="expected the id of a run")
-        if step < 0:
-            raise InvalidArgument("step is negative", field="step", description="expected 0 or more")
-        if not is_uuid(workspace_id) or not is_name(name):
-            raise connection_not_found()
+        _check(request)
         await self._audit.admit()
         use = CredentialUse(
             record_id=new_uuid7(),
-            workspace_id=workspace_id,
+            workspace_id=request.workspace_id,
             time=self._clock.now(),
             actor=actor,
             outcome="OK",
-            connection=name,
+            connection=request.connection,
             connection_id=None,
             fingerprint=None,
-            run_id=run_id,
-            step=step,
+            run_id=request.run_id,
+            step=request.step,
+            tool=request.tool or None,
+            host=request.target or None,
         )
         try:
-            credential = await self._get((workspace_id, name))
-        except NotFound as error:
-            self._audit.record(_with(use, outcome=error.reason))
+            grant = self._grants.verify(request.run_grant, workspace_id=request.workspace_id, run_id=request.run_id)
+            use = replace(use, user_id=grant.user_id or None)
+            granted = _granted(grant, request)
+            chosen = await self._choose(grant, request.connection)
+            use = replace(use, connection_id=chosen.connection.connection_id)
+            credential = await self._credential(chosen, granted, request)
+        except HoldfastError as error:
+            self._audit.record(replace(use, outcome=error.reason))
             raise
-        self._audit.record(
-            _with(use, connection_id=credential.connection_id, fingerprint=credential.fingerprint or None)
-        )
+        self._audit.record(replace(use, fingerprint=credential.fingerprint or None))
         return credential
 
-    def forget(self, workspace_id: str, name: str) -> None:
-        """Drops what is remembered of a connection; called when it has changed."""
-        # Also stops a read that began before the change from being remembered after it.
-        self._changes += 1
-        self._cache.pop((workspace_id, name), None)
+    async def record(self, uses: Sequence[CredentialUse]) -> None:
+        """Takes the records of uses that an executor made of what it remembered.
 
-    async def _get(self, key: tuple[str, str]) -> Credential:
-        remembered = self._remembered(key)
-        if remembered is not None:
-            return remembered
-        # Many runs of one workspace need the same connection at the same moment: one of them reads it.
-        turn = self._turns.get(key)
-        if turn is None:
-            turn = self._turns[key] = asyncio.Lock()
-        async with turn:
-            remembered = self._remembered(key)
-            if remembered is not None:
-                return remembered
-            changes, started = self._changes, self._clock.monotonic()
-            credential = await self._read(*key)
-            if changes == self._changes:
-                self._cache[key] = (started + CACHE_SECONDS, credential)
-                if len(self._cache) > _CACHE_ENTRIES:
-                    self._cache.popitem(last=False)
-            return credential
+        Raises:
+            InvalidArgument: There are too many.
+            Unavailable: They cannot be recorded now.
+        """
+        if len(uses) > MAX_USES:
+            raise InvalidArgument("too many records", field="uses", description=f"at most {MAX_USES}")
+        await self._audit.admit()
+        for use in uses:
+            self._audit.record(use)
 
-    def _remembered(self, key: tuple[str, str]) -> Credential | None:
-        entry = self._cache.get(key)
-        if entry is None:
-            return None
-        if entry[0] <= self._clock.monotonic():
-            del self._cache[key]
-            return None
-        return entry[1]
-
-    async def _read(self, workspace_id: str, name: str) -> Credential:
-        for _ in range(_READ_ATTEMPTS):
-            connection = await self._store.find_connection(workspace_id, SHARED, name)
-            if connection is None or not connection.is_usable:
+    async def _choose(self, grant: RunGrant, name: str) -> _Chosen:
+        found = await self._connections.connections_for(grant.workspace_id, grant.user_id, name)
+        connection = _pick(found, grant.user_id, name)
+        integration = None
+        if connection.integration_id is not None:
+            integration = await self._integrations.get_integration(grant.workspace_id, connection.integration_id)
+            if integration is None:
                 raise connection_not_found()
-            document = await read_key_document(self._secrets, connection)
-            if document is not None:
-                return Credential(
-                    connection_id=connection.connection_id,
-                    provider=connection.provider,
-                    secret=document.api_key,
-                    base_url=connection.base_url,
-                    version=connection.version,
-                    fingerprint=connection.fingerprint,
-                )
-            # Replaced between the two reads: the row refers to another secret now.
-        raise Unavailable(
-            "the connection is changing; try again", reason=Reason.STORAGE_UNAVAILABLE, retry_delay_seconds=1.0
+            if integration.state is IntegrationState.DISABLED:
+                raise integration_disabled(integration.name)
+        for agents in (connection.agents, integration.agents if integration is not None else ()):
+            if agents and grant.agent not in agents:
+                # As if there were none: what other agents have is none of this one's business.
+                raise connection_not_found()
+        slug = integration.provider if integration is not None else connection.provider
+        return _Chosen(connection, integration, self._catalog.get(slug))
+
+    async def _credential(self, chosen: _Chosen, granted: GrantedConnection, request: Request) -> Credential:
+        connection = chosen.connection
+        if connection.state is ConnectionState.DISABLED:
+            raise connection_not_found()
+        missing = _missing_scopes(connection, request.scopes or granted.scopes)
+        if missing:
+            raise FailedPrecondition(
+                f"the connection {connection.name!r} lacks permissions: {' '.join(missing)}",
+                reason=Reason.SCOPE_INSUFFICIENT,
+                metadata={"connection": connection.name, "scopes": " ".join((*connection.scopes, *missing))},
+            )
+        if request.is_raw and not connection.allow_raw_token:
+            raise PermissionDenied(
+                f"the connection {connection.name!r} does not allow its secret to be handed out",
+                reason=Reason.RAW_TOKEN_NOT_ALLOWED,
+            )
+        expire_time = None
+        values: dict[str, str | Secret] = dict(chosen.integration.variables) if chosen.integration is not None else {}
+        if connection.kind in _OAUTH:
+            token = await self._tokens.get(
+                connection,
+                min_valid_for=request.min_valid_for,
+                rejected_fingerprint=request.rejected_fingerprint or None,
+            )
+            secret, fingerprint, expire_time = token.secret, token.fingerprint, token.expire_time
+            values |= {**token.extra, "access_token": secret}
+        else:
+            document = await self._secrets.get(connection)
+            secret, fingerprint = document.api_key, connection.fingerprint
+            values |= document.values
+        targets = targets_of(chosen.provider, connection, values)
+        # A model's request goes to the connection's own address; what a tool's does is said, and looked at here too.
+        if request.target and not any(_reaches(rule, request) for rule in targets):
+            raise PermissionDenied(
+                f"the credential of {connection.name!r} may not be sent to this address",
+                reason=Reason.HOST_NOT_ALLOWED,
+                metadata={"connection": connection.name},
+            )
+        return Credential(
+            connection,
+            secret,
+            fingerprint,
+            expire_time,
+            injected_fields(chosen.provider, connection, values),
+            targets,
         )
 
 
-def _with(use: CredentialUse, **changes: str | None) -> CredentialUse:
-    return replace(use, **changes)  # type: ignore[arg-type]
+def _check(request: Request) -> None:
+    if not is_uuid(request.run_id):
+        raise InvalidArgument("run_id is required", field="run_id", description="expected the id of a run")
+    if request.step < 0:
+        raise InvalidArgument("step is negative", field="step", description="expected 0 or more")
+    if request.target and _TARGET.fullmatch(request.target) is None:
+        raise InvalidArgument("target is no address", field="target", description="expected https://host[:port]")
+    if not is_uuid(request.workspace_id) or not is_name(request.connection):
+        raise connection_not_found()
+
+
+def _granted(grant: RunGrant, request: Request) -> GrantedConnection:
+    granted = grant.connection(request.connection)
+    if granted is None:
+        raise PermissionDenied(
+            f"the agent did not declare the connection {request.connection!r} when the run was started",
+            reason=Reason.CONNECTION_NOT_GRANTED,
+        )
+    beyond = set(request.scopes) - set(granted.scopes) if granted.scopes else set()
+    if beyond:
+        raise PermissionDenied(
+            f"the agent did not declare these permissions: {' '.join(sorted(beyond))}",
+            reason=Reason.CONNECTION_NOT_GRANTED,
+        )
+    return granted
+
+
+def _pick(found: Sequence[Connection], user_id: str, name: str) -> Connection:
+    """Returns the one connection that is meant: the user's own before a shared one, by its own name before its
+    integration's. Never the first of several."""
+    for is_own in (True, False):
+        candidates = [item for item in found if (item.user_id == user_id and user_id != "") is is_own]
+        named = [item for item in candidates if item.name == name] or candidates
+        if len(named) > 1:
+            raise FailedPrecondition(
+                f"several connections fit {name!r}: {', '.join(item.name for item in named)}",
+                reason=Reason.CONNECTION_AMBIGUOUS,
+            )
+        if named:
+            return named[0]
+    raise connection_not_found()
+
+
+def _missing_scopes(connection: Connection, wanted: Sequence[str]) -> tuple[str, ...]:
+    # A provider that never said what it granted is asked; its refusal then names what is missing.
+    if covers(connection, wanted):
+        return ()
+    return tuple(scope for scope in wanted if scope not in connection.scopes)
+
+
+def _reaches(rule: EgressRule, request: Request) -> bool:
+    """Tells whether a rule may allow a request to the target; its path is looked at where the request is made."""
+    at_root = replace(rule, path_prefix="/", methods=rule.methods if request.method else frozenset())
+    return at_root.allows(f"{request.target}/", request.method or "GET")

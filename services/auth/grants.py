@@ -30,7 +30,7 @@ GRANT_LIFETIME: Final = timedelta(days=30)
 """How long a run may use connections after it was started: longer than any question stays open."""
 
 MAX_USER_ID_CHARACTERS: Final = 256
-MAX_CONNECTIONS: Final = 100
+MAX_CONNECTIONS: Final = 200
 
 RUNS_WRITE: Final = "runs:write"
 

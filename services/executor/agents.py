@@ -37,9 +37,12 @@ LABEL_PATTERN: Final = NAME_PATTERN
 LATEST: Final = "latest"
 """The label that only applying a definition moves."""
 
+MAX_SCOPES: Final = 100
+
 _TOOL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,63}")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HEADER_VALUE: Final = re.compile(r"[\x20-\x7e\t]{0,4096}")
+_SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")  # RFC 6749 §3.3
 _SCRIPT_RESULT: Final = re.compile(r"\{\{\s*result\.([^}]*?)\s*\}\}")
 # What the runtime sets itself, and what would put a credential into a readable definition.
 _RUNTIME_HEADERS: Final = frozenset(
@@ -221,6 +224,8 @@ class _Validation:
         self._check_retry(f"{path}.retry", tool.retry)
         if not 0 <= tool.max_output_bytes <= MAX_SHOWN_BYTES:
             self._add(f"{path}.max_output_bytes", f"expected 0 (which means 32,768) to {MAX_SHOWN_BYTES}")
+        if tool.HasField("auth"):
+            self._check_auth(f"{path}.auth", tool)
         match tool.WhichOneof("kind"):
             case "http":
                 self._check_http(f"{path}.http", tool)
@@ -228,6 +233,17 @@ class _Validation:
                 self._check_builtin(path, tool)
             case None:
                 self._add(path, "expected one of worker, http, builtin")
+
+    def _check_auth(self, path: str, tool: agent_pb2.ToolSpec) -> None:
+        if tool.WhichOneof("kind") == "builtin":
+            self._add(path, "expected none: what is part of the runtime calls nobody else")
+        if not NAME_PATTERN.fullmatch(tool.auth.connection):
+            self._add(f"{path}.connection", _needed(tool.auth.connection, "a name of the form [a-z][a-z0-9-]{0,62}"))
+        if len(tool.auth.scopes) > MAX_SCOPES:
+            self._add(f"{path}.scopes", f"expected at most {MAX_SCOPES}")
+        for index, scope in enumerate(tool.auth.scopes):
+            if not _SCOPE.fullmatch(scope):
+                self._add(f"{path}.scopes[{index}]", "expected a permission of the provider, without spaces (RFC 6749)")
 
     def _check_http(self, path: str, tool: agent_pb2.ToolSpec) -> None:
         http = tool.http

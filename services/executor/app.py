@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
+from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
+from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import ConnectionFeedServiceStub
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
+from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
 from holdfast.api.executor.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from holdfast.api.executor.v1.approval_service_pb2_grpc import add_ApprovalServiceServicer_to_server
 from holdfast.api.executor.v1.run_service_pb2_grpc import add_RunServiceServicer_to_server
@@ -16,11 +19,13 @@ from holdfast.api.state.v1.lease_service_pb2_grpc import LeaseServiceStub
 from holdfast.ids import new_uuid7
 from services.executor.access import ACCESS
 from services.executor.call_results import CallResults
+from services.executor.credential_uses import CredentialUses
 from services.executor.credentials import Credentials
 from services.executor.driver import DriverParts
 from services.executor.local_calls import LocalCalls
 from services.executor.models import ModelRegistry
 from services.executor.revisions import RevisionCache
+from services.executor.run_grants import RunGrants
 from services.executor.scheduler import Scheduler
 from services.executor.servicers.agents import AgentServicer
 from services.executor.servicers.approvals import ApprovalServicer
@@ -29,6 +34,7 @@ from services.executor.servicers.sessions import SessionServicer
 from services.executor.servicers.tool_workers import ToolWorkerServicer
 from services.executor.servicers.workspaces import WorkspaceServicer
 from services.executor.settings import ExecutorSettings
+from services.executor.sign_ins import SignIns
 from services.executor.starts import RunStarter
 from services.executor.state_client import JournalClient, StateReader
 from services.executor.state_stubs import StateStubs
@@ -44,6 +50,7 @@ from services.shared.server import Process, Server
 # Streams that live as long as the process: a span of each would never end.
 UNTRACED = frozenset(
     {
+        "/holdfast.api.auth.v1.ConnectionFeedService/WatchConnections",
         "/holdfast.api.state.v1.JournalService/Checkpoint",
         "/holdfast.api.state.v1.JournalService/WatchJournal",
         "/holdfast.api.state.v1.LeaseService/Work",
@@ -72,6 +79,7 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
                 settings=settings,
                 telemetry=process.telemetry,
                 peer="auth",
+                untraced=UNTRACED,
             )
         )
         for channel, name in ((state_channel, "state"), (auth_channel, "auth")):
@@ -84,6 +92,11 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         closing.push_async_callback(models.close)
         http_tools = HttpTools(settings.http_tools_allow, clock=clock)
         closing.push_async_callback(http_tools.close)
+        grants = RunGrants(GrantServiceStub(auth_channel), stubs.runs)
+        connect = ConnectServiceStub(auth_channel)
+        uses = CredentialUses(CredentialServiceStub(auth_channel), clock)
+        closing.push_async_callback(uses.close)
+        sign_ins = SignIns(ConnectionFeedServiceStub(auth_channel), stubs.runs, clock)
         hub = WorkerHub(stubs.calls, clock=clock)
         parts = DriverParts(
             executor_id=new_uuid7(),
@@ -92,7 +105,7 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
             revisions=revisions,
             local_calls=LocalCalls(
                 models=models,
-                credentials=Credentials(CredentialServiceStub(auth_channel), clock=clock),
+                credentials=Credentials(CredentialServiceStub(auth_channel), connect, grants, uses, clock=clock),
                 http_tools=http_tools,
                 journal=journal,
                 clock=clock,
@@ -110,18 +123,18 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         )
         key = page_key(settings.service_token)
         watcher = RunWatcher(stubs, server.draining, clock=clock)
-        starter = RunStarter(revisions, journal, scheduler)
+        starter = RunStarter(revisions, journal, scheduler, grants)
         server.add(add_AgentServiceServicer_to_server, AgentServicer(stubs, revisions, page_key=key))
         server.add(add_SessionServiceServicer_to_server, SessionServicer(stubs, page_key=key))
         server.add(add_RunServiceServicer_to_server, RunServicer(stubs, starter, journal, watcher, page_key=key))
-        server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs, revisions, page_key=key))
+        server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs, revisions, connect, page_key=key))
         server.add(add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(hub, CallResults(stubs, revisions)))
         server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs))
         # Order matters: workers first, so that what they finish while the runs drain is still stored.
         server.on_drain(hub.drain)
         server.on_drain(scheduler.drain)
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(part.run()) for part in (journal, scheduler)]
+            background = [tasks.create_task(part.run()) for part in (journal, scheduler, uses, sign_ins)]
             try:
                 await server.run(process.stop)
             finally:

@@ -30,6 +30,13 @@ _RESOLUTIONS: Final = (
 )
 
 
+_WITHOUT_SIGN_IN: Final = (
+    run_pb2.IN_DOUBT_RESOLUTION_UNSPECIFIED,
+    run_pb2.IN_DOUBT_RESOLUTION_TELL_MODEL,
+    run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN,
+)
+
+
 async def decision_of(
     approval: run_pb2.Approval,
     request: approval_pb2.DecideApprovalRequest,
@@ -58,6 +65,12 @@ async def decision_of(
             metadata={"limit_bytes": str(MAX_ANSWER_BYTES), "message_bytes": str(size)},
         )
     decision = run_pb2.ApprovalDecided(approval_id=approval.approval_id, resolution=request.resolution)
+    if approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN:
+        if request.resolution not in _WITHOUT_SIGN_IN:
+            raise InvalidArgument("expected TELL_MODEL or FAIL_RUN, or the confirm code", field="resolution")
+        # A confirm code is used before this decision is stored, and is of no use to anybody afterwards.
+        decision.answer_json = "null"
+        return decision
     if approval.kind != run_pb2.APPROVAL_KIND_IN_DOUBT:
         if request.resolution != run_pb2.IN_DOUBT_RESOLUTION_UNSPECIFIED:
             raise InvalidArgument("the question wants an answer, not a resolution", field="resolution")

@@ -25,11 +25,26 @@ DEFAULT_START_TIMEOUT = timedelta(hours=24)
 DEFAULT_HEARTBEAT_TIMEOUT = timedelta(seconds=30)
 MAX_QUESTION_ARGUMENTS_BYTES = 4_096
 QUESTION_EXPIRES_AFTER = timedelta(hours=72)
+# A step that lacks a sign-in again and again is not asked about for ever.
+MAX_SIGN_INS = 5
 # The database's clock wakes a run, the executor's decides what is due: they may differ by this much.
 CLOCK_TOLERANCE = timedelta(milliseconds=200)
 
 EXECUTOR_LOST = "EXECUTOR_LOST"
 WORKER_START_TIMEOUT = "WORKER_START_TIMEOUT"
+
+# Of several things that a run waits for, the one that is named: what people can do something about comes first.
+_WAIT_REASONS = (
+    run_pb2.WAIT_REASON_INPUT,
+    run_pb2.WAIT_REASON_AUTH,
+    run_pb2.WAIT_REASON_IN_DOUBT,
+    run_pb2.WAIT_REASON_TOOL,
+    run_pb2.WAIT_REASON_TIMER,
+)
+_REASON_OF_QUESTION = {
+    run_pb2.APPROVAL_KIND_SIGN_IN: run_pb2.WAIT_REASON_AUTH,
+    run_pb2.APPROVAL_KIND_IN_DOUBT: run_pb2.WAIT_REASON_IN_DOUBT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,10 +293,9 @@ class Planner:
         if step.number in running:
             return
         question = step.question
-        if question is not None and (
-            question.decision is not None or now >= to_datetime(question.approval.expire_time)
-        ):
-            self._answer(step, now)
+        if question is not None:
+            if question.decision is not None or now >= to_datetime(question.approval.expire_time):
+                self._answer(step, now)
             return
         if step.kind == run_pb2.STEP_KIND_WAIT:
             if step.tool is not None and step.tool.HasField("due_time"):
@@ -313,6 +327,12 @@ class Planner:
         """The current attempt has failed or was lost: again, ask, or over."""
         failure = step.failure
         assert failure is not None
+        if step.sign_in is not None and step.attempt <= MAX_SIGN_INS:
+            question = self._question(step.number, run_pb2.APPROVAL_KIND_SIGN_IN, failure.message, now)
+            question.sign_in.CopyFrom(step.sign_in)
+            question.tool = step.tool.tool if step.tool is not None else ""
+            self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
+            return
         unknown = failure.failure_class == content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME
         is_repeatable = step.tool is None or step.tool.effect in (
             agent_pb2.EFFECT_CLASS_READ_ONLY,
@@ -332,7 +352,12 @@ class Planner:
         if delay is not None:
             not_before = now + timedelta(seconds=delay) if delay > 0 else None
             self._begin_attempt(step, step.attempt + 1, not_before, now)
-        elif step.kind == run_pb2.STEP_KIND_MODEL:
+        else:
+            self._fail_step(step, failure)
+
+    def _fail_step(self, step: StepView, failure: content_pb2.Failure) -> None:
+        """A step is over without a result: the model is told, unless it was the model that failed."""
+        if step.kind == run_pb2.STEP_KIND_MODEL:
             self._add(
                 step_finished=run_pb2.StepFinished(
                     step=step.number, attempt=step.attempt, state=run_pb2.STEP_STATE_FAILED, failure=failure
@@ -386,7 +411,7 @@ class Planner:
     def _answer(self, step: StepView, now: datetime) -> None:
         """A question is decided or has expired."""
         question = step.question
-        assert question is not None and step.tool is not None
+        assert question is not None
         approval_id = question.approval.approval_id
         decision = question.decision
         if decision is None:
@@ -398,11 +423,15 @@ class Planner:
                 message="Nobody answered in time. The call was not carried out further; ask again if still needed.",
                 failure_class=content_pb2.FAILURE_CLASS_PERMANENT,
             )
-            if step.state == run_pb2.STEP_STATE_IN_DOUBT and step.failure is not None:
+            if step.failure is not None:
+                # Of a call in doubt, or one that lacks a sign-in: what the model has to know is that.
                 failure = step.failure
-            self._finish_with_failure(step, failure, run_pb2.STEP_STATE_FAILED)
+            self._fail_step(step, failure)
             return
         step.question = None
+        if question.approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN:
+            self._after_sign_in(step, decision, now)
+            return
         if question.approval.kind == run_pb2.APPROVAL_KIND_QUESTION:
             self._succeed(step, decision.answer_json)
             return
@@ -416,6 +445,17 @@ class Planner:
             self._fail(doubt)
         else:
             self._finish_with_failure(step, doubt, run_pb2.STEP_STATE_FAILED)
+
+    def _after_sign_in(self, step: StepView, decision: run_pb2.ApprovalDecided, now: datetime) -> None:
+        failure = step.failure
+        assert failure is not None
+        if decision.resolution == run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN and step.tool is not None:
+            self._finish_with_failure(step, failure, run_pb2.STEP_STATE_FAILED)
+            self._fail(failure)
+        elif decision.resolution == run_pb2.IN_DOUBT_RESOLUTION_UNSPECIFIED:
+            self._begin_attempt(step, step.attempt + 1, None, now)
+        else:
+            self._fail_step(step, failure)
 
     # --- ends -------------------------------------------------------------------------------------------------
 
@@ -548,13 +588,12 @@ class Planner:
         reasons: set[run_pb2.WaitReason] = set()
         for step in self._view.open_steps.values():
             if step.question is not None:
-                is_doubt = step.question.approval.kind == run_pb2.APPROVAL_KIND_IN_DOUBT
-                reasons.add(run_pb2.WAIT_REASON_IN_DOUBT if is_doubt else run_pb2.WAIT_REASON_INPUT)
+                reasons.add(_REASON_OF_QUESTION.get(step.question.approval.kind, run_pb2.WAIT_REASON_INPUT))
             elif step.is_worker_call:
                 reasons.add(run_pb2.WAIT_REASON_TOOL)
             else:
                 reasons.add(run_pb2.WAIT_REASON_TIMER)
-        return min(reasons)
+        return min(reasons, key=_WAIT_REASONS.index)
 
     @property
     def _max_steps(self) -> int:

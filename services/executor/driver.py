@@ -339,7 +339,9 @@ class Driver:
                 self._prior = await self._parts.reader.messages_before(
                     self._workspace_id, created.session_id, self.run_id
                 )
-            self._context = RunContext(self._workspace_id, self.run_id, created.agent, spec, view.input_text())
+            self._context = RunContext(
+                self._workspace_id, self.run_id, created.agent, spec, view.input_text(), created.user_id
+            )
         used = self._context.used_call_ids
         for message in (*self._prior, *view.conversation()):
             used.update(part.tool_call.call_id for part in message.parts if part.WhichOneof("kind") == "tool_call")

@@ -54,6 +54,8 @@ class StepView:
     # Attempts that failed on their own account; a lost executor is not the attempt's fault.
     counted_failures: int = 0
     question: Question | None = None
+    # What the current attempt lacked.
+    sign_in: run_pb2.SignInNeeded | None = None
 
     @property
     def is_open(self) -> bool:
@@ -191,6 +193,7 @@ class RunView:
             step.attempt = started.attempt
             step.dispatch_epoch = epoch
             step.failure = None
+            step.sign_in = None
             # A question about the attempt before is answered by this one; it must not be answered again (P5).
             step.question = None
             step.not_before = to_datetime(started.not_before) if started.HasField("not_before") else None
@@ -199,6 +202,7 @@ class RunView:
             step = self.steps[failed.step]
             if step.is_open and step.attempt == failed.attempt:
                 step.failure = failed.failure
+                step.sign_in = failed.sign_in if failed.HasField("sign_in") else None
                 step.counted_failures += failed.failure.reason != "EXECUTOR_LOST"
         elif kind == "step_in_doubt":
             step = self.steps[change.step_in_doubt.step]

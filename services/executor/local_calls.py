@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
-from services.executor.credentials import Credentials
+from services.executor.credentials import SCOPE_INSUFFICIENT, CredentialMissing, Credentials, Need
 from services.executor.decide import LocalCall, Outcome
 from services.executor.models import ModelAnswer, ModelFailed, ModelRegistry, ModelRequest
 from services.executor.models.scripted import ScriptedModel
 from services.executor.prices import price
+from services.executor.run_grants import model_connection
 from services.executor.state_client import JournalClient
 from services.executor.stored_messages import store_message
 from services.executor.tools.builtin import effective_tools
-from services.executor.tools.http import HttpTools, ToolFailed
+from services.executor.tools.http import DEFAULT_METHOD, CredentialRejected, HttpTools, ToolFailed
 from services.executor.tools.output import settle_result, without_secrets
 from services.executor.tools.schema import canonical_json
+from services.executor.tools.url_template import UrlTemplate
 from services.executor.trace_context import traceparent_of_step
 from services.shared.clock import Clock
 from services.shared.scrubber import PROCESS, StreamScrubber
@@ -41,6 +44,7 @@ class RunContext:
     agent: str
     spec: agent_pb2.AgentSpec
     input_text: str
+    user_id: str = ""
     used_call_ids: set[str] = field(default_factory=set)
 
 
@@ -122,13 +126,13 @@ class LocalCalls:
             async with asyncio.timeout(timeout):
                 credential = None
                 if model.needs_credential:
-                    credential = await self._credentials.resolve(
-                        context.workspace_id, spec.connection or spec.provider, context.run_id, call.step.number
-                    )
+                    credential = await self._credentials.resolve(_need(context, call, model_connection(context.spec)))
                 request = _model_request(context, messages, model_steps_before)
                 answer = await model.answer(request, credential, deltas.add)
         except ModelFailed as error:
             return _failed(call, error.failure)
+        except CredentialMissing as missing:
+            return _failed(call, missing.failure, missing.sign_in)
         except TimeoutError:
             return _failed(
                 call,
@@ -160,12 +164,50 @@ class LocalCalls:
             "traceparent": traceparent_of_step(context.run_id, call.step.number),
         }
         started = self._clock.monotonic()
+        key = call.step.tool.idempotency_key
         try:
             # It keeps the tool's timeout itself: only it knows whether anything was sent when the time was up.
-            result = await self._http_tools.call(tool, call.arguments, call.step.tool.idempotency_key, headers)
+            if not tool.HasField("auth"):
+                result = await self._http_tools.call(tool, call.arguments, key, headers)
+            else:
+                result = await self._call_with_credential(context, call, tool, call.arguments, key, headers)
         except ToolFailed as error:
             return _failed(call, error.failure)
+        except CredentialMissing as missing:
+            return _failed(call, missing.failure, missing.sign_in)
         return _tool_outcome(call, result, self._clock.monotonic() - started)
+
+    async def _call_with_credential(
+        self,
+        context: RunContext,
+        call: LocalCall,
+        tool: agent_pb2.ToolSpec,
+        arguments: Mapping[str, object],
+        key: str,
+        headers: Mapping[str, str],
+    ) -> str:
+        need = _need(
+            context,
+            call,
+            tool.auth.connection,
+            tool=tool.name,
+            target=UrlTemplate.parse(tool.http.url).origin,
+            method=tool.http.method or DEFAULT_METHOD,
+            scopes=tuple(tool.auth.scopes),
+        )
+        credential = await self._credentials.resolve(need)
+        try:
+            return await self._http_tools.call(tool, arguments, key, headers, credential)
+        except CredentialRejected as rejected:
+            if rejected.missing_scopes is not None:
+                scopes = tuple(dict.fromkeys((*need.scopes, *rejected.missing_scopes)))
+                sign_in = await self._credentials.sign_in(need, SCOPE_INSUFFICIENT, scopes)
+                raise CredentialMissing(rejected.failure, sign_in) from None
+            renewed = await self._credentials.resolve(need, rejected_fingerprint=credential.fingerprint)
+            if renewed.fingerprint == credential.fingerprint:
+                raise
+            # Once: what a new credential does not open is not about its age.
+            return await self._http_tools.call(tool, arguments, key, headers, renewed)
 
 
 class _Deltas:
@@ -264,8 +306,21 @@ def _tool_outcome(call: LocalCall, result_json: str, seconds: float) -> Outcome:
     return Outcome(run_pb2.Change(step_finished=finished), tuple(settled.blobs))
 
 
-def _failed(call: LocalCall, failure: content_pb2.Failure) -> Outcome:
-    failed = run_pb2.AttemptFailed(step=call.step.number, attempt=call.attempt, failure=without_secrets(failure))
+def _need(context: RunContext, call: LocalCall, connection: str, **of_tool: Any) -> Need:
+    return Need(
+        workspace_id=context.workspace_id,
+        run_id=context.run_id,
+        user_id=context.user_id,
+        step=call.step.number,
+        connection=connection,
+        **of_tool,
+    )
+
+
+def _failed(call: LocalCall, failure: content_pb2.Failure, sign_in: run_pb2.SignInNeeded | None = None) -> Outcome:
+    failed = run_pb2.AttemptFailed(
+        step=call.step.number, attempt=call.attempt, failure=without_secrets(failure), sign_in=sign_in
+    )
     return Outcome(run_pb2.Change(attempt_failed=failed))
 
 

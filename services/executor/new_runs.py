@@ -12,6 +12,7 @@ from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import InvalidArgument, Reason
 from holdfast.ids import new_uuid7
 from services.executor.stored_messages import store_message
+from services.shared.interceptors import AUTHORIZATION
 
 MAX_INPUT_BYTES: Final = 1024 * 1024
 
@@ -60,6 +61,14 @@ def traceparent_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
     for key, value in metadata or ():
         if key == "traceparent" and isinstance(value, str) and _TRACEPARENT.fullmatch(value):
             return value
+    return ""
+
+
+def credential_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
+    """Returns the credential that the caller of an RPC has shown; it was checked before, by the interceptors."""
+    for key, value in metadata or ():
+        if key == AUTHORIZATION and isinstance(value, str):
+            return value.partition(" ")[2].strip()
     return ""
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1 import run_service_pb2 as api
 from holdfast.errors import HoldfastError, InvalidArgument, Reason, Unavailable
-from services.executor.starts import RunStarter
+from services.executor.starts import RunStarter, Starting
 from services.shared.interceptors import public_error
 
 MAX_ORDERS_IN_FRAME: Final = 1_000
@@ -36,18 +36,14 @@ class RunStream:
     Args:
         starter: Stores runs.
         ends: Tells of their ends.
-        workspace_id: Whose runs they are.
-        traceparent: The caller's trace context.
+        starting: Who starts them.
         draining: Set when this executor shuts down: the stream then ends, and the client goes on with another one.
     """
 
-    def __init__(
-        self, starter: RunStarter, ends: EndSource, workspace_id: str, traceparent: str, draining: asyncio.Event
-    ) -> None:
+    def __init__(self, starter: RunStarter, ends: EndSource, starting: Starting, draining: asyncio.Event) -> None:
         self._starter = starter
         self._ends = ends
-        self._workspace_id = workspace_id
-        self._traceparent = traceparent
+        self._starting = starting
         self._draining = draining
         self._answers: list[api.RunAnswer] = []
         self._news = asyncio.Event()
@@ -101,7 +97,7 @@ class RunStream:
 
     async def _execute(self, order: api.RunOrder) -> None:
         try:
-            run = await self._starter.start(self._workspace_id, order.run, self._traceparent)
+            run = await self._starter.start(self._starting, order.run)
         except Exception as error:
             self._unanswered -= 1
             self._answer(api.RunAnswer(id=order.id, refused=_refusal(error)))
@@ -112,7 +108,7 @@ class RunStream:
         if not order.await_end:
             return
         try:
-            ended = await self._ends.await_end(self._workspace_id, run.run_id)
+            ended = await self._ends.await_end(self._starting.workspace_id, run.run_id)
         except HoldfastError as error:
             self._awaited -= 1
             self._answer(api.RunAnswer(id=order.id, refused=_refusal(error)))

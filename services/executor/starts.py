@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from holdfast.api.common.v1 import run_pb2
@@ -12,6 +13,7 @@ from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.errors import Conflict, InvalidArgument, Reason, Unavailable
 from services.executor.new_runs import input_message, new_run
 from services.executor.revisions import RevisionCache
+from services.executor.run_grants import RunGrants
 from services.executor.servicers.fields import (
     agent_field,
     fingerprint,
@@ -50,6 +52,21 @@ class Slots(Protocol):
         """Drives a run on the slot that was kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Who starts runs.
+
+    Attributes:
+        workspace_id: Whose runs they are.
+        credential: The caller's own, for the runs' grants.
+        traceparent: The caller's trace context.
+    """
+
+    workspace_id: str
+    credential: str = field(default="", repr=False)
+    traceparent: str = ""
+
+
 class RunStarter:
     """Accepts runs.
 
@@ -57,15 +74,17 @@ class RunStarter:
         revisions: Finds the revision that a run pins.
         store: Stores new runs.
         slots: Where runs are driven.
+        grants: Asks for the right to use connections, for agents that declare some.
     """
 
-    def __init__(self, revisions: RevisionCache, store: RunStore, slots: Slots) -> None:
+    def __init__(self, revisions: RevisionCache, store: RunStore, slots: Slots, grants: RunGrants) -> None:
         self._revisions = revisions
         self._store = store
         self._slots = slots
+        self._grants = grants
         self._storing: set[asyncio.Task[run_pb2.Run]] = set()
 
-    async def start(self, workspace_id: str, request: api.StartRunRequest, traceparent: str) -> run_pb2.Run:
+    async def start(self, starting: Starting, request: api.StartRunRequest) -> run_pb2.Run:
         """Stores a run; returns after the commit.
 
         Raises:
@@ -78,6 +97,7 @@ class RunStarter:
             raise InvalidArgument("expected ENQUEUE or REJECT", field="busy_policy")
         if request.priority not in run_pb2.Priority.values():
             raise InvalidArgument("expected INTERACTIVE or BATCH", field="priority")
+        workspace_id = starting.workspace_id
         agent, label = agent_field(request.agent), plain_field("revision", request.revision)
         for _ in range(_MAX_ATTEMPTS):
             found, was_cached = await self._revisions.look_up(workspace_id, agent, label)
@@ -92,9 +112,12 @@ class RunStarter:
                 request_id=request_id,
                 # Only a request that may be repeated is ever compared.
                 request_fingerprint=fingerprint(request) if request_id else b"",
-                traceparent=traceparent,
+                traceparent=starting.traceparent,
                 is_batch=request.priority == run_pb2.PRIORITY_BATCH,
                 agent_limit=found.spec.limits.max_concurrent_runs,
+            )
+            new.run_grant = await self._grants.issue(
+                found.spec, run_id=new.run_id, user_id=user_id, caller_credential=starting.credential
             )
             if was_cached:
                 new.label = label or "latest"

@@ -17,12 +17,14 @@ from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceStub
 from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import ConnectionFeedServiceStub
 from holdfast.api.auth.v1.connection_service_pb2 import CreateConnectionRequest
 from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
-from holdfast.api.auth.v1.credential_service_pb2 import ResolveCredentialRequest
+from holdfast.api.auth.v1.credential_service_pb2 import ResolveCredentialRequest, ResolveCredentialResponse
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
+from holdfast.api.auth.v1.grant_service_pb2 import GrantedConnection, IssueRunGrantRequest
 from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
 from holdfast.api.auth.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.errors import HoldfastError, from_rpc_error
+from holdfast.ids import is_uuid
 from services.auth.app import auth_server, open_core
 from services.auth.callers import ADMIN, Caller
 from services.auth.providers import ProviderCatalog
@@ -38,6 +40,9 @@ from services.shared.telemetry import build_telemetry
 TOKEN = "a-service-token-of-enough-characters"
 
 RUN = "0198c0de-0000-7000-8000-000000000001"
+
+# The last key that was made in each workspace: who starts its runs.
+_keys: dict[str, str] = {}
 
 
 def settings_for(database_url: str, **changes: Any) -> AuthSettings:
@@ -97,6 +102,35 @@ class Auth:
         workspace_id, key = await make_key(self.settings, name)
         return self.as_bearer(key), workspace_id
 
+    async def grant(
+        self,
+        workspace_id: str,
+        *connections: str,
+        run_id: str = RUN,
+        user_id: str = "",
+        agent: str = "support",
+        scopes: Sequence[str] = (),
+    ) -> str:
+        """The grant of a run that somebody in the workspace starts."""
+        answer = await self.as_service("executor").grants.IssueRunGrant(
+            IssueRunGrantRequest(
+                caller_credential=_keys[workspace_id],
+                run_id=run_id if is_uuid(run_id) else RUN,
+                user_id=user_id,
+                agent=agent,
+                connections=[GrantedConnection(name=name, scopes=scopes) for name in connections],
+            )
+        )
+        return answer.run_grant
+
+    async def resolve(
+        self, workspace_id: str, name: str = "openai", *, user_id: str = "", agent: str = "support", **fields: Any
+    ) -> ResolveCredentialResponse:
+        """The credential of one step, of a run whose agent declares the connection."""
+        grant = await self.grant(workspace_id, name, run_id=fields.get("run_id", RUN), user_id=user_id, agent=agent)
+        request = use_of(workspace_id, name, run_grant=grant, **fields)
+        return await self.as_service("executor").credentials.ResolveCredential(request)
+
     def _client(self, authorization: str | None) -> Client:
         client = Client(self.address, authorization)
         self._stack.push_async_callback(client.channel.close)
@@ -137,7 +171,9 @@ async def make_key(
         caller = Caller(made.workspace_id, "test", frozenset({ADMIN}))
         created = await core.api_keys.create(caller, display_name="test", scopes=scopes)
         assert created.secret is not None
-        return made.workspace_id, created.secret.reveal()
+        key = created.secret.reveal()
+        _keys[made.workspace_id] = key
+        return made.workspace_id, key
 
 
 async def audit_of(settings: AuthSettings, workspace_id: str) -> list[AuditRecord]:
@@ -163,7 +199,7 @@ def new_connection(name: str = "openai", key: str = "sk-test-1", **fields: Any) 
 
 
 def use_of(workspace_id: str, name: str = "openai", **fields: Any) -> ResolveCredentialRequest:
-    """A request for the credential of one step."""
+    """A request for the credential of one step; without a grant it is refused."""
     return ResolveCredentialRequest(
         **{"workspace_id": workspace_id, "connection": name, "run_id": RUN, "step": 3, **fields}
     )

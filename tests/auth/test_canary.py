@@ -97,9 +97,9 @@ async def test_a_secret_is_found_in_no_file_log_or_error(tmp_path: Path, logged:
         )
         answers.append(await client.connections.ListConnections(connection_service_pb2.ListConnectionsRequest()))
         answers.append(await client.workspaces.GetWorkspace(workspace_service_pb2.GetWorkspaceRequest()))
-        assert (await executor.credentials.ResolveCredential(use_of(workspace_id))).secret == CANARY
-        await fail(executor.credentials.ResolveCredential(use_of(workspace_id, "absent")))
-        await fail(executor.credentials.ResolveCredential(use_of(workspace_id, run_id="")))
+        assert (await auth.resolve(workspace_id)).secret == CANARY
+        await fail(auth.resolve(workspace_id, "absent"))
+        await fail(auth.resolve(workspace_id, run_id=""))
         await fail(auth.as_service("trace").credentials.ResolveCredential(use_of(workspace_id)))
 
         created = await client.api_keys.CreateApiKey(
@@ -167,7 +167,7 @@ async def test_failures_inside_show_no_secret(settings: AuthSettings, logged: io
             for act in (damage, vanish):
                 await db.write(act)
                 for call in (
-                    auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id)),
+                    auth.resolve(workspace_id),
                     client.connections.CreateConnection(new_connection(key=f"{CANARY}3", replace=True)),
                 ):
                     try:

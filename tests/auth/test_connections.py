@@ -28,7 +28,7 @@ from tests.fakes.secret_store import MemorySecretStore
 
 
 async def resolve(auth: Auth, workspace_id: str, name: str = "openai"):
-    return await auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id, name))
+    return await auth.resolve(workspace_id, name)
 
 
 async def names(client: Client) -> list[str]:

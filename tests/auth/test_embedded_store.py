@@ -21,7 +21,7 @@ from services.auth.tables import connections, sealed_keys, secrets
 from services.shared.clock import SystemClock
 from services.shared.database import Database
 from services.shared.server import StartupError
-from tests.auth.support import failure, make_key, new_connection, running, settings_for, sqlite_url, use_of
+from tests.auth.support import failure, make_key, new_connection, running, settings_for, sqlite_url
 
 ONE, TWO = "ws/1/shared/c/1", "ws/1/shared/c/2"
 
@@ -116,12 +116,12 @@ async def test_a_connection_row_cannot_be_pointed_at_another_secret_or_address(s
         for attack in attacks:
             await tamper(core.db, change(**attack))
             async with running(settings) as auth:
-                error = await failure(auth.as_service("executor").credentials.ResolveCredential(use_of(acme_id)))
+                error = await failure(auth.resolve(acme_id))
                 assert type(error) is Internal
                 assert "sk-" not in error.message
             await tamper(core.db, change(secret_path=own, base_url="", provider="openai"))
     async with running(settings) as auth:
-        credential = await auth.as_service("executor").credentials.ResolveCredential(use_of(acme_id))
+        credential = await auth.resolve(acme_id)
         assert credential.secret == "sk-acme"
 
 
@@ -167,7 +167,7 @@ async def test_rotation_changes_the_master_key_and_nothing_else(settings: AuthSe
             pass
     rotated = replace(settings, master_key=new)
     async with running(rotated) as auth:
-        credential = await auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id))
+        credential = await auth.resolve(workspace_id)
         assert (credential.secret, credential.version) == ("sk-one", 1)
         again = auth.as_bearer(key)
         replaced = await again.connections.CreateConnection(new_connection(key="sk-one", replace=True))
@@ -184,7 +184,7 @@ async def test_a_process_with_the_old_key_can_neither_read_nor_write_after_a_rot
             await rotate(core.db, core.keyring, MasterKey.generate())
             with pytest.raises(Unavailable):
                 await rotate(core.db, core.keyring, MasterKey.generate())
-        error = await failure(auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id)))
+        error = await failure(auth.resolve(workspace_id))
         assert type(error) is Unavailable
         assert "restarted" in error.message
         error = await failure(client.connections.CreateConnection(new_connection(name="second")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import defaultdict
 from datetime import timedelta
 
 import pytest
@@ -26,7 +27,7 @@ GITHUB = GrantedConnection("github", ("repo",))
 
 
 def _keyring(grant_key: bytes = b"g" * 32) -> Keyring:
-    kept = {"api-key-pepper": b"p" * 32, "audit": b"a" * 32, "requests": b"r" * 32, "run-grants": grant_key}
+    kept = defaultdict(lambda: b"x" * 32, {"run-grants": grant_key})
     return Keyring(MasterKey.generate(), "store", 1, kept)
 
 
@@ -96,7 +97,7 @@ def test_caller_that_may_start_no_runs_gets_no_grant(grants: RunGrants) -> None:
         ("user_id", {"user_id": "u" * 257}),
         ("agent", {"agent": "No Name"}),
         ("connections", {"connections": []}),
-        ("connections", {"connections": [GITHUB] * 101}),
+        ("connections", {"connections": [GITHUB] * 201}),
         ("connections[0].name", {"connections": [GrantedConnection("../x")]}),
         ("connections[0].scopes", {"connections": [GrantedConnection("github", ("two words",))]}),
     ],

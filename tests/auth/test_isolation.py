@@ -18,11 +18,11 @@ from holdfast.api.auth.v1 import (
 )
 from holdfast.errors import NotFound, PermissionDenied, Unauthenticated
 from services.auth.access import ACCESS
-from tests.auth.support import Auth, Client, failure, new_connection, use_of
+from tests.auth.support import Auth, Client, failure, new_connection
 
 pytestmark = pytest.mark.promise("P11")
 
-Call = Callable[[Client, Client, str, str, str], Awaitable[Any]]
+Call = Callable[[Client, Auth, str, str, str], Awaitable[Any]]
 
 # What takes a name or an id: as the foreigner, with (own workspace, the id of the key, the name of the connection).
 BY_NAME: dict[str, Call] = {
@@ -50,9 +50,7 @@ BY_NAME: dict[str, Call] = {
     "IntegrationService/DeleteIntegration": lambda client, _, __, key_id, name: client.integrations.DeleteIntegration(
         integration_service_pb2.DeleteIntegrationRequest(name=name)
     ),
-    "CredentialService/ResolveCredential": lambda _, executor, own, key_id, name: (
-        executor.credentials.ResolveCredential(use_of(own, name))
-    ),
+    "CredentialService/ResolveCredential": lambda _, auth, own, key_id, name: auth.resolve(own, name),
 }
 # What takes none: its answer holds nothing of the other workspace, which is asserted below.
 WITHOUT_NAME = {
@@ -69,7 +67,11 @@ WITHOUT_NAME = {
     "WorkspaceService/GetWorkspace",
 }
 # For the executor alone, of all workspaces; what it asks about one of them is asserted below.
-OF_ALL = {"ConnectionFeedService/CheckSignIns", "ConnectionFeedService/WatchConnections"}
+OF_ALL = {
+    "ConnectionFeedService/CheckSignIns",
+    "ConnectionFeedService/WatchConnections",
+    "CredentialService/RecordCredentialUses",
+}
 # Takes a key, which is the identity itself.
 BY_KEY = {"ApiKeyService/VerifyApiKey", "GrantService/IssueRunGrant"}
 
@@ -83,19 +85,18 @@ def test_every_rpc_is_looked_at() -> None:
 async def test_what_is_foreign_is_not_found_like_what_is_absent(auth: Auth, method: str) -> None:
     acme, acme_id = await auth.workspace("acme")
     foreigner, foreign_id = await auth.workspace("other")
-    executor = auth.as_service("executor")
     created = await acme.connections.CreateConnection(new_connection(name="secret-thing"))
     integration = await acme.integrations.CreateIntegration(
         integration_service_pb2.CreateIntegrationRequest(name="secret-thing", provider="github", client_id="app")
     )
     keys = await acme.api_keys.ListApiKeys(api_key_service_pb2.ListApiKeysRequest())
     call = BY_NAME[method]
-    foreign = await failure(call(foreigner, executor, foreign_id, keys.api_keys[0].api_key_id, "secret-thing"))
-    absent = await failure(call(foreigner, executor, foreign_id, "A" * 12, "absent-thing"))
+    foreign = await failure(call(foreigner, auth, foreign_id, keys.api_keys[0].api_key_id, "secret-thing"))
+    absent = await failure(call(foreigner, auth, foreign_id, "A" * 12, "absent-thing"))
     assert type(foreign) is NotFound
     assert (foreign.reason, foreign.message, foreign.metadata) == (absent.reason, absent.message, absent.metadata)
     # Nothing has happened to it.
-    credential = await executor.credentials.ResolveCredential(use_of(acme_id, "secret-thing"))
+    credential = await auth.resolve(acme_id, "secret-thing")
     assert credential.connection_id == created.connection.connection_id
     assert await acme.api_keys.ListApiKeys(api_key_service_pb2.ListApiKeysRequest()) == keys
     kept = await acme.integrations.GetIntegration(integration_service_pb2.GetIntegrationRequest(name="secret-thing"))
@@ -129,8 +130,7 @@ async def test_answers_hold_nothing_of_another_workspace(auth: Auth) -> None:
     text = "".join(str(answer) for answer in answers)
     assert "acme" not in text
     assert acme_id not in text
-    executor = auth.as_service("executor")
-    own = await executor.credentials.ResolveCredential(use_of(foreign_id, "secret-thing"))
+    own = await auth.resolve(foreign_id, "secret-thing")
     assert own.base_url == ""
 
 

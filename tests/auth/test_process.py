@@ -39,7 +39,6 @@ from tests.auth.support import (
     running,
     settings_for,
     sqlite_url,
-    use_of,
 )
 from tests.repository.tree import ROOT
 
@@ -114,13 +113,13 @@ async def test_what_was_acknowledged_survives_a_kill(database_url: str) -> None:
         await executor.api_keys.VerifyApiKey(VerifyApiKeyRequest(secret=kept.secret))
         refused = await failure(executor.api_keys.VerifyApiKey(VerifyApiKeyRequest(secret=revoked.secret)))
         assert type(refused) is Unauthenticated
-        credential = await executor.credentials.ResolveCredential(use_of(workspace_id))
+        credential = await auth.resolve(workspace_id)
         assert (credential.secret, credential.version) == ("sk-two", 2)
-        assert type(await failure(executor.credentials.ResolveCredential(use_of(workspace_id, "gone")))) is NotFound
+        assert type(await failure(auth.resolve(workspace_id, "gone"))) is NotFound
         client = auth.as_bearer(admin_key)
         again = await client.connections.CreateConnection(new_connection(key="sk-two", replace=True, request_id="r2"))
         assert again.connection.connection_id == credential.connection_id
-        assert (await executor.credentials.ResolveCredential(use_of(workspace_id))).version == 2
+        assert (await auth.resolve(workspace_id)).version == 2
         repeated = await client.api_keys.CreateApiKey(CreateApiKeyRequest(scopes=["runs:read"], request_id="r1"))
         assert (repeated.api_key, repeated.secret) == (kept.api_key, "")
 
@@ -137,7 +136,7 @@ async def test_a_kill_loses_at_most_the_last_moment_of_the_audit(tmp_path: Path)
 
     async with process(settings, environ) as (auth, child):
         await auth.as_bearer(admin_key).connections.CreateConnection(new_connection())
-        await auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id, step=7))
+        await auth.resolve(workspace_id, step=7)
         async with asyncio.timeout(20):
             while not await used_steps():
                 pass
@@ -153,7 +152,7 @@ async def test_a_terminated_process_ends_well_and_has_written_its_audit(tmp_path
     async with process(settings, environ) as (auth, child):
         await auth.as_bearer(admin_key).connections.CreateConnection(new_connection())
         for step in range(20):
-            await auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id, step=step))
+            await auth.resolve(workspace_id, step=step)
         child.terminate()
         async with asyncio.timeout(20):
             assert await child.wait() == 0
@@ -191,7 +190,6 @@ async def test_a_full_disk_is_said_and_nothing_is_half_done(tmp_path: Path, disk
     long_key = "sk-" + "x" * 8000
     async with running(settings) as auth:
         client, workspace_id = await auth.workspace("acme")
-        executor = auth.as_service("executor")
         await client.connections.CreateConnection(new_connection(key="sk-old"))
         disk.is_full = True
         for request in (new_connection(name="other", key=long_key), new_connection(key=long_key, replace=True)):
@@ -200,10 +198,10 @@ async def test_a_full_disk_is_said_and_nothing_is_half_done(tmp_path: Path, disk
             assert error.retry_delay_seconds
         listed = await client.connections.ListConnections(ListConnectionsRequest())
         assert [connection.name for connection in listed.connections] == ["openai"]
-        assert (await executor.credentials.ResolveCredential(use_of(workspace_id))).secret == "sk-old"
+        assert (await auth.resolve(workspace_id)).secret == "sk-old"
         disk.is_full = False
         await client.connections.CreateConnection(new_connection(key=long_key, replace=True))
-        assert (await executor.credentials.ResolveCredential(use_of(workspace_id))).secret == long_key
+        assert (await auth.resolve(workspace_id)).secret == long_key
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
@@ -267,7 +265,7 @@ async def test_a_generated_master_key_is_rotated_in_place(tmp_path: Path) -> Non
     assert key_path.read_text() != old
     assert old.strip() not in result.stdout + result.stderr
     async with running(settings) as auth:
-        credential = await auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id))
+        credential = await auth.resolve(workspace_id)
         assert credential.secret == "sk-one"
 
 
@@ -294,7 +292,7 @@ async def test_a_rotation_that_was_killed_is_finished_or_forgotten_by_the_next_s
         next_key_path(key_path).write_text(MasterKey.generate().export())
         next_key_path(key_path).chmod(0o600)
     async with running(settings) as auth:
-        credential = await auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id))
+        credential = await auth.resolve(workspace_id)
         assert credential.secret == "sk-one"
     assert key_path.read_text() == new
 
@@ -315,7 +313,7 @@ async def test_a_given_master_key_is_rotated_to_a_given_file(database_url: str, 
     assert stat.S_IMODE(new_file.stat().st_mode) == 0o600
     new_settings = settings_for(database_url, master_key=MasterKey.parse(new_file.read_text()))
     async with running(new_settings) as auth:
-        credential = await auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id))
+        credential = await auth.resolve(workspace_id)
         assert credential.secret == "sk-one"
 
 

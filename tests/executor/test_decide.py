@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import json_format
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
-from services.executor.decide import Outcome, Plan, Planner
+from services.executor.decide import MAX_SIGN_INS, Outcome, Plan, Planner
 from services.executor.journal_view import RunView, to_timestamp
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -448,3 +448,90 @@ def test_an_answer_about_a_lost_call_is_used_once_whoever_drives_afterwards() ->
     plan = fourth.plan()
     assert kinds(plan) == ["run_claimed", "attempt_failed", "step_in_doubt", "approval_requested"]
     assert not plan.local_calls
+
+
+def without_sign_in(drive: Drive, step: int) -> Outcome:
+    """An attempt that lacked a connection."""
+    outcome = drive.failed(step, content_pb2.FAILURE_CLASS_AUTH)
+    outcome.change.attempt_failed.sign_in.connection = "github"
+    outcome.change.attempt_failed.sign_in.connect_url = "https://example.com/connect/1"
+    return outcome
+
+
+def decided(
+    plan: Plan, resolution: run_pb2.InDoubtResolution = run_pb2.IN_DOUBT_RESOLUTION_UNSPECIFIED
+) -> run_pb2.Change:
+    """A decision on the question that the plan ends with."""
+    approval = plan.changes[-1].approval_requested.approval
+    decision = run_pb2.ApprovalDecided(approval_id=approval.approval_id, step=approval.step, resolution=resolution)
+    return run_pb2.Change(approval_decided=decision)
+
+
+@pytest.mark.promise("P6")
+def test_a_call_that_lacks_a_sign_in_parks_the_run_and_is_made_once_it_is_done() -> None:
+    journal = Journal()
+    first = journal.claim()
+    first.plan()
+    first.plan(first.model_says(("pay", {})))
+    asked = first.plan(without_sign_in(first, 2))
+    assert kinds(asked) == ["attempt_failed", "approval_requested"]
+    approval = asked.changes[-1].approval_requested.approval
+    assert approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN
+    assert (approval.sign_in.connection, approval.tool) == ("github", "pay")
+    # Nothing more is decided about it, whatever else happens, and the run is rows.
+    assert not first.plan().changes
+    parked = first.planner.park(NOW)
+    assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_AUTH
+    first.store(parked)
+    journal.write(0, [decided(asked)])
+    second = journal.claim()
+    again = second.plan()
+    assert kinds(again) == ["run_claimed", "attempt_started"]
+    assert [call.attempt for call in again.local_calls] == [2]
+
+
+def test_a_model_call_that_lacks_a_sign_in_asks_too() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    asked = drive.plan(without_sign_in(drive, 1))
+    assert kinds(asked) == ["attempt_failed", "approval_requested"]
+    expired = drive.plan(now=NOW + timedelta(hours=73))
+    assert kinds(expired) == ["approval_closed", "step_finished", "run_state_changed"]
+    assert last_state(expired).failure.reason == "X"
+
+
+@pytest.mark.parametrize(
+    ("resolution", "changes"),
+    [
+        (run_pb2.IN_DOUBT_RESOLUTION_TELL_MODEL, ["step_finished", "step_started"]),
+        (run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN, ["step_finished", "run_state_changed"]),
+    ],
+)
+def test_a_person_may_let_the_run_go_on_without_the_sign_in(
+    resolution: run_pb2.InDoubtResolution, changes: list[str]
+) -> None:
+    journal = Journal()
+    drive = journal.claim()
+    drive.plan()
+    drive.plan(drive.model_says(("pay", {})))
+    asked = drive.plan(without_sign_in(drive, 2))
+    drive.store(drive.planner.park(NOW))
+    journal.write(0, [decided(asked, resolution)])
+    plan = journal.claim().plan()
+    assert kinds(plan) == ["run_claimed", *changes]
+
+
+def test_a_sign_in_that_never_helps_is_not_asked_for_for_ever() -> None:
+    journal = Journal()
+    drive = journal.claim()
+    drive.plan()
+    drive.plan(drive.model_says(("pay", {})))
+    asked = 0
+    while "approval_requested" in kinds(plan := drive.plan(without_sign_in(drive, 2))):
+        asked += 1
+        drive.store(drive.planner.park(NOW))
+        journal.write(0, [decided(plan)])
+        drive = journal.claim()
+        drive.plan()
+    assert asked == MAX_SIGN_INS
+    assert kinds(plan) == ["attempt_failed", "step_finished", "step_started"]

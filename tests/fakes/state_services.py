@@ -464,6 +464,8 @@ class FakeRunStore(RunStoreServiceServicer):
         else:
             approval.state = run_pb2.APPROVAL_STATE_DECIDED
             approval.decision.CopyFrom(request.decision)
+            async with self.state.changed:
+                self.state.changed.notify_all()
         return run_store.DecideApprovalResponse(approval=approval)
 
 

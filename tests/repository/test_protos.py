@@ -34,10 +34,13 @@ READING_VERBS = (
 )
 # State is internal: its positions, epochs and leases are chosen by the services that call it.
 INTERNAL = "holdfast.api.state."
-# Its lease makes it idempotent: the same report twice is answered the same.
-BY_LEASE = {"holdfast.api.executor.v1.ToolWorkerService.CompleteCall"}
 # What a second one does is a newer token, which is as good.
 REPEATABLE = {"holdfast.api.auth.v1.ConnectionService.RefreshConnection"}
+# A lease, or the id of each record, makes it idempotent: the same report twice is answered the same.
+BY_LEASE = {
+    "holdfast.api.auth.v1.CredentialService.RecordCredentialUses",
+    "holdfast.api.executor.v1.ToolWorkerService.CompleteCall",
+}
 
 
 # The first time, the generator's own environment is made.

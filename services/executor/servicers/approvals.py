@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from holdfast.api.auth.v1 import connect_service_pb2 as connect_pb2
+from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1 import approval_service_pb2 as api
 from holdfast.api.executor.v1.approval_service_pb2_grpc import ApprovalServiceServicer
 from holdfast.api.state.v1 import run_store_service_pb2 as store
-from holdfast.errors import InvalidArgument, Reason
+from holdfast.errors import FailedPrecondition, InvalidArgument, Reason
 from services.executor.approvals import decision_of
 from services.executor.revisions import RevisionCache
 from services.executor.servicers.fields import comment_field, optional_uuid_field, request_id_field, uuid_field
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
-from services.shared.interceptors import current_identity, current_workspace
+from services.shared.interceptors import WORKSPACE_KEY, current_identity, current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 
@@ -24,12 +26,16 @@ class ApprovalServicer(ApprovalServiceServicer):
     Args:
         state: The state service.
         revisions: Definitions, for the schema of a result that a person gives.
+        connect: Auth's sign-ins, for the code that confirms one.
         page_key: Signs page tokens.
     """
 
-    def __init__(self, state: StateStubs, revisions: RevisionCache, *, page_key: bytes) -> None:
+    def __init__(
+        self, state: StateStubs, revisions: RevisionCache, connect: ConnectServiceStub, *, page_key: bytes
+    ) -> None:
         self._runs = state.runs
         self._revisions = revisions
+        self._connect = connect
         self._page_key = page_key
 
     async def GetApproval(self, request: api.GetApprovalRequest, context: Any) -> api.GetApprovalResponse:
@@ -66,6 +72,8 @@ class ApprovalServicer(ApprovalServiceServicer):
         request_id_field(request.request_id)
         comment = comment_field("comment", request.comment)
         approval = await self._approval(request.approval_id)
+        if approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN and not request.resolution:
+            await self._confirm_sign_in(approval, request.answer_json)
         decision = await decision_of(approval, request, current_workspace(), self._runs, self._revisions)
         decision.comment = comment
         decision.decided_by = current_identity().key_id or ""
@@ -74,6 +82,22 @@ class ApprovalServicer(ApprovalServiceServicer):
                 store.DecideApprovalRequest(workspace_id=current_workspace(), decision=decision)
             )
         return api.DecideApprovalResponse(approval=decided.approval)
+
+    async def _confirm_sign_in(self, approval: run_pb2.Approval, answer: str) -> None:
+        """Confirms the sign-in behind a question with the code that the completing browser was shown."""
+        if approval.state != run_pb2.APPROVAL_STATE_PENDING:
+            return
+        session_id = approval.sign_in.connect_session_id
+        if not session_id:
+            raise FailedPrecondition(
+                "the question is answered by itself once the connection is there",
+                reason=Reason.CONNECT_SESSION_NOT_CONFIRMABLE,
+            )
+        with calling("auth"):
+            await self._connect.ConfirmConnect(
+                connect_pb2.ConfirmConnectRequest(session_id=session_id, confirm_code=answer.strip().strip('"')),
+                metadata=((WORKSPACE_KEY, current_workspace()),),
+            )
 
     async def _approval(self, approval_id: str) -> run_pb2.Approval:
         approval_id = uuid_field("approval_id", approval_id, Reason.APPROVAL_NOT_FOUND)

@@ -12,7 +12,7 @@ from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceServicer
 from holdfast.api.state.v1 import journal_service_pb2 as journal
 from holdfast.api.state.v1 import run_store_service_pb2 as store
 from holdfast.errors import InvalidArgument, Reason
-from services.executor.new_runs import traceparent_of
+from services.executor.new_runs import credential_of, traceparent_of
 from services.executor.run_stream import EndSource, RunStream, until_drained
 from services.executor.servicers.fields import (
     comment_field,
@@ -22,7 +22,7 @@ from services.executor.servicers.fields import (
     user_field,
     uuid_field,
 )
-from services.executor.starts import RunStarter
+from services.executor.starts import RunStarter, Starting
 from services.executor.state_stubs import StateStubs
 from services.executor.watch import RunWatcher
 from services.shared.channels import calling
@@ -61,15 +61,13 @@ class RunServicer(RunServiceServicer):
 
     async def StartRun(self, request: api.StartRunRequest, context: Any) -> api.StartRunResponse:
         """Accepts a run."""
-        traceparent = traceparent_of(context.invocation_metadata())
-        return api.StartRunResponse(run=await self._starter.start(current_workspace(), request, traceparent))
+        return api.StartRunResponse(run=await self._starter.start(_starting(context), request))
 
     async def StartRuns(
         self, request_iterator: AsyncIterator[api.StartRunsRequest], context: Any
     ) -> AsyncIterator[api.StartRunsResponse]:
         """Accepts many runs."""
-        traceparent = traceparent_of(context.invocation_metadata())
-        stream = RunStream(self._starter, self._ends, current_workspace(), traceparent, self._watcher.draining)
+        stream = RunStream(self._starter, self._ends, _starting(context), self._watcher.draining)
         async with aclosing(stream.serve(request_iterator)) as responses:
             async for response in responses:
                 yield response
@@ -157,3 +155,8 @@ class RunServicer(RunServiceServicer):
         with calling("state"):
             async for piece in self._state.journal.ReadBlob(read, timeout=_BLOB_DEADLINE_SECONDS):
                 yield api.GetBlobResponse(data=piece.data, size=piece.size)
+
+
+def _starting(context: Any) -> Starting:
+    metadata = context.invocation_metadata()
+    return Starting(current_workspace(), credential_of(metadata), traceparent_of(metadata))

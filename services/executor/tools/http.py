@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
@@ -17,11 +18,14 @@ from urllib.parse import quote
 import httpcore
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2
+from holdfast.errors import Reason
+from services.executor.credentials import ResolvedCredential
 from services.executor.tools.output import RESULT_LIMIT_BYTES, shorten
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, parse_json
 from services.executor.tools.url_template import UrlTemplate, query_value
 from services.shared.clock import Clock, SystemClock
 from services.shared.egress.addresses import CheckedBackend, Resolver, TargetPolicy, TargetRefused, resolve
+from services.shared.egress.rules import allows_any
 
 DEFAULT_METHOD: Final = "POST"
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -36,6 +40,7 @@ ANSWERED_ERROR: Final = "TOOL_ANSWERED_ERROR"
 REDIRECTED: Final = "TOOL_REDIRECTED"
 RESULT_TOO_LARGE: Final = "RESULT_TOO_LARGE"
 INVALID_RESULT: Final = "INVALID_RESULT"
+CREDENTIAL_REJECTED: Final = "CREDENTIAL_REJECTED"
 
 _CONNECT_SECONDS: Final = 10.0
 _POOL_SECONDS: Final = 10.0
@@ -49,6 +54,8 @@ _LONGEST_RETRY_AFTER_SECONDS: Final = 24 * 3600.0
 _SHOWN_BODY_BYTES: Final = 1_024
 _NO_BODY: Final = ("GET", "DELETE")
 
+_SCOPE_OF_CHALLENGE: Final = re.compile(r'scope="([^"\\]*)"')
+
 _REPEATABLE: Final = (agent_pb2.EFFECT_CLASS_READ_ONLY, agent_pb2.EFFECT_CLASS_IDEMPOTENT)
 
 
@@ -58,6 +65,18 @@ class ToolFailed(Exception):
     def __init__(self, failure: content_pb2.Failure) -> None:
         super().__init__(f"{failure.reason}: {failure.message}")
         self.failure = failure
+
+
+class CredentialRejected(ToolFailed):
+    """The other side did not accept the credential, and so did nothing.
+
+    Attributes:
+        missing_scopes: What it wants beyond what the credential has (RFC 6750 §3.1); None when it was not about that.
+    """
+
+    def __init__(self, failure: content_pb2.Failure, missing_scopes: tuple[str, ...] | None) -> None:
+        super().__init__(failure)
+        self.missing_scopes = missing_scopes
 
 
 class HttpTools:
@@ -97,6 +116,7 @@ class HttpTools:
         arguments: Mapping[str, Any],
         idempotency_key: str,
         headers: Mapping[str, str] | None = None,
+        credential: ResolvedCredential | None = None,
     ) -> str:
         """Makes one attempt within the tool's timeout and returns the result as JSON text.
 
@@ -105,8 +125,10 @@ class HttpTools:
             arguments: Fitting its schema.
             idempotency_key: Sent as `Idempotency-Key`.
             headers: Further headers, such as `traceparent`.
+            credential: Put into the request, if the request goes where it may be sent.
 
         Raises:
+            CredentialRejected: The other side did not accept the credential.
             ToolFailed: There is no result. The failure's class says UNKNOWN_OUTCOME only where the request may have
                 been taken and the tool does not bear to be called twice.
         """
@@ -115,6 +137,9 @@ class HttpTools:
             request = _request_of(tool, arguments, idempotency_key, headers or {})
         except ArgumentsRefused as refused:
             raise ToolFailed(refused.failure) from refused
+        if credential is not None:
+            attempt.has_credential = True
+            request = _with_credential(attempt, request, credential)
         seconds = tool.timeout.ToTimedelta().total_seconds() if tool.HasField("timeout") else DEFAULT_TIMEOUT_SECONDS
         try:
             async with asyncio.timeout(seconds):
@@ -171,6 +196,10 @@ class HttpTools:
                 "one.",
             )
         message = f"{name} answered {status}{said}"
+        if attempt.has_credential and (challenge := _rejection(status, headers)) is not None:
+            failure = attempt.failed(CREDENTIAL_REJECTED, message).failure
+            failure.failure_class = content_pb2.FAILURE_CLASS_AUTH
+            raise CredentialRejected(failure, challenge or None)
         delay_millis = self._retry_after_millis(headers.get("retry-after", ""))
         if status == 429 or (status == 503 and delay_millis is not None):
             raise attempt.rate_limited(message, delay_millis or 0)
@@ -200,6 +229,7 @@ class _Attempt:
     def __init__(self, tool: agent_pb2.ToolSpec) -> None:
         self.tool = tool
         self.is_sent = False
+        self.has_credential = False
 
     async def trace(self, event: str, _info: Mapping[str, Any]) -> None:
         """Notes the moment from which the other side may have the request."""
@@ -271,6 +301,32 @@ def _request_of(
         headers |= {"content-type": "application/json", "content-length": str(len(body))}
     pairs = [(name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in headers.items()]
     return httpcore.Request(method, url, headers=pairs, content=body or None)
+
+
+def _with_credential(attempt: _Attempt, request: httpcore.Request, credential: ResolvedCredential) -> httpcore.Request:
+    url = bytes(request.url).decode("ascii")
+    method = request.method.decode("ascii")
+    # The last word on where a secret goes, whatever was said when it was asked for.
+    if not allows_any(credential.allowed, url, method):
+        raise attempt.failed(
+            Reason.HOST_NOT_ALLOWED,
+            f"{attempt.tool.name} was not called: its credential may not be sent to this address.",
+        )
+    injected = {item.name.lower().encode("ascii"): item.value.encode("ascii") for item in credential.headers}
+    headers = [(name, value) for name, value in request.headers if name.lower() not in injected]
+    if credential.query:
+        pairs = "&".join(f"{quote(item.name, safe='')}={quote(item.value, safe='')}" for item in credential.query)
+        url += ("&" if "?" in url else "?") + pairs
+    return httpcore.Request(method, url, headers=[*headers, *injected.items()], content=request.stream)
+
+
+def _rejection(status: int, headers: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Returns the permissions that are missing (empty when it is not about them), or None for another refusal."""
+    challenge = headers.get("www-authenticate", "")
+    if status == 403 and "insufficient_scope" in challenge:
+        found = _SCOPE_OF_CHALLENGE.search(challenge)
+        return tuple(found[1].split()) if found is not None else None
+    return () if status == 401 else None
 
 
 def _query_pairs(values: Mapping[str, Any]) -> list[str]:

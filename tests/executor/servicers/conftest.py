@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import grpc.aio
 import pytest
 
+from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
+from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1.agent_service_pb2_grpc import AgentServiceStub, add_AgentServiceServicer_to_server
 from holdfast.api.executor.v1.approval_service_pb2_grpc import (
@@ -31,6 +33,7 @@ from holdfast.ids import is_uuid
 from services.executor.access import ACCESS
 from services.executor.call_results import CallResults
 from services.executor.revisions import RevisionCache
+from services.executor.run_grants import RunGrants
 from services.executor.servicers.agents import AgentServicer
 from services.executor.servicers.approvals import ApprovalServicer
 from services.executor.servicers.runs import RunServicer
@@ -47,6 +50,7 @@ from services.shared.paging import page_key
 from services.shared.server import Server
 from services.shared.settings import CommonSettings
 from services.shared.telemetry import build_telemetry
+from tests.fakes.auth_services import FakeAuth
 from tests.fakes.state_services import FakeState
 
 TOKEN = "a-service-token-of-enough-characters"
@@ -115,6 +119,7 @@ class Executor:
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
         self.state = FakeState()
+        self.auth = FakeAuth()
         self.telemetry = build_telemetry("test")
         self.settings = CommonSettings(listen="127.0.0.1:0", service_token=TOKEN, drain_seconds=2)
         self._state_address = "127.0.0.1:0"
@@ -131,6 +136,10 @@ class Executor:
         channel = open_channel(state_address, service="executor", settings=self.settings)
         self.state_channel = await self._stack.enter_async_context(channel)
         stubs = StateStubs.on(channel)
+        auth_channel = await self._stack.enter_async_context(
+            open_channel(await self._start_auth(), service="executor", settings=self.settings)
+        )
+        grants = RunGrants(GrantServiceStub(auth_channel), stubs.runs)
         revisions = RevisionCache(stubs.agents)
         self.server = Server(
             self.settings, service="executor", access=ACCESS, telemetry=self.telemetry, authenticator=FakeKeys()
@@ -143,15 +152,28 @@ class Executor:
         creator = UnaryCreator(stubs)
         self.server.add(
             add_RunServiceServicer_to_server,
-            RunServicer(stubs, RunStarter(revisions, creator, NoSlots()), creator, watcher, page_key=key),
+            RunServicer(stubs, RunStarter(revisions, creator, NoSlots(), grants), creator, watcher, page_key=key),
         )
-        self.server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs, revisions, page_key=key))
+        self.server.add(
+            add_ApprovalServiceServicer_to_server,
+            ApprovalServicer(stubs, revisions, ConnectServiceStub(auth_channel), page_key=key),
+        )
         self.server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs))
         self.server.add(
             add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(self.hub, CallResults(stubs, revisions))
         )
         self.server.on_drain(self.hub.drain)
         await self._stack.enter_async_context(self.server)
+
+    async def _start_auth(self) -> str:
+        server = Server(
+            replace(self.settings, drain_seconds=0),
+            service="auth",
+            access=self.auth.access(),
+            telemetry=build_telemetry("auth"),
+        )
+        self.auth.add_to(server)
+        return (await self._stack.enter_async_context(server)).address
 
     async def start_state(self) -> None:
         """Starts the state service, at its address of before if it had one."""

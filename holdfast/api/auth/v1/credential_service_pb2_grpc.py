@@ -40,6 +40,11 @@ class CredentialServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.ResolveCredentialRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.ResolveCredentialResponse.FromString,
                 _registered_method=True)
+        self.RecordCredentialUses = channel.unary_unary(
+                '/holdfast.api.auth.v1.CredentialService/RecordCredentialUses',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.RecordCredentialUsesRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.RecordCredentialUsesResponse.FromString,
+                _registered_method=True)
 
 
 class CredentialServiceServicer(object):
@@ -58,6 +63,13 @@ class CredentialServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordCredentialUses(self, request, context):
+        """Records uses of credentials that the executor had in its cache of seconds. May be repeated: a record is stored once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CredentialServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -65,6 +77,11 @@ def add_CredentialServiceServicer_to_server(servicer, server):
                     servicer.ResolveCredential,
                     request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.ResolveCredentialRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.ResolveCredentialResponse.SerializeToString,
+            ),
+            'RecordCredentialUses': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordCredentialUses,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.RecordCredentialUsesRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.RecordCredentialUsesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -95,6 +112,33 @@ class CredentialService(object):
             '/holdfast.api.auth.v1.CredentialService/ResolveCredential',
             holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.ResolveCredentialRequest.SerializeToString,
             holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.ResolveCredentialResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordCredentialUses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.auth.v1.CredentialService/RecordCredentialUses',
+            holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.RecordCredentialUsesRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_credential__service__pb2.RecordCredentialUsesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,6 +24,8 @@ class CredentialServiceStub:
     RAW_TOKEN_NOT_ALLOWED); UNAVAILABLE (STORAGE_UNAVAILABLE, CREDENTIAL_UNAVAILABLE) while the store can't be read or
     the token can't be renewed.
     """
+    RecordCredentialUses: _aio.UnaryUnaryMultiCallable[_credential_service_pb2.RecordCredentialUsesRequest, _credential_service_pb2.RecordCredentialUsesResponse]
+    """Records uses of credentials that the executor had in its cache of seconds. May be repeated: a record is stored once."""
 
 class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
     """Hands credentials to the executor, and to nobody else."""
@@ -41,5 +43,13 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         RAW_TOKEN_NOT_ALLOWED); UNAVAILABLE (STORAGE_UNAVAILABLE, CREDENTIAL_UNAVAILABLE) while the store can't be read or
         the token can't be renewed.
         """
+
+    @_abc_1.abstractmethod
+    def RecordCredentialUses(
+        self,
+        request: _credential_service_pb2.RecordCredentialUsesRequest,
+        context: _aio.ServicerContext[_credential_service_pb2.RecordCredentialUsesRequest, _abc.Awaitable[_credential_service_pb2.RecordCredentialUsesResponse]],
+    ) -> _abc.Awaitable[_credential_service_pb2.RecordCredentialUsesResponse]:
+        """Records uses of credentials that the executor had in its cache of seconds. May be repeated: a record is stored once."""
 
 def add_CredentialServiceServicer_to_server(servicer: CredentialServiceServicer, server: _aio.Server) -> None: ...

@@ -283,14 +283,16 @@ class AttemptStarted(_message.Message):
     def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AttemptFailed(_message.Message):
-    __slots__ = ("step", "attempt", "failure")
+    __slots__ = ("step", "attempt", "failure", "sign_in")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    SIGN_IN_FIELD_NUMBER: _ClassVar[int]
     step: int
     attempt: int
     failure: _content_pb2.Failure
-    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ...) -> None: ...
+    sign_in: SignInNeeded
+    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., sign_in: _Optional[_Union[SignInNeeded, _Mapping]] = ...) -> None: ...
 
 class StepFinished(_message.Message):
     __slots__ = ("step", "attempt", "state", "message", "usage", "failure", "output", "finish_reason", "response_id", "response_model", "duration", "time_to_first_token")

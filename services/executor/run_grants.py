@@ -1,0 +1,86 @@
+"""The right of a run to use connections: asked of auth when the run is started, fetched where it is driven."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from holdfast.api.auth.v1 import grant_service_pb2 as grant_pb2
+from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
+from holdfast.api.common.v1 import agent_pb2
+from holdfast.api.state.v1 import run_store_service_pb2 as store
+from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceStub
+from services.shared.channels import calling
+
+WITHOUT_CREDENTIAL: Final = frozenset({"scripted"})
+"""Model providers that want no credential."""
+
+_MAX_ENTRIES: Final = 4_096
+
+
+def model_connection(spec: agent_pb2.AgentSpec) -> str:
+    """Returns the name of the connection that the agent's model uses; empty when it wants none."""
+    model = spec.model
+    return "" if model.provider in WITHOUT_CREDENTIAL else model.connection or model.provider
+
+
+def declared_connections(spec: agent_pb2.AgentSpec) -> list[grant_pb2.GrantedConnection]:
+    """Returns what the agent's model and tools declare, each connection once with the union of its permissions."""
+    scopes: dict[str, dict[str, None]] = {}
+    if name := model_connection(spec):
+        scopes[name] = {}
+    for tool in spec.tools:
+        if tool.HasField("auth"):
+            scopes.setdefault(tool.auth.connection, {}).update(dict.fromkeys(tool.auth.scopes))
+    return [grant_pb2.GrantedConnection(name=name, scopes=wanted) for name, wanted in scopes.items()]
+
+
+class RunGrants:
+    """Grants of runs.
+
+    Args:
+        auth: Signs them.
+        runs: Keeps them beside the runs.
+    """
+
+    def __init__(self, auth: GrantServiceStub, runs: RunStoreServiceStub) -> None:
+        self._auth = auth
+        self._runs = runs
+        self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    async def issue(self, spec: agent_pb2.AgentSpec, *, run_id: str, user_id: str, caller_credential: str) -> str:
+        """Returns the grant for a run that its caller starts; empty for an agent that declares no connection.
+
+        Raises:
+            HoldfastError: Auth refuses it, or does not answer.
+        """
+        connections = declared_connections(spec)
+        if not connections:
+            return ""
+        with calling("auth"):
+            answer = await self._auth.IssueRunGrant(
+                grant_pb2.IssueRunGrantRequest(
+                    caller_credential=caller_credential,
+                    run_id=run_id,
+                    user_id=user_id,
+                    agent=spec.name,
+                    connections=connections,
+                )
+            )
+        return answer.run_grant
+
+    async def of(self, workspace_id: str, run_id: str) -> str:
+        """Returns the grant of a run; empty when it has none. It never changes, so that it is read once.
+
+        Raises:
+            HoldfastError: State does not answer.
+        """
+        key = (workspace_id, run_id)
+        known = self._known.get(key)
+        if known is None:
+            with calling("state"):
+                found = await self._runs.GetRunGrant(store.GetRunGrantRequest(workspace_id=workspace_id, run_id=run_id))
+            known = self._known[key] = found.run_grant
+            if len(self._known) > _MAX_ENTRIES:
+                self._known.popitem(last=False)
+        return known

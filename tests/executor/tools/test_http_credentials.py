@@ -1,0 +1,114 @@
+"""Credentials of `http` tools: put into the request at the last hop, where they may go, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.api.common.v1 import content_pb2
+from services.executor.credentials import Injection, ResolvedCredential
+from services.executor.tools.http import CREDENTIAL_REJECTED, CredentialRejected, HttpTools, ToolFailed
+from services.shared.egress import EgressRule
+from tests.executor.tools.test_http import Endpoint, answer, serving, spec
+
+pytestmark = pytest.mark.promise("P8")
+
+SECRET = "canary-token-7"
+
+
+def credential(
+    endpoint: Endpoint, *, query: bool = False, path: str = "/", host: str = "127.0.0.1"
+) -> ResolvedCredential:
+    return ResolvedCredential(
+        secret=SECRET,
+        base_url="",
+        connection_id="c1",
+        version=1,
+        fingerprint="f1",
+        headers=() if query else (Injection("Authorization", f"Bearer {SECRET}"),),
+        query=(Injection("api key", f"{SECRET}&x"),) if query else (),
+        allowed=(EgressRule(host, scheme="http", port=endpoint.port, path_prefix=path),),
+    )
+
+
+async def test_credential_is_in_the_request_and_an_agents_header_cannot_replace_it() -> None:
+    async with serving(answer()) as endpoint:
+        http = HttpTools(["127.0.0.1"])
+        look = spec(endpoint.url("/v1/look"), headers={"x-own": "1"})
+        await http.call(look, {}, "key", {"authorization": "Bearer other"}, credential(endpoint))
+        await http.close()
+    [received] = endpoint.received
+    assert received.headers["authorization"] == f"Bearer {SECRET}"
+    assert received.headers["x-own"] == "1"
+
+
+async def test_credential_in_the_query_is_encoded_and_in_no_message() -> None:
+    async with serving(answer(500, b"no")) as endpoint:
+        http = HttpTools(["127.0.0.1"])
+        with pytest.raises(ToolFailed) as caught:
+            await http.call(spec(endpoint.url("/look?a=1")), {}, "key", {}, credential(endpoint, query=True))
+        await http.close()
+    assert endpoint.received[0].target == f"/look?a=1&api%20key={SECRET}%26x"
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("fields", [{"path": "/v2"}, {"host": "api.example.com"}, {"path": "/v1/loo"}])
+async def test_request_elsewhere_is_not_made(fields: dict) -> None:
+    async with serving(answer()) as endpoint:
+        http = HttpTools(["127.0.0.1"])
+        with pytest.raises(ToolFailed) as caught:
+            await http.call(spec(endpoint.url("/v1/look")), {}, "key", {}, credential(endpoint, **fields))
+        await http.close()
+    assert caught.value.failure.reason == "HOST_NOT_ALLOWED"
+    assert not endpoint.received
+
+
+async def test_credential_without_a_target_goes_nowhere() -> None:
+    async with serving(answer()) as endpoint:
+        http = HttpTools(["127.0.0.1"])
+        bare = ResolvedCredential(secret=SECRET, base_url="", connection_id="c1", version=1)
+        with pytest.raises(ToolFailed):
+            await http.call(spec(endpoint.url()), {}, "key", {}, bare)
+        await http.close()
+    assert not endpoint.received
+
+
+async def test_redirect_is_not_followed_with_a_credential() -> None:
+    async with serving(answer()) as other, serving(answer(307, b"", location=other.url())) as endpoint:
+        http = HttpTools(["127.0.0.1"])
+        with pytest.raises(ToolFailed) as caught:
+            await http.call(spec(endpoint.url()), {}, "key", {}, credential(endpoint))
+        await http.close()
+    assert caught.value.failure.reason == "TOOL_REDIRECTED"
+    assert not other.received
+
+
+@pytest.mark.parametrize(
+    ("status", "challenge", "missing"),
+    [
+        (401, "", None),
+        (401, 'Bearer error="invalid_token"', None),
+        (403, 'Bearer error="insufficient_scope", scope="repo gist"', ("repo", "gist")),
+    ],
+)
+async def test_refused_credential_is_told_from_a_failed_call(
+    status: int, challenge: str, missing: tuple[str, ...] | None
+) -> None:
+    async with serving(answer(status, b"no", www_authenticate=challenge)) as endpoint:
+        http = HttpTools(["127.0.0.1"])
+        with pytest.raises(CredentialRejected) as caught:
+            await http.call(spec(endpoint.url()), {}, "key", {}, credential(endpoint))
+        await http.close()
+    failure = caught.value.failure
+    assert (failure.reason, failure.failure_class) == (CREDENTIAL_REJECTED, content_pb2.FAILURE_CLASS_AUTH)
+    assert caught.value.missing_scopes == missing
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_refusal_without_a_credential_or_about_something_else_is_an_ordinary_answer(status: int) -> None:
+    async with serving(answer(status, b"no")) as endpoint:
+        http = HttpTools(["127.0.0.1"])
+        with pytest.raises(ToolFailed) as caught:
+            await http.call(spec(endpoint.url()), {}, "key", {}, credential(endpoint) if status == 403 else None)
+        await http.close()
+    assert not isinstance(caught.value, CredentialRejected)
+    assert caught.value.failure.reason == "TOOL_ANSWERED_ERROR"
