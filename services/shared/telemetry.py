@@ -188,9 +188,32 @@ def configure_logging(
         root.removeHandler(existing)
     root.addHandler(handler)
     root.setLevel(level.upper())
+    quiet_libraries(level)
+
+
+def quiet_libraries(level: str) -> None:
+    """Lets libraries say what went wrong, and no more.
+
+    Args:
+        level: Least severe level that the service's own records are written at.
+    """
     # These report every request or connection at INFO; what matters of them is in our own request log.
-    for noisy in ("httpx", "httpcore", "openai", "anthropic", "alembic", "mcp", "asyncio"):
+    for noisy in ("openai", "anthropic", "alembic", "mcp", "asyncio", "urllib3", "hvac"):
         logging.getLogger(noisy).setLevel(logging.WARNING if level != "debug" else logging.INFO)
+    # These write headers and whole addresses, at whatever level is asked for: cookies, codes and tokens of others.
+    for wire in (
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "httpcore2",
+        "h11",
+        "h2",
+        "hpack",
+        "uvicorn.access",
+        "python_multipart",
+        "requests",
+    ):
+        logging.getLogger(wire).setLevel(logging.WARNING)
 
 
 def log_crashes() -> None:

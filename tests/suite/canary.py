@@ -58,9 +58,14 @@ class Canaries:
     def add(self, kind: str, *values: str) -> None:
         """Adds secrets that another party made."""
         for value in values:
-            assert len(value) >= 12, f"the {kind} is too short to be looked for"
+            assert len(value) >= 10, f"the {kind} is too short to be looked for"
             number = sum(name.partition(" #")[0] == kind for name in self._forms)
             self._forms[f"{kind} #{number}" if number else kind] = tuple(set(forms_of(value)))
+
+    @property
+    def kinds(self) -> set[str]:
+        """What kinds of secrets there are."""
+        return {name.partition(" #")[0] for name in self._forms}
 
     def found_in(self, content: bytes) -> list[str]:
         """The kinds of secrets that the content holds in any form."""
@@ -69,7 +74,7 @@ class Canaries:
     def assert_absent(self, contents: Iterable[tuple[str, bytes]]) -> None:
         """Fails when any of the named contents holds any of the secrets."""
         leaks = [f"{where}: {kind}" for where, content in contents for kind in self.found_in(content)]
-        assert leaks == []
+        assert not leaks, "\n".join(leaks)
 
     async def sweep(self, stage: Stage, seen: Iterable[object] = (), spans: Spans | None = None) -> None:
         """Looks everywhere. Ends the suite's services, because some is written only then.
