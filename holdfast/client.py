@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +11,7 @@ from holdfast.api.auth.v1 import workspace_service_pb2
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.audit import Audit
+from holdfast.connecting import ConnectHandle, ConnectMode, get_connect, start_connect
 from holdfast.connections import Connections, Integrations
 from holdfast.housekeeping import Housekeeping
 from holdfast.resources import Agents, Approvals, Keys, Priority, Runs, Sessions, Trace
@@ -92,6 +94,42 @@ class Client:
     async def apply(self, agent: Agent | agent_pb2.AgentSpec) -> agent_pb2.AgentRevision:
         """Stores a definition and returns its revision; the same definition again is the same revision."""
         return (await self.agents.apply(agent)).revision
+
+    async def connect(
+        self,
+        integration: str,
+        *,
+        user_id: str = "",
+        connection: str = "",
+        scopes: Sequence[str] = (),
+        mode: ConnectMode = "browser",
+        return_url: str = "",
+    ) -> ConnectHandle:
+        """Begins to connect an account at a third party, so that agents can act with it.
+
+        Args:
+            integration: Name of the workspace's integration.
+            user_id: Whose account it is; empty for one that the workspace shares.
+            connection: Name of the connection; an existing one is reconnected and works on meanwhile. The
+                integration's name when not given.
+            scopes: Permissions beyond those of the integration.
+            mode: `browser`: the person opens a link. `device`: they type a code on another device.
+            return_url: Where their browser brings the code that confirms it: this machine's loopback, or an address
+                that the operator has listed. Not given: the page shows the code.
+        """
+        return await start_connect(
+            self._transport,
+            integration,
+            user_id=user_id,
+            connection=connection,
+            scopes=scopes,
+            mode=mode,
+            return_url=return_url,
+        )
+
+    async def connect_session(self, session_id: str) -> ConnectHandle:
+        """Returns an attempt to connect that was begun with the same key."""
+        return await get_connect(self._transport, session_id)
 
     async def start(
         self,

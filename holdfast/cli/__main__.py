@@ -11,6 +11,7 @@ from holdfast.cli import (  # noqa: F401
     approvals,
     audit,
     certs,
+    connect,
     connections,
     data,
     doctor,

@@ -88,6 +88,7 @@ _ORDER: Final = (
     "sessions",
     "trace",
     "integrations",
+    "connect",
     "connections",
     "audit",
     "keys",

@@ -27,6 +27,7 @@ from holdfast.settings import PORTS, write_private
 
 SERVICES: Final = ("executor", "state", "auth", "trace")
 WORKSPACE: Final = "default"
+_PAGES_PORT: Final = 7404
 
 _HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
 # The wire form of HealthCheckResponse(status=SERVING): the base install has no stubs for it.
@@ -145,6 +146,7 @@ class Plan:
     Attributes:
         data: Folder of everything it keeps.
         addresses: Where each service listens.
+        pages: Where auth serves its pages for browsers; a free port of this machine when not given.
         database_url: PostgreSQL for all of them; SQLite files in the folder when empty.
         settings: Further settings of every service.
         service_settings: Further settings of single services.
@@ -152,6 +154,7 @@ class Plan:
 
     data: Path
     addresses: Mapping[str, str]
+    pages: str = "127.0.0.1:0"
     database_url: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     service_settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -209,6 +212,9 @@ class Plan:
             environment.setdefault("HOLDFAST_HTTP_TOOLS_ALLOW", "127.0.0.0/8,::1")
         if service == "auth":
             environment["HOLDFAST_DATA_DIR"] = str(self.data)
+            environment.setdefault("HOLDFAST_AUTH_HTTP_LISTEN", self.pages)
+            # As for tools: what an account is connected at may be on this machine, too.
+            environment.setdefault("HOLDFAST_AUTH_EGRESS_ALLOW", "127.0.0.0/8,::1")
             environment["HOLDFAST_BOOTSTRAP_WORKSPACE"] = WORKSPACE
             environment["HOLDFAST_BOOTSTRAP_KEY_FILE"] = str(self.key_file)
         environment.update(self.settings)
@@ -238,6 +244,11 @@ def local_addresses(port_base: int, *, host: str = "127.0.0.1") -> dict[str, str
         service: f"{'127.0.0.1' if service == 'state' else shown}:{port_base + PORTS[service] - first}"
         for service in SERVICES
     }
+
+
+def local_pages(port_base: int) -> str:
+    """Returns where auth of an embedded suite serves its pages: on loopback, because they are plain HTTP."""
+    return f"127.0.0.1:{port_base + _PAGES_PORT - PORTS['executor']}"
 
 
 def free_addresses(count: int) -> list[str]:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from holdfast.cli.app import JsonOption, app
 from holdfast.cli.console import err, out, print_json
-from holdfast.cli.launch import SERVICES, WORKSPACE, Plan, check_server_is_installed, local_addresses
+from holdfast.cli.launch import SERVICES, WORKSPACE, Plan, check_server_is_installed, local_addresses, local_pages
 from holdfast.cli.supervisor import SuiteFailure, Supervisor, extra_fields, install_signals
 from holdfast.errors import FailedPrecondition, InvalidArgument
 from holdfast.settings import (
@@ -75,6 +75,7 @@ def up(
     plan = Plan(
         data=_data_folder(data),
         addresses=local_addresses(port_base, host=host),
+        pages=local_pages(port_base),
         settings={"HOLDFAST_ALLOW_PLAINTEXT": "true"} if allow_plaintext else {},
     )
     try:

@@ -19,6 +19,17 @@ ACCESS: Final[Mapping[str, Access]] = {
         },
     ),
     **service_access(
+        "holdfast.api.auth.v1.ConnectService",
+        {
+            "StartConnect": Access(scope="connections:write"),
+            # Of a run's session the executor is the initiator; which sessions a caller sees is the domain's rule.
+            "GetConnectSession": Access(services=("executor",), scope="connections:write", long_poll=True),
+            "ConfirmConnect": Access(services=("executor",), scope="connections:write"),
+            "CancelConnect": Access(services=("executor",), scope="connections:write"),
+            "RequestSignIn": Access(services=("executor",)),
+        },
+    ),
+    **service_access(
         "holdfast.api.auth.v1.ConnectionService",
         {
             "CreateConnection": Access(scope="connections:write"),

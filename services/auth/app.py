@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
 from holdfast.api.auth.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
+from holdfast.api.auth.v1.connect_service_pb2_grpc import add_ConnectServiceServicer_to_server
 from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import add_ConnectionFeedServiceServicer_to_server
 from holdfast.api.auth.v1.connection_service_pb2_grpc import add_ConnectionServiceServicer_to_server
 from holdfast.api.auth.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
@@ -24,6 +25,8 @@ from services.auth.audit import AuditTrail
 from services.auth.audit_store_sql import SqlAuditStore
 from services.auth.audit_trail import AuditReader
 from services.auth.bootstrap import bootstrap
+from services.auth.connect.composition import compose_connect
+from services.auth.connect.http import listen, serving
 from services.auth.connection_news import ConnectionNews
 from services.auth.connection_store import Connection, ConnectionStore
 from services.auth.connection_store_sql import SqlConnectionStore
@@ -52,6 +55,7 @@ from services.auth.secrets import SecretStore
 from services.auth.secrets_embedded import EmbeddedSecretStore
 from services.auth.servicers.api_keys import ApiKeyServicer
 from services.auth.servicers.audit import AuditServicer
+from services.auth.servicers.connect import ConnectServicer
 from services.auth.servicers.connection_feed import ConnectionFeedServicer
 from services.auth.servicers.connections import ConnectionServicer
 from services.auth.servicers.credentials import CredentialServicer
@@ -149,6 +153,8 @@ async def auth_server(
         envelopes = backend.envelopes if envelopes is None else envelopes
         audit = AuditTrail(core.store, clock)
         news = ConnectionNews(core.connection_store, clock)
+        listener = stack.enter_context(listen(settings.http_listen))
+        public_url = settings.public_url or f"http://{listener.address}"
         if catalog is None:
             catalog = await asyncio.to_thread(load_providers, settings.providers_folder)
         egress = EgressClient(TargetPolicy(settings.egress_allow, setting="HOLDFAST_AUTH_EGRESS_ALLOW"))
@@ -166,7 +172,7 @@ async def auth_server(
             catalog,
             Discovery(egress, clock),
             core.keyring,
-            public_url=settings.public_url,
+            public_url=public_url,
             on_change=news.publish,
         )
         connections = Connections(
@@ -188,6 +194,20 @@ async def auth_server(
         news.listen(refreshing.access_tokens.notice)
         on_request = RefreshOnRequest(connections, refreshing.access_tokens)
         housekeeper = Housekeeper(core.store, core.connection_store, core.api_keys, strays, integrations, clock)
+        connect = compose_connect(
+            db=core.db,
+            connections=core.connection_store,
+            integrations=integration_store,
+            apps=apps,
+            secrets=secrets,
+            envelopes=envelopes,
+            oauth=oauth,
+            keyring=core.keyring,
+            clock=clock,
+            public_url=public_url,
+            return_urls=settings.connect_return_urls,
+            on_change=news.publish,
+        )
         grants = RunGrants(core.keyring, clock)
         credentials = Credentials(
             core.connection_store,
@@ -215,6 +235,7 @@ async def auth_server(
         key = page_key(settings.service_token)
         server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, authenticator, key))
         server.add(add_AuditServiceServicer_to_server, AuditServicer(AuditReader(SqlAuditStore(core.db)), key))
+        server.add(add_ConnectServiceServicer_to_server, ConnectServicer(connect.sessions, grants))
         server.add(add_ConnectionServiceServicer_to_server, ConnectionServicer(connections, on_request, key))
         server.add(add_ConnectionFeedServiceServicer_to_server, ConnectionFeedServicer(news))
         server.add(add_IntegrationServiceServicer_to_server, IntegrationServicer(integrations, key))
@@ -233,9 +254,13 @@ async def auth_server(
                 news.run(),
                 refreshing.recovery.run(),
                 refreshing.scheduler.run(),
+                connect.background.run(),
                 backend.watch(lambda usable: server.health.set(usable, WRITE_HEALTH)),
             )
         )
+        # People at a provider come back to these pages: they end after the calls, and before what those calls need.
+        await stack.enter_async_context(serving(connect.pages.app, listener, drain_seconds=settings.drain_seconds))
+        log.info("pages_listening", address=listener.address, public_url=public_url)
         await stack.enter_async_context(server)
         yield server
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
+from services.auth.connect.return_urls import parse_return_urls
 from services.auth.requests import is_name
 from services.auth.sealing import MasterKey
 from services.auth.vault.settings import VaultSettings
@@ -19,6 +20,8 @@ from services.shared.settings import (
     CommonSettings,
     database_pool_size_setting,
     database_url_setting,
+    host_port,
+    is_loopback,
     listen_setting,
     migrate_on_start_setting,
     services_listen_setting,
@@ -116,9 +119,9 @@ def parse_public_url(text: str) -> str:
     parts = urlsplit(text)
     is_loopback = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback):
-        raise ValueError("https://host[:port][/path], or http:// on this machine's loopback")
-    if parts.username or parts.query or parts.fragment or not parts.hostname:
-        raise ValueError("an address without user, query and fragment")
+        raise ValueError("https://host[:port], or http:// on this machine's loopback")
+    if parts.username or parts.path.strip("/") or parts.query or parts.fragment or not parts.hostname:
+        raise ValueError("an address without user, path, query and fragment")
     return text.rstrip("/")
 
 
@@ -143,10 +146,23 @@ class AuthSettings(CommonSettings, StorageSettings):
 
     public_url: str = setting(
         "HOLDFAST_PUBLIC_URL",
-        default="http://127.0.0.1:7404",
+        default="",
         parse=parse_public_url,
         doc="Where people's browsers reach auth's own pages: https, or http on this machine's loopback. Redirect URIs "
-        "that are registered at providers begin with it.",
+        "that are registered at providers begin with it. Without it, the address on which the pages are served.",
+    )
+    http_listen: str = setting(
+        "HOLDFAST_AUTH_HTTP_LISTEN",
+        default="127.0.0.1:7404",
+        parse=host_port,
+        doc="Address on which auth serves its pages for browsers, in plain HTTP, as host:port; port 0: a free one.",
+    )
+    connect_return_urls: tuple[str, ...] = setting(
+        "HOLDFAST_CONNECT_RETURN_URLS",
+        default=(),
+        parse=parse_return_urls,
+        doc="Addresses of your own applications to which a browser may be sent with the code that confirms a connected "
+        "account, separated by commas; they are compared as they are. Loopback addresses are always allowed.",
     )
     egress_allow: tuple[str, ...] = setting(
         "HOLDFAST_AUTH_EGRESS_ALLOW",
@@ -164,6 +180,15 @@ class AuthSettings(CommonSettings, StorageSettings):
     def problems(self) -> list[str]:
         """Returns what is wrong in the combination of the settings, one line each."""
         problems = [*super().problems(), *storage_problems(self)]
+        if not is_loopback(self.http_listen):
+            if not self.allow_plaintext:
+                problems.append(
+                    f"HOLDFAST_AUTH_HTTP_LISTEN={self.http_listen!r} reaches beyond this machine, and is not "
+                    "encrypted: use a loopback address with a proxy before it, or set HOLDFAST_ALLOW_PLAINTEXT=true "
+                    "if nobody else can read that network"
+                )
+            if not self.public_url:
+                problems.append("HOLDFAST_PUBLIC_URL is required when HOLDFAST_AUTH_HTTP_LISTEN is no loopback address")
         if self.bootstrap_key_file is not None and not self.bootstrap_workspace:
             problems.append("HOLDFAST_BOOTSTRAP_KEY_FILE is set, but HOLDFAST_BOOTSTRAP_WORKSPACE is not: set both")
         if self.secret_store == "vault" and not self.allow_plaintext:

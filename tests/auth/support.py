@@ -14,6 +14,7 @@ import grpc.aio
 
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceStub
+from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
 from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import ConnectionFeedServiceStub
 from holdfast.api.auth.v1.connection_service_pb2 import CreateConnectionRequest
 from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
@@ -53,6 +54,7 @@ def settings_for(database_url: str, **changes: Any) -> AuthSettings:
             "HOLDFAST_DATABASE_URL": database_url,
             "HOLDFAST_SERVICE_TOKEN": TOKEN,
             "HOLDFAST_LISTEN": "127.0.0.1:0",
+            "HOLDFAST_AUTH_HTTP_LISTEN": "127.0.0.1:0",
             "HOLDFAST_MASTER_KEY": MasterKey.generate().export(),
             "HOLDFAST_MIGRATE_ON_START": "true",
             "HOLDFAST_DRAIN_SECONDS": "2",
@@ -69,6 +71,7 @@ class Client:
         self.channel = ServiceChannel(inner, address=address, identity=authorization, unary_deadline_seconds=10)
         self.api_keys = ApiKeyServiceStub(self.channel)
         self.audit = AuditServiceStub(self.channel)
+        self.connect = ConnectServiceStub(self.channel)
         self.connections = ConnectionServiceStub(self.channel)
         self.credentials = CredentialServiceStub(self.channel)
         self.feed = ConnectionFeedServiceStub(self.channel)

@@ -10,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from holdfast.api.auth.v1 import (
     api_key_service_pb2,
+    connect_service_pb2,
     connection_feed_service_pb2,
     connection_service_pb2,
     credential_service_pb2,
@@ -28,6 +29,19 @@ Call = Callable[[Client, Auth, str, str, str], Awaitable[Any]]
 BY_NAME: dict[str, Call] = {
     "ApiKeyService/RevokeApiKey": lambda client, _, __, key_id, name: client.api_keys.RevokeApiKey(
         api_key_service_pb2.RevokeApiKeyRequest(api_key_id=key_id)
+    ),
+    "ConnectService/StartConnect": lambda client, _, __, key_id, name: client.connect.StartConnect(
+        connect_service_pb2.StartConnectRequest(integration=name)
+    ),
+    # A session that exists, of another workspace: tests/auth/connect/test_service.py.
+    "ConnectService/GetConnectSession": lambda client, _, __, key_id, name: client.connect.GetConnectSession(
+        connect_service_pb2.GetConnectSessionRequest(session_id=key_id)
+    ),
+    "ConnectService/ConfirmConnect": lambda client, _, __, key_id, name: client.connect.ConfirmConnect(
+        connect_service_pb2.ConfirmConnectRequest(session_id=key_id)
+    ),
+    "ConnectService/CancelConnect": lambda client, _, __, key_id, name: client.connect.CancelConnect(
+        connect_service_pb2.CancelConnectRequest(session_id=key_id)
     ),
     "ConnectionService/GetConnection": lambda client, _, __, key_id, name: client.connections.GetConnection(
         connection_service_pb2.GetConnectionRequest(name=name)
@@ -72,8 +86,8 @@ OF_ALL = {
     "ConnectionFeedService/WatchConnections",
     "CredentialService/RecordCredentialUses",
 }
-# Takes a key, which is the identity itself.
-BY_KEY = {"ApiKeyService/VerifyApiKey", "GrantService/IssueRunGrant"}
+# Takes a key, or a grant, which is the identity itself.
+BY_KEY = {"ApiKeyService/VerifyApiKey", "GrantService/IssueRunGrant", "ConnectService/RequestSignIn"}
 
 
 def test_every_rpc_is_looked_at() -> None:

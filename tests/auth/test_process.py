@@ -50,6 +50,7 @@ def environment(database_url: str, **changes: str) -> dict[str, str]:
         "HOLDFAST_DATABASE_URL": database_url,
         "HOLDFAST_SERVICE_TOKEN": TOKEN,
         "HOLDFAST_LISTEN": "127.0.0.1:0",
+        "HOLDFAST_AUTH_HTTP_LISTEN": "127.0.0.1:0",
         "HOLDFAST_LOG_FORMAT": "json",
         "HOLDFAST_MIGRATE_ON_START": "true",
         **changes,

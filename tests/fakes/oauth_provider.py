@@ -361,10 +361,15 @@ class FakeOAuthProvider:
     # ------------------------------------------------------------------------------------------------ for the test
 
     @property
+    def text(self) -> str:
+        """The provider's file, for a folder of providers."""
+        extra = f"  rotation: {self.profile.rotation}\n" + (f"  {self.profile.oauth}\n" if self.profile.oauth else "")
+        return DATA.replace("account:\n", extra + "account:\n", 1)
+
+    @property
     def data(self) -> Provider:
         """The provider as data."""
-        extra = f"  rotation: {self.profile.rotation}\n" + (f"  {self.profile.oauth}\n" if self.profile.oauth else "")
-        return load_provider(DATA.replace("account:\n", extra + "account:\n", 1), "fake")
+        return load_provider(self.text, "fake")
 
     def app(self, *client_secrets: str, **changes: Any) -> OAuthApp:
         """Returns an app at this provider, with its OAuth data changed as given."""

@@ -120,7 +120,7 @@ class ConnectBackground:
             await self._refused(session, refused, interval)
             return
         crash_point("auth.connect.before_tokens")
-        await self._landing.keep(session, tokens, nonce=None)
+        await self._landing.keep(session, target, tokens, nonce=None)
         await self._landing.settle(session, target)
 
     async def _refused(self, session: ConnectSession, refused: TokenRefused, interval: int) -> None:

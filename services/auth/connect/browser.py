@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.auth.connect.keys import Attempt, ConnectKeys, new_state, plain_hash
-from services.auth.connect.landing import Landing
+from services.auth.connect.landing import Landing, redirect_uri
 from services.auth.connect.return_urls import with_query
 from services.auth.connect.sessions import AUTHORIZE_SECONDS
 from services.auth.connect.store import Authorization, ConnectMode, ConnectSession, ConnectStore, SessionState
@@ -278,11 +278,12 @@ class ConnectBrowser:
             await self._landing.fail(taken, "interrupted")
             return done
         nonce = attempt.nonce if asks_for_nonce(session.scopes) else None
-        await self._landing.keep(taken, tokens, nonce=nonce)
+        await self._landing.keep(taken, target, tokens, nonce=nonce)
         again = await self._once_more(taken, target, tokens, attempt)
         if again is not None:
             return again
         await self._landing.settle(taken, target)
+        await self._targets.accept(target, session.workspace_id)
         return done
 
     async def _once_more(
@@ -356,11 +357,6 @@ class ConnectBrowser:
 
     def _done(self, session: ConnectSession) -> str:
         return f"/connect/{self._keys.link_token(session.session_id)}/done"
-
-
-def redirect_uri(public_url: str, integration_id: str) -> str:
-    """Returns the redirect URI of an integration, which its app at the provider has to list."""
-    return f"{public_url}/oauth/callback/{integration_id}"
 
 
 def is_cookie(value: str) -> bool:

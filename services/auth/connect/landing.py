@@ -7,12 +7,11 @@ CONNECTED. So tokens that were received are never lost, never usable unconfirmed
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from holdfast.errors import Conflict, FailedPrecondition, HoldfastError, Reason
@@ -25,12 +24,16 @@ from services.auth.connection_store import (
     ConnectionStore,
     CredentialKind,
     NewConnection,
+    Stray,
 )
+from services.auth.fingerprints import fingerprint_of
 from services.auth.keyring import Keyring
 from services.auth.oauth.client import OAuthClient
 from services.auth.oauth.refusals import RefusalKind, TokenRefused
 from services.auth.oauth.tokens import Account, TokenSet
 from services.auth.providers.schema import RevokeScope
+from services.auth.refresh.documents import TokenDocument
+from services.auth.refresh.timing import next_refresh
 from services.auth.secret_paths import connection_path
 from services.auth.secrets import Secret, SecretDamagedError, SecretStore
 from services.shared.clock import Clock
@@ -45,14 +48,12 @@ GIVE_BACK_AGAIN_SECONDS: Final = 60.0
 GIVE_BACK_FOR: Final = timedelta(hours=24)
 """How long a provider that is away is asked to revoke what nobody wanted; then the tokens are deleted all the same."""
 
-_FINGERPRINT_DIGITS: Final = 12
-_EARLY: Final = timedelta(minutes=5)
 # Asked for by name, and granted without being named again.
 _UNNAMED_SCOPES: Final = frozenset({"openid", "profile", "email", "offline_access", "offline", "offline.access"})
 
 log = get_logger(__name__)
 
-Listener = Callable[[str, str], None]
+Listener = Callable[[Connection], None]
 
 
 class Landing:
@@ -66,7 +67,8 @@ class Landing:
         oauth: Identifies and revokes.
         keyring: Key of fingerprints.
         clock: Where time comes from.
-        on_change: Is told the workspace and name of a connection that has changed.
+        public_url: Part of each redirect URI, which some providers want again later.
+        on_change: Is told of each connection that is made or renewed.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class Landing:
         keyring: Keyring,
         clock: Clock,
         *,
+        public_url: str,
         on_change: Listener,
+        rng: random.Random | None = None,
     ) -> None:
         self._store = store
         self._connections = connections
@@ -88,12 +92,15 @@ class Landing:
         self._oauth = oauth
         self._audit_key = keyring.audit_key
         self._clock = clock
+        self._public_url = public_url
         self._on_change = on_change
+        self._rng = random.Random() if rng is None else rng
 
-    async def keep(self, session: ConnectSession, tokens: TokenSet, *, nonce: str | None) -> None:
+    async def keep(self, session: ConnectSession, target: Target, tokens: TokenSet, *, nonce: str | None) -> None:
         """Stores tokens that have just arrived. Safe to repeat with the same tokens after a lost answer."""
         assert session.secret_path is not None
-        document = tokens.to_document()
+        sealed = self._document(session, target, tokens)
+        document: dict[str, Any] = json.loads(sealed.reveal())
         # For `settle`, should this process not live to do it: who is it, and is it the answer to this session?
         document["pending"] = {
             "id_token": None if tokens.id_token is None else tokens.id_token.reveal(),
@@ -155,9 +162,11 @@ class Landing:
         if tokens.refresh_token is None and old_tokens is not None and existing is not None and existing.is_usable:
             # A refresh token that does not come again is one that stays valid.
             tokens = tokens.carrying_over(old_tokens)
-            version = await self._rewrite(session.secret_path, tokens, version)
+            sealed = self._document(session, target, tokens)
+            version = await self._secrets.put(session.secret_path, sealed, expected_version=version)
             old_tokens = None
         granted = tokens.scopes or session.scopes
+        spec = target.app.provider.oauth
         new = NewConnection(
             workspace_id=session.workspace_id,
             connection_id=new_uuid7(),
@@ -166,7 +175,7 @@ class Landing:
             integration_id=session.integration_id,
             provider=target.app.provider.slug,
             kind=CredentialKind.OAUTH2,
-            fingerprint=self._fingerprint(tokens.access_token),
+            fingerprint=fingerprint_of(self._audit_key, tokens.access_token),
             secret_path=session.secret_path,
             token_version=version,
             account_id=session.account_id,
@@ -177,7 +186,7 @@ class Landing:
             allow_raw_token=existing is not None and existing.allow_raw_token,
             expire_time=tokens.expire_time,
             grant_expire_time=tokens.refresh_expire_time if tokens.refresh_token is not None else tokens.expire_time,
-            refresh_time=first_refresh_time(tokens),
+            refresh_time=None if spec is None else next_refresh(tokens, spec, self._rng),
         )
         crash_point("auth.connect.before_commit")
         try:
@@ -192,9 +201,9 @@ class Landing:
                 return current, await self.connection_of(current)
             raise not_confirmable(f"the sign-in is {current.state.value}")
         session, saved = connected
-        self._on_change(session.workspace_id, session.connection)
+        self._on_change(saved.connection)
         log.info("connected", session_id=session.session_id, connection_id=saved.connection.connection_id)
-        await self._put_away(target, None if saved.abandoned is None else saved.abandoned.path, old_tokens)
+        await self._put_away(target, saved.abandoned, old_tokens)
         return session, saved.connection
 
     async def connection_of(self, session: ConnectSession) -> Connection:
@@ -298,8 +307,14 @@ class Landing:
         id_token = pending.get("id_token")
         return replace(tokens, id_token=None if id_token is None else Secret(id_token)), pending, stored.version
 
-    async def _rewrite(self, path: str, tokens: TokenSet, version: int) -> int:
-        return await self._secrets.put(path, Secret(json.dumps(tokens.to_document())), expected_version=version)
+    def _document(self, session: ConnectSession, target: Target, tokens: TokenSet) -> Secret:
+        """Returns the tokens as the connection that they are for will have them."""
+        document = TokenDocument(
+            tokens=replace(tokens, id_token=None),
+            resource=target.resource,
+            redirect_uri=redirect_uri(self._public_url, target.integration_id),
+        )
+        return document.to_secret(_binding(session, target))
 
     async def _live(self, session: ConnectSession) -> Connection | None:
         found = await self._connections.find_connection(session.workspace_id, session.user_id, session.connection)
@@ -313,26 +328,23 @@ class Landing:
         except (SecretDamagedError, ValueError):
             return None
 
-    async def _put_away(self, target: Target, path: str | None, tokens: TokenSet | None) -> None:
+    async def _put_away(self, target: Target, stray: Stray | None, tokens: TokenSet | None) -> None:
         """Ends what a reconnect has replaced, as well as it goes: the new connection is there already."""
         try:
             if tokens is not None and target_revokes_alone(target):
                 await self._oauth.revoke(target.app, tokens)
         except TokenRefused as refused:
             log.info("old_tokens_not_revoked", integration=target.name, detail=str(refused))
-        if path is not None:
+        if stray is not None:
             try:
-                await self._secrets.delete(path)
-                await self._connections.forget_stray(path)
+                await self._secrets.delete(stray.path)
+                await self._connections.forget_stray(stray.path)
             except HoldfastError as error:
                 log.warning("secret_left_for_the_sweeper", reason=error.reason)
 
     async def _as_it_is(self, session: ConnectSession) -> ConnectSession:
         found = await self._store.get_session(session.workspace_id, session.session_id)
         return session if found is None else found
-
-    def _fingerprint(self, token: Secret) -> str:
-        return hmac.digest(self._audit_key, token.reveal().encode(), hashlib.sha256).hex()[:_FINGERPRINT_DIGITS]
 
 
 def target_revokes_alone(target: Target) -> bool:
@@ -346,12 +358,21 @@ def missing_scopes(asked: tuple[str, ...], granted: tuple[str, ...]) -> tuple[st
     return tuple(scope for scope in asked if scope not in granted and scope not in _UNNAMED_SCOPES)
 
 
-def first_refresh_time(tokens: TokenSet) -> datetime | None:
-    """Returns when new tokens are to be renewed, None when they cannot be or need not."""
-    if tokens.refresh_token is None or tokens.expire_time is None:
-        return None
-    # Half of a short life, so that a token of a minute is not renewed at once.
-    return max(tokens.expire_time - _EARLY, tokens.obtain_time + (tokens.expire_time - tokens.obtain_time) / 2)
+def redirect_uri(public_url: str, integration_id: str) -> str:
+    """Returns the redirect URI of an integration, which its app at the provider has to list."""
+    return f"{public_url}/oauth/callback/{integration_id}"
+
+
+def _binding(session: ConnectSession, target: Target) -> NewConnection:
+    """Returns whose tokens they will be, as far as the document says it."""
+    return NewConnection(
+        workspace_id=session.workspace_id,
+        connection_id="",
+        name=session.connection,
+        user_id=session.user_id,
+        integration_id=session.integration_id,
+        provider=target.app.provider.slug,
+    )
 
 
 def not_confirmable(message: str) -> FailedPrecondition:

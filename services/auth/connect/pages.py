@@ -101,16 +101,16 @@ class ConnectPages:
         self.app: ASGIApp = _Frame(
             Starlette(
                 routes=[
-                    Route("/connect/{link}", self._connect, methods=["GET"]),
-                    Route("/connect/{link}", self._proceed, methods=["POST"]),
-                    Route("/connect/{link}/done", self._done, methods=["GET"]),
-                    Route("/oauth/callback/{integration_id}", self._callback, methods=["GET"]),
-                    Route("/oauth/callback/{integration_id}", self._posted_callback, methods=["POST"]),
+                    Route("/connect/{link}", self._guarded(self._connect), methods=["GET"]),
+                    Route("/connect/{link}", self._guarded(self._proceed), methods=["POST"]),
+                    Route("/connect/{link}/done", self._guarded(self._done), methods=["GET"]),
+                    Route("/oauth/callback/{integration_id}", self._guarded(self._callback), methods=["GET"]),
+                    Route("/oauth/callback/{integration_id}", self._guarded(self._posted_callback), methods=["POST"]),
                     Route("/static/{name}", self._file, methods=["GET"]),
                     Route("/favicon.ico", self._favicon, methods=["GET"]),
                     Route("/healthz", self._health, methods=["GET"]),
                 ],
-                exception_handlers={HTTPException: self._http_error, Exception: self._failure},
+                exception_handlers={HTTPException: self._http_error},
             ),
             is_https=self._is_https,
         )
@@ -205,6 +205,18 @@ class ConnectPages:
 
     # ---------------------------------------------------------------------------------------------------------- errors
 
+    def _guarded(self, page: Handler) -> Handler:
+        async def guarded(request: Request) -> Response:
+            try:
+                return await page(request)
+            except HTTPException:
+                raise
+            except Exception as error:
+                # Not left to the server, which would write it down in its own way.
+                return self._failure(error)
+
+        return guarded
+
     async def _http_error(self, request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         titles = {
@@ -215,7 +227,7 @@ class ConnectPages:
         }
         return self._message(status, titles.get(status, "That did not work"), "Please go back to where you began.")
 
-    async def _failure(self, request: Request, error: Exception) -> Response:
+    def _failure(self, error: Exception) -> Response:
         match error:
             case NotHereError():
                 return self._message(

@@ -1,7 +1,7 @@
 """The initiator's side of a connect session: begin it, look at it, confirm it, give it up.
 
 Only who began a session may see and confirm it, and confirming takes the code that only the browser got in which the
-consent was given: a link that was forwarded to somebody else connects nothing (docs/decisions/0005).
+consent was given: a link that was forwarded to somebody else connects nothing (docs/decisions/0009).
 """
 
 from __future__ import annotations

@@ -73,6 +73,9 @@ class FakeTargets:
         """See `Targets.report`."""
         self.reports.append((target.name, error))
 
+    async def accept(self, target: Target, workspace_id: str) -> None:
+        """See `Targets.accept`."""
+
 
 @dataclass
 class Stage:
@@ -220,7 +223,8 @@ async def staged(
             oauth,
             keyring,
             clock,
-            on_change=lambda workspace_id, name: changes.append((workspace_id, name)),
+            public_url=url,
+            on_change=lambda connection: changes.append((connection.user_id, connection.name)),
         )
         browser = ConnectBrowser(store, targets, oauth, landing, keys, clock, public_url=url)
         pages = ConnectPages(browser, keys, clock, public_url=url)

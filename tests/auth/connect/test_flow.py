@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from holdfast.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from services.auth.connect.store import SessionState
 from services.auth.connection_store import ConnectionState, CredentialKind
-from services.auth.oauth.tokens import TokenSet
+from services.auth.refresh.documents import TokenDocument
 from tests.auth.connect.support import LISTED, Browser, Stage, code_on, query_of
 
 
@@ -32,9 +30,9 @@ async def test_a_session_that_its_initiator_confirms_makes_a_usable_connection(s
     stored = await stage.secrets.get(connection.secret_path)
     assert stored is not None
     assert stored.version == connection.token_version
-    tokens = TokenSet.from_document(json.loads(stored.secret.reveal()))
+    tokens = TokenDocument.from_secret(stored.secret, connection).tokens
     assert tokens.access_token.reveal() == stage.provider.grants[-1].access_token
-    assert stage.changes == [(stage.workspace_id, "fake")]
+    assert stage.changes == [("u1", "fake")]
     # Once more is the same as once.
     again, same = await stage.sessions.confirm(stage.alice, session.session_id, "whatever")
     assert (again.session.state, same.connection_id) == (SessionState.CONNECTED, connection.connection_id)
