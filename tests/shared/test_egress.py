@@ -336,9 +336,12 @@ class Server:
     heads: list[str] = field(default_factory=list)
     server_names: list[str | None] = field(default_factory=list)
     connections: int = 0
+    open_connections: int = 0
+    has_closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open_connections += 1
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -351,6 +354,8 @@ class Server:
             pass
         finally:
             writer.close()
+            self.open_connections -= 1
+            self.has_closed.set()
 
     def url(self, host: str = "127.0.0.1", scheme: str = "http") -> str:
         return f"{scheme}://{host}:{self.port}/x"
@@ -577,6 +582,37 @@ async def test_broken_connection_leaves_doubt_only_after_sending() -> None:
     async with client() as egress:
         lost = await failed(egress, server.url(), "POST", body=b"rt=canary")
         assert (lost.kind, lost.was_sent) == (Failure.UNREACHABLE, False)
+
+
+async def test_many_requests_at_once_share_few_connections_and_a_slow_server_holds_up_nobody_else() -> None:
+    async def silent(writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(silent) as slow, serving(answer()) as server, client() as egress:
+        stuck = [asyncio.create_task(ask(egress, slow.url())) for _ in range(60)]
+        answers = await asyncio.gather(*(ask(egress, server.url()) for _ in range(300)))
+        assert len(answers) == 300
+        assert not any(task.done() for task in stuck)
+        assert server.connections <= 16
+        assert slow.connections <= 16
+        for task in stuck:
+            task.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+        assert (await ask(egress, server.url())).status == 200
+
+
+async def test_connections_to_servers_seen_once_are_not_kept() -> None:
+    async def anywhere(host: str, port: int) -> Sequence[str]:
+        return ["127.0.0.1"]
+
+    async with serving(answer()) as server, client(resolver=anywhere) as egress:
+        for number in range(100):
+            await ask(egress, server.url(f"s{number}.example"))
+        async with asyncio.timeout(5):
+            while server.open_connections > 32:
+                server.has_closed.clear()
+                await server.has_closed.wait()
+        assert server.connections == 100
 
 
 # ----------------------------------------------------------------------------------------------------------------- TLS

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,8 +23,10 @@ MAX_BODY_BYTES: Final = 256 * 1024
 CONNECT_SECONDS: Final = 5.0
 
 _IDLE_SECONDS: Final = 5.0
-_MAX_CONNECTIONS: Final = 64
-_MAX_IDLE_CONNECTIONS: Final = 16
+# Of one origin. A pool looks at all of its connections and requests for each of them: one pool for everybody took
+# seconds of CPU for a thousand requests at once, and a slow provider would fill it before the others.
+_MAX_CONNECTIONS: Final = 16
+_MAX_IDLE_ORIGINS: Final = 32
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 
 
@@ -83,15 +86,19 @@ class EgressClient:
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._max_body_bytes = max_body_bytes
-        self._pools = {
-            "https": _pool(CheckedBackend(policy, resolver), ssl_context or _ssl_context()),
-            "http": _pool(CheckedBackend(_LoopbackOnly(policy), resolver), None),
+        self._ssl_context = ssl_context or _ssl_context()
+        self._backends = {
+            "https": CheckedBackend(policy, resolver),
+            "http": CheckedBackend(_LoopbackOnly(policy), resolver),
         }
+        # Least recently used first.
+        self._origins: OrderedDict[str, _Origin] = OrderedDict()
 
     async def close(self) -> None:
         """Closes the connections. No request may be under way."""
-        for pool in self._pools.values():
-            await pool.aclose()
+        while self._origins:
+            _, origin = self._origins.popitem()
+            await origin.pool.aclose()
 
     async def request(
         self,
@@ -136,7 +143,16 @@ class EgressClient:
             raise EgressFailed(Failure.UNREACHABLE, f"{to.host} could not be reached", was_sent=False) from error
 
     async def _send(self, to: Destination, request: httpcore.Request) -> Answer:
-        response = await self._pools[to.scheme].handle_async_request(request)
+        origin = self._origin_of(to)
+        origin.load += 1
+        try:
+            async with origin.slots:
+                return await self._answer_of(to, await origin.pool.handle_async_request(request))
+        finally:
+            origin.load -= 1
+            await self._forget_idle_origins()
+
+    async def _answer_of(self, to: Destination, response: httpcore.Response) -> Answer:
         try:
             headers: dict[str, str] = {}
             for name, value in response.headers:
@@ -156,6 +172,31 @@ class EgressClient:
         finally:
             await response.aclose()
         return Answer(response.status, headers, b"".join(pieces))
+
+    def _origin_of(self, to: Destination) -> _Origin:
+        origin = self._origins.get(to.origin)
+        if origin is None:
+            origin = self._origins[to.origin] = _Origin(_pool(self._backends[to.scheme], self._ssl_context))
+        self._origins.move_to_end(to.origin)
+        return origin
+
+    async def _forget_idle_origins(self) -> None:
+        """Closes the pools that were not used for longest, so that a thousand servers seen once are not kept."""
+        surplus = len(self._origins) - _MAX_IDLE_ORIGINS
+        if surplus > 0:
+            idle = [name for name, origin in self._origins.items() if not origin.load]
+            # Out of the table first: from here on nobody can begin a request on one that is being closed.
+            for origin in [self._origins.pop(name) for name in idle[:surplus]]:
+                await origin.pool.aclose()
+
+
+@dataclass(slots=True, eq=False)
+class _Origin:
+    """The connections to one server, and how many requests may be under way there."""
+
+    pool: httpcore.AsyncConnectionPool
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_CONNECTIONS))
+    load: int = 0
 
 
 class _LoopbackOnly(TargetPolicy):
@@ -222,11 +263,12 @@ def _request_of(
     )
 
 
-def _pool(backend: CheckedBackend, ssl_context: ssl.SSLContext | None) -> httpcore.AsyncConnectionPool:
+def _pool(backend: CheckedBackend, ssl_context: ssl.SSLContext) -> httpcore.AsyncConnectionPool:
     return httpcore.AsyncConnectionPool(
         ssl_context=ssl_context,
         max_connections=_MAX_CONNECTIONS,
-        max_keepalive_connections=_MAX_IDLE_CONNECTIONS,
+        # All of them: httpcore counts busy ones too, and would close each connection as soon as it is free.
+        max_keepalive_connections=_MAX_CONNECTIONS,
         # A connection that has idled longer may be half closed, and a request lost on it leaves doubt.
         keepalive_expiry=_IDLE_SECONDS,
         # Whoever asked decides what is repeated.
