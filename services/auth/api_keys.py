@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import ipaddress
@@ -15,13 +16,14 @@ from typing import Final
 from holdfast.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Reason, Unauthenticated
 from services.auth.callers import Caller
 from services.auth.keyring import Keyring
+from services.auth.persons import Persons
 from services.auth.requests import identify
 from services.auth.roles import checked_scopes
 from services.auth.secrets import Secret
 from services.auth.store import ApiKey, AuthStore, FoundApiKey, NewApiKey
 from services.shared.clock import Clock
 from services.shared.interceptors import Identity
-from services.shared.key_form import ALPHABET, KEY_PREFIX, base62, checksum, parts_of_key
+from services.shared.key_form import ALPHABET, KEY_PREFIX, base62, checksum, is_token, parts_of_key
 
 OWN_WORKSPACE: Final = "workspace:read"
 """What every key may do: ask for the workspace that it belongs to. Not given to keys, but added when they are used."""
@@ -258,17 +260,26 @@ def _check_display_name(text: str) -> None:
 
 
 class LocalAuthenticator:
-    """The `Authenticator` of auth's own server: verifies in the process instead of calling itself."""
+    """The `Authenticator` of auth's own server: verifies in the process instead of calling itself.
 
-    def __init__(self, api_keys: ApiKeys) -> None:
+    Args:
+        api_keys: The keys.
+        persons: Who shows a token; nobody when not given.
+    """
+
+    def __init__(self, api_keys: ApiKeys, persons: Persons | None = None) -> None:
         self._api_keys = api_keys
+        self._persons = persons
 
     async def verify(self, api_key: str) -> Identity:
-        """Returns who the key belongs to.
+        """Returns who the key or token belongs to.
 
         Raises:
             Unauthenticated: It is not valid.
         """
+        if self._persons is not None and is_token(api_key):
+            person = await self._persons.verify(api_key)
+            return dataclasses.replace(person, scopes=person.scopes | {OWN_WORKSPACE})
         key = await self._api_keys.verify(Secret(api_key))
         return Identity(
             "api_key",

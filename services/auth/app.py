@@ -43,6 +43,7 @@ from services.auth.master_key import unlock
 from services.auth.oauth.client import OAuthClient
 from services.auth.oauth.discovery import Discovery
 from services.auth.oauth_apps import OAuthApps
+from services.auth.persons import Persons
 from services.auth.providers import ProviderCatalog, ProviderFileError
 from services.auth.providers.schema import OAuthSpec
 from services.auth.refresh.composition import compose_refresh
@@ -219,7 +220,10 @@ async def auth_server(
             audit,
             clock,
         )
-        authenticator = LocalAuthenticator(core.api_keys)
+        authenticator = LocalAuthenticator(
+            core.api_keys,
+            None if settings.oidc is None else Persons(settings.oidc, core.workspaces, egress, clock),
+        )
         server = Server(
             settings,
             service=SERVICE,

@@ -11,13 +11,16 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import make_url
 
 from services.auth.connect.return_urls import parse_return_urls
+from services.auth.persons import OidcRules
 from services.auth.requests import is_name
+from services.auth.roles import ROLES
 from services.auth.sealing import MasterKey
 from services.auth.vault.settings import VaultSettings
 from services.shared.database import one_url_of_several_hosts
-from services.shared.egress import parse_allowed_targets
+from services.shared.egress import parse_allowed_targets, parse_destination
 from services.shared.settings import (
     CommonSettings,
+    comma_list,
     database_pool_size_setting,
     database_url_setting,
     host_port,
@@ -27,6 +30,26 @@ from services.shared.settings import (
     services_listen_setting,
     setting,
 )
+
+
+def _issuer(text: str) -> str:
+    address = parse_destination(text)
+    if address.scheme != "https" and not is_loopback(
+        f"[{address.host}]:1" if ":" in address.host else f"{address.host}:1"
+    ):
+        raise ValueError("an address that starts with https://, as tokens are verified by what it answers")
+    if address.query:
+        raise ValueError("an address without a query")
+    return text
+
+
+def _role_pairs(text: str) -> tuple[str, ...]:
+    pairs = comma_list(text)
+    for pair in pairs:
+        value, separator, role = pair.rpartition("=")
+        if not separator or not value or role not in ROLES:
+            raise ValueError(f"value=role,value=role with the roles {', '.join(ROLES)}")
+    return pairs
 
 
 def parse_name(text: str) -> str:
@@ -131,6 +154,22 @@ class AuthSettings(CommonSettings, StorageSettings):
 
     listen: str = listen_setting(7402)
     services_listen: str = services_listen_setting()
+
+    @property
+    def oidc(self) -> OidcRules | None:
+        """Whose tokens are taken; None when nobody's."""
+        if not self.oidc_issuer:
+            return None
+        return OidcRules(
+            issuer=self.oidc_issuer,
+            audience=self.oidc_audience,
+            user_claim=self.oidc_user_claim,
+            workspace=self.oidc_workspace,
+            workspace_claim=self.oidc_workspace_claim,
+            role_claim=self.oidc_role_claim,
+            roles={value: role for value, _, role in (pair.rpartition("=") for pair in self.oidc_roles)},
+        )
+
     bootstrap_workspace: str = setting(
         "HOLDFAST_BOOTSTRAP_WORKSPACE",
         default="",
@@ -171,6 +210,35 @@ class AuthSettings(CommonSettings, StorageSettings):
         doc="Hosts and networks (CIDR) beyond the public internet where auth may call providers' endpoints, such as an "
         "identity provider of one's own.",
     )
+    oidc_issuer: str = setting(
+        "HOLDFAST_OIDC_ISSUER",
+        default="",
+        parse=_issuer,
+        doc="Identity provider whose tokens people show, exactly as their claim iss has it; none when empty.",
+    )
+    oidc_audience: str = setting(
+        "HOLDFAST_OIDC_AUDIENCE", default="", doc="Audience (claim aud) of the tokens; required with an issuer."
+    )
+    oidc_user_claim: str = setting("HOLDFAST_OIDC_USER_CLAIM", default="sub", doc="Claim that is the user's id.")
+    oidc_workspace: str = setting(
+        "HOLDFAST_OIDC_WORKSPACE",
+        default="",
+        doc="Workspace of everybody who has a token; when empty, the claim below names it.",
+    )
+    oidc_workspace_claim: str = setting(
+        "HOLDFAST_OIDC_WORKSPACE_CLAIM", default="holdfast_workspace", doc="Claim that names a person's workspace."
+    )
+    oidc_role_claim: str = setting(
+        "HOLDFAST_OIDC_ROLE_CLAIM",
+        default="roles",
+        doc="Claim with a person's roles, one or a list; with dots for one inside others, such as realm_access.roles.",
+    )
+    oidc_roles: tuple[str, ...] = setting(
+        "HOLDFAST_OIDC_ROLES",
+        default=(),
+        parse=_role_pairs,
+        doc="What that claim's values mean, as value=role,value=role; when empty, a value is the role of that name.",
+    )
     providers_folder: Path | None = setting(
         "HOLDFAST_PROVIDERS_FOLDER",
         default=None,
@@ -189,6 +257,10 @@ class AuthSettings(CommonSettings, StorageSettings):
                 )
             if not self.public_url:
                 problems.append("HOLDFAST_PUBLIC_URL is required when HOLDFAST_AUTH_HTTP_LISTEN is no loopback address")
+        if self.oidc_issuer and not self.oidc_audience:
+            problems.append(
+                "HOLDFAST_OIDC_AUDIENCE is required with HOLDFAST_OIDC_ISSUER: tokens for others are not taken"
+            )
         if self.bootstrap_key_file is not None and not self.bootstrap_workspace:
             problems.append("HOLDFAST_BOOTSTRAP_KEY_FILE is set, but HOLDFAST_BOOTSTRAP_WORKSPACE is not: set both")
         if self.secret_store == "vault" and not self.allow_plaintext:

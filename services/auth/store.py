@@ -155,6 +155,9 @@ class AuthStore(Protocol):
     async def ensure_workspace(self, name: str, *, workspace_id: str, actor: str) -> Workspace:
         """Returns the workspace of the name; makes it, with the given id, when there is none."""
 
+    async def find_workspace(self, name: str) -> Workspace | None:
+        """Returns the workspace of the name, or None."""
+
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """Returns the workspace, or None."""
 

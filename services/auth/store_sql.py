@@ -40,6 +40,10 @@ class SqlAuthStore:
             return found
         return await self._db.write(_ensure_workspace, self._db, name, workspace_id, actor)
 
+    async def find_workspace(self, name: str) -> Workspace | None:
+        """See `AuthStore.find_workspace`."""
+        return await self._db.read(_workspace_by, workspaces.c.name == name)
+
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """See `AuthStore.get_workspace`."""
         return await self._db.read(_workspace_by, workspaces.c.workspace_id == workspace_id)

@@ -24,6 +24,10 @@ class Workspaces:
             require_name(name, "workspace"), workspace_id=new_uuid7(), actor=actor
         )
 
+    async def find(self, name: str) -> Workspace | None:
+        """Returns the workspace of the name, or None."""
+        return await self._store.find_workspace(name)
+
     async def get(self, workspace_id: str) -> Workspace:
         """Returns a workspace.
 
