@@ -589,9 +589,10 @@ async def test_many_requests_at_once_share_few_connections_and_a_slow_server_hol
         await asyncio.Event().wait()
 
     async with serving(silent) as slow, serving(answer()) as server, client() as egress:
-        stuck = [asyncio.create_task(ask(egress, slow.url())) for _ in range(60)]
-        answers = await asyncio.gather(*(ask(egress, server.url()) for _ in range(300)))
-        assert len(answers) == 300
+        stuck = [asyncio.create_task(egress.request("GET", slow.url(), timeout_seconds=300)) for _ in range(60)]
+        async with asyncio.timeout(60):
+            served = (egress.request("GET", server.url(), timeout_seconds=60) for _ in range(300))
+            assert len(await asyncio.gather(*served)) == 300
         assert not any(task.done() for task in stuck)
         assert server.connections <= 16
         assert slow.connections <= 16
