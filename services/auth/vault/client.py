@@ -253,5 +253,5 @@ def _is_worth_repeating(failure: VaultFailure, *, may_repeat: bool) -> bool:
     if failure.may_be_applied and not may_repeat:
         return False
     if isinstance(failure, Refused):
-        return failure.is_failover or failure.status == 429
+        return failure.is_failover or failure.is_not_ready or failure.status == 429
     return isinstance(failure, Unreachable | Redirected)

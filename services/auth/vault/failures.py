@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 CAS_MISMATCH: Final = "check-and-set parameter did not match the current version"
+KV_NOT_READY: Final = "Upgrading from non-versioned to versioned data"
 NODE_NOT_ACTIVE: Final = "local node not active"
 KEY_NOT_FOUND: Final = ("encryption key not found", "no existing key named", "could not delete key; not found")
 
@@ -74,6 +75,11 @@ class Refused(VaultFailure):
     def is_cas_mismatch(self) -> bool:
         """Tells whether another version of the secret is current."""
         return self.status == 400 and CAS_MISMATCH in self._text
+
+    @property
+    def is_not_ready(self) -> bool:
+        """Tells whether the KV engine has just been mounted and takes calls in a moment."""
+        return self.status == 400 and KV_NOT_READY in self._text
 
     @property
     def is_missing_key(self) -> bool:

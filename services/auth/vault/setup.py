@@ -187,7 +187,10 @@ class Setup:
             "token_max_ttl": TOKEN_MAX_TTL_SECONDS,
         }
         if role.bound_cidrs:
-            wanted["token_bound_cidrs"] = list(role.bound_cidrs)
+            # As Vault gives them back, which writes the network of a single address without its length.
+            wanted["token_bound_cidrs"] = [
+                cidr.removesuffix("/32" if "." in cidr else "/128") for cidr in role.bound_cidrs
+            ]
         path = f"/v1/auth/{role.mount}/role/{role.name}"
         is_new = False
         try:

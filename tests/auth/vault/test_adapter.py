@@ -109,6 +109,29 @@ async def test_hvac_alone_waits_for_half_a_minute_and_the_wire_does_not(cluster:
     assert fault.reached.is_set() and caught.value.may_be_applied
 
 
+async def test_calls_that_hang_hold_up_neither_the_loop_nor_each_other(cluster: Cluster) -> None:
+    hold = threading.Event()
+    faults = [cluster.faults.add(Fault(f"holdfast-conn/data/ws/{n}", status=404, hold=hold)) for n in range(4)]
+    wire = Wire(Address(cluster.addresses), SystemClock())
+
+    def call(n: int) -> Any:
+        return wire.once(
+            lambda adapter: adapter.get(f"/v1/holdfast-conn/data/ws/{n}"), node=wire.nodes.all[0], token=Secret(TOKEN)
+        )
+
+    try:
+        async with asyncio.timeout(20):
+            calls = [asyncio.create_task(call(n)) for n in range(4)]
+            while not all(fault.reached.is_set() for fault in faults):
+                await asyncio.sleep(0.005)
+            hold.set()
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+    finally:
+        hold.set()
+        wire.close()
+    assert [answer.status for answer in answers if isinstance(answer, Refused)] == [404] * 4
+
+
 def test_hvac_alone_takes_proxies_of_the_environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     with Cluster() as proxy:
         monkeypatch.setenv("http_proxy", proxy.addresses[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,19 @@ async def test_a_bad_secret_id_is_refused_in_words(server: Server, tmp_path: Pat
     async with opened(server, method) as vault:
         with pytest.raises(Unavailable, match="cannot log in"):
             await vault.secrets.get(PATH)
+
+
+async def test_a_login_that_hangs_ends_in_time_and_is_not_needed_again(cluster: Cluster, tmp_path: Path) -> None:
+    server, clock, hold = of_double(cluster), FakeClock(), threading.Event()
+    method = await approle(server, tmp_path)
+    cluster.faults.add(Fault("auth/approle/login", hold=hold))
+    async with opened(server, method, clock=clock) as vault:
+        with pytest.raises(Unavailable):
+            await vault.secrets.get(PATH)
+        hold.set()
+        await clock.advance(6)
+        await vault.wire.probe()
+        assert await vault.secrets.get(PATH) is None
 
 
 async def test_a_pod_logs_in_with_the_token_that_lies_there_now(cluster: Cluster, tmp_path: Path) -> None:

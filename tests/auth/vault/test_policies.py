@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ async def test_the_provisioner_sets_up_and_reads_no_secret(server: Server) -> No
 
 
 async def test_a_second_setup_finds_everything_and_changes_nothing(server: Server) -> None:
+    server = replace(server, role=replace(server.role, bound_cidrs=("127.0.0.1/32", "10.0.0.0/8")))
     _, _, first = await set_up(server)
     _, _, second = await set_up(server)
     assert any("made" in line for line in first)

@@ -44,6 +44,8 @@ class KvEngine:
     def __init__(self) -> None:
         self.config: dict[str, Any] = {"cas_required": False, "delete_version_after": "0s", "max_versions": 0}
         self.entries: dict[str, Entry] = {}
+        self._calls_until_ready = 2
+        """A real engine is not ready for a moment after it was mounted."""
 
     def exists(self, path: str) -> bool:
         """Tells whether a write would be an update."""
@@ -52,6 +54,13 @@ class KvEngine:
 
     def handle(self, request: Request, path: str) -> Answer:
         """Answers a call to the mount."""
+        if self._calls_until_ready:
+            self._calls_until_ready -= 1
+            raise Refusal(
+                400,
+                "Upgrading from non-versioned to versioned data. This backend will be unavailable for a brief period "
+                "and will resume service shortly.",
+            )
         kind, _, name = path.partition("/")
         match request.method, kind:
             case "GET", "config":

@@ -113,6 +113,8 @@ class Tokens:
             case ["role", name] if request.method in ("POST", "PUT"):
                 old = self.roles.get(("approle", name), {"role_id": f"role-{name}-{next(self._numbers)}"})
                 self.roles["approle", name] = old | request.body
+                cidrs = self.roles["approle", name].get("token_bound_cidrs", [])
+                self.roles["approle", name]["token_bound_cidrs"] = [str(cidr).removesuffix("/32") for cidr in cidrs]
                 return nothing()
             case ["role", name] if request.method == "GET":
                 return data(dict(self._role("approle", name)))
