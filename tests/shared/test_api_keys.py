@@ -41,6 +41,7 @@ class Auth(ApiKeyServiceServicer):
         self.clock = clock
         self.asked: list[str] = []
         self.valid = {GOOD, SHORT}
+        self.persons: dict[str, pb.VerifyApiKeyResponse] = {}
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -56,6 +57,8 @@ class Auth(ApiKeyServiceServicer):
     async def VerifyApiKey(self, request: pb.VerifyApiKeyRequest, context: Any) -> pb.VerifyApiKeyResponse:
         self.asked.append(request.secret)
         await self.gate.wait()
+        if request.secret in self.persons:
+            return self.persons[request.secret]
         if request.secret not in self.valid:
             raise Unauthenticated("the API key is not valid", reason=Reason.API_KEY_INVALID)
         answer = pb.VerifyApiKeyResponse(workspace_id="w1", api_key_id="k1", scopes=["runs:read"])
@@ -163,3 +166,21 @@ async def test_what_is_no_key_is_refused_without_asking(keys: RemoteAuthenticato
             await keys.verify(text)
         assert caught.value.reason == Reason.API_KEY_INVALID
     assert auth.asked == []
+
+
+async def test_a_persons_token_becomes_a_person_until_it_ends(
+    keys: RemoteAuthenticator, auth: Auth, clock: FakeClock
+) -> None:
+    end = clock.now() + timedelta(seconds=3)
+    answer = pb.VerifyApiKeyResponse(workspace_id="w1", user_id="ada", scopes=["runs:read"], networks=["10.0.0.0/8"])
+    answer.expire_time.FromDatetime(end)
+    auth.persons["a.b.c"] = answer
+
+    person = await keys.verify("a.b.c")
+    assert (person.kind, person.name, person.user_id, person.key_id) == ("person", "user:ada", "ada", None)
+    assert person.expire_time == end
+    assert [str(network) for network in person.networks] == ["10.0.0.0/8"]
+    await clock.advance(3.1)
+    auth.persons.clear()
+    with pytest.raises(Unauthenticated):
+        await keys.verify("a.b.c")
