@@ -1,4 +1,4 @@
-"""`make bench`: what a step costs, how fast the suite starts, how fast a killed executor is replaced.
+"""`make bench`: what steps and credentials cost, how fast the suite starts, how fast a killed executor is replaced.
 
 Run from the checkout: `python -m benchmarks.run --help`.
 Figures of one machine compare with each other, not with those of another; medians over the rounds of one call.
@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.credentials import measure_resolves
 from benchmarks.processes import resident_megabytes
 from benchmarks.steps import STEPS, closed_loop, noop_agent
 from holdfast.testing import Suite
@@ -112,6 +113,7 @@ async def main() -> None:
     if not arguments.steps_only:
         print(json.dumps(await measure_start()), flush=True)
         print(json.dumps(await measure_take_over()), flush=True)
+        print(json.dumps(await measure_resolves(arguments.seconds, 32)), flush=True)
     rows = await measure_steps(arguments)
     print(f"\n{STEPS} steps a run; times in ms; CPU in seconds per 1,000 steps over all processes")
     titles = ("steps/s", "step p50", "gap p50", "run p50", "run p99")

@@ -58,7 +58,8 @@ async def test_ten_thousand_due_in_the_same_second_are_one_call_each_and_no_herd
 
 def _table(endpoint: MemoryTokenEndpoint) -> str:
     by_second = endpoint.calls_by_second
-    return f"calls/s max {max(by_second.values())}, mean {endpoint.calls / len(by_second):.0f}"
+    mean = endpoint.calls / len(by_second)
+    return f"calls/s max {max(by_second.values())}, mean {mean:.0f}; at once {endpoint.max_in_flight}"
 
 
 async def test_callers_do_not_wait_behind_the_background(clock: FakeClock) -> None:
