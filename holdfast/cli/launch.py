@@ -82,8 +82,8 @@ _CLIENT_SETTINGS: Final = frozenset(
 _PLANNED: Final = frozenset(
     {"HOLDFAST_DATABASE_URL", "HOLDFAST_LISTEN", "HOLDFAST_METRICS_LISTEN", "HOLDFAST_SERVICE_TOKEN"}
 )
-# The key to all stored credentials is auth's alone.
-_FOR_AUTH_ONLY: Final = frozenset({"HOLDFAST_MASTER_KEY"})
+# The key to all stored credentials is auth's alone, and so is the way into Vault.
+_FOR_AUTH_ONLY: Final = ("HOLDFAST_MASTER_KEY", "HOLDFAST_SECRET_STORE", "HOLDFAST_VAULT_")
 
 _BOOTSTRAP: Final = """
 import os, sys
@@ -230,7 +230,7 @@ def _inherited(service: str) -> dict[str, str]:
 def _is_inherited(name: str, service: str) -> bool:
     if name.startswith("HOLDFAST_"):
         setting = name.removesuffix("_FILE")
-        if setting in _FOR_AUTH_ONLY:
+        if setting.startswith(_FOR_AUTH_ONLY):
             return service == "auth"
         return setting not in _CLIENT_SETTINGS and setting not in _PLANNED
     return name.upper() in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)

@@ -206,6 +206,7 @@ def test_services_get_no_variable_that_they_do_not_need(tmp_path: Path, monkeypa
         "AWS_SECRET_ACCESS_KEY",
         "HOLDFAST_API_KEY",
         "HOLDFAST_MASTER_KEY",
+        "HOLDFAST_VAULT_TOKEN",
         "HOLDFAST_SERVICE_TOKEN",
         "HOLDFAST_LOG_LEVEL",
         "OPENAI_API_KEY",
@@ -217,7 +218,7 @@ def test_services_get_no_variable_that_they_do_not_need(tmp_path: Path, monkeypa
         service: sorted(name for name, value in environment.items() if value == "canary")
         for service, environment in environments.items()
     }
-    assert with_canaries.pop("auth") == ["HOLDFAST_LOG_LEVEL", "HOLDFAST_MASTER_KEY"]
+    assert with_canaries.pop("auth") == ["HOLDFAST_LOG_LEVEL", "HOLDFAST_MASTER_KEY", "HOLDFAST_VAULT_TOKEN"]
     assert set(map(tuple, with_canaries.values())) == {("HOLDFAST_LOG_LEVEL",)}
     assert "HOLDFAST_DATABASE_URL" not in environments["executor"]
     assert environments["trace"]["PATH"] == os.environ["PATH"]
