@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import ssl
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -214,6 +215,14 @@ def test_methods_are_those_of_the_rule() -> None:
 def test_without_rules_nothing_is_allowed() -> None:
     assert not allows_any((), "https://a.example/", "GET")
     assert allows_any((EgressRule("b.example"), EgressRule("a.example")), "https://a.example/", "GET")
+
+
+def test_rule_survives_its_document() -> None:
+    rule = EgressRule("*.example.com", port=8443, path_prefix="/v1", methods=frozenset({"GET", "POST"}))
+    assert EgressRule.from_document(json.loads(json.dumps(rule.to_document()))) == rule
+    for wrong in ({}, {**rule.to_document(), "host": 7}, {**rule.to_document(), "host": "*"}):
+        with pytest.raises(ValueError, match="expected"):
+            EgressRule.from_document(wrong)
 
 
 @pytest.mark.parametrize(

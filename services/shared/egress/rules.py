@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Self
 
 from services.shared.egress.urls import Destination, has_dot_segment, parse_destination, parse_host
 
@@ -66,6 +66,24 @@ class EgressRule:
             "path_prefix": self.path_prefix,
             "methods": sorted(self.methods),
         }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Returns what `to_document` returned.
+
+        Raises:
+            ValueError: It is no rule.
+        """
+        try:
+            return cls(
+                host=document["host"],
+                scheme=document["scheme"],
+                port=document["port"],
+                path_prefix=document["path_prefix"],
+                methods=frozenset(document["methods"]),
+            )
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError("expected the document of a rule") from None
 
 
 def allows_any(rules: Iterable[EgressRule], url: str | Destination, method: str) -> bool:
