@@ -154,6 +154,8 @@ def http_tool(
     headers: Mapping[str, str] | None = None,
     query: Sequence[str] = (),
     timeout: float | None = None,
+    connection: str = "",
+    scopes: Sequence[str] = (),
 ) -> agent_pb2.ToolSpec:
     """Returns a tool that is an HTTP endpoint; the idempotency key travels as `Idempotency-Key`.
 
@@ -167,6 +169,9 @@ def http_tool(
         headers: Sent as they stand. Not for credentials: the definition is readable.
         query: Arguments that are sent in the query.
         timeout: How long one attempt may take, in seconds.
+        connection: Name of the connection, or of the integration, whose credential is put into each request; that of
+            the run's user, or one that the workspace shares.
+        scopes: Permissions that the tool needs, in the provider's words.
     """
     spec = agent_pb2.ToolSpec(
         name=name,
@@ -180,6 +185,9 @@ def http_tool(
         duration = Duration()
         duration.FromNanoseconds(round(timeout * 1e9))
         spec.timeout.CopyFrom(duration)
+    if connection:
+        spec.auth.connection = connection
+        spec.auth.scopes.extend(scopes)
     return spec
 
 

@@ -1,0 +1,72 @@
+"""A run that lacks a sign-in waits as rows and goes on by itself once the connection is there; one call is made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from holdfast import Agent
+from holdfast.agent import http_tool
+from holdfast.api.common.v1 import run_pb2
+from holdfast.testing import call, scripted
+from tests.executor.tools.test_http import Endpoint, answer, serving
+from tests.suite.stages import Stage, question_of, until_waiting
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.promise("P6", "P8")]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def crm() -> AsyncIterator[Endpoint]:
+    """A third party's API."""
+    async with serving(answer(body=b'{"customers": 3}')) as endpoint:
+        yield endpoint
+
+
+def agent(crm: Endpoint, connection: str) -> Agent:
+    look = http_tool("look", crm.url("/v1/customers"), method="GET", connection=connection)
+    return Agent(f"asks-{connection}", model=scripted(call("look"), "There are {{result}}."), tools=[look])
+
+
+async def test_run_waits_for_its_users_connection_and_goes_on_by_itself(stage: Stage, crm: Endpoint) -> None:
+    async with asyncio.timeout(60):
+        handle = await stage.start(agent(crm, "crm-one"), user_id="u1")
+        question = await question_of(handle)
+        assert question.kind == run_pb2.APPROVAL_KIND_SIGN_IN
+        assert (question.sign_in.connection, question.sign_in.user_id) == ("crm-one", "u1")
+        await until_waiting(handle, run_pb2.WAIT_REASON_AUTH)
+        assert not crm.received
+        # Somebody else's does not help.
+        await stage.client.connections.create("crm", "key-of-u2", name="crm-one", base_url=crm.url("/v1"), user_id="u2")
+        await stage.client.connections.create("crm", "key-of-u1", name="crm-one", base_url=crm.url("/v1"), user_id="u1")
+        run = await handle.wait()
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+    assert [request.headers["authorization"] for request in crm.received] == ["Bearer key-of-u1"]
+
+
+async def test_shared_connection_serves_every_user_and_goes_nowhere_else(stage: Stage, crm: Endpoint) -> None:
+    async with asyncio.timeout(60), serving(answer()) as elsewhere:
+        await stage.client.connections.create("crm", "key-of-all", name="crm-two", base_url=crm.url("/v1"))
+        assert (await (await stage.start(agent(crm, "crm-two"), user_id="u7")).wait()).state == (
+            run_pb2.RUN_STATE_SUCCEEDED
+        )
+        moved = agent(elsewhere, "crm-two")
+        handle = await stage.start(moved)
+        run = await handle.wait()
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+    assert "may not be" in str(run.output)
+    assert not elsewhere.received
+    assert [request.headers["authorization"] for request in crm.received] == ["Bearer key-of-all"]
+
+
+async def test_person_may_let_the_run_go_on_without(stage: Stage, crm: Endpoint) -> None:
+    async with asyncio.timeout(60):
+        handle = await stage.start(agent(crm, "crm-three"))
+        question = await question_of(handle)
+        await stage.client.approvals.resolve(question.approval_id, "tell_model")
+        run = await handle.wait()
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+    assert "no active connection" in str(run.output)
+    assert not crm.received
