@@ -57,7 +57,7 @@ async def discover(
                 client_auth=ClientAuth.NONE if secret is None else metadata.client_auth,
             )
         else:
-            app = AppDescription(name=CLIENT_NAME, redirect_uri=redirect_uri)
+            app = described_app(redirect_uri)
             registration = await discovery.register(metadata, app)
     except TokenRefused as refused:
         raise _unusable(refused) from refused
@@ -71,6 +71,17 @@ async def discover(
         },
     }
     return kept, registration
+
+
+def described_app(redirect_uri: str) -> AppDescription:
+    """Returns how the application behind a redirect URI introduces itself.
+
+    Its metadata document is beside the redirect URI, and shown by the pages; a server can read it over https only.
+    """
+    metadata_url = None
+    if redirect_uri.startswith("https://"):
+        metadata_url = redirect_uri.replace("/oauth/callback/", "/oauth/client/", 1)
+    return AppDescription(name=CLIENT_NAME, redirect_uri=redirect_uri, metadata_url=metadata_url)
 
 
 def described(provider: Provider, discovered: Mapping[str, Any]) -> Provider:

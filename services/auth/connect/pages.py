@@ -15,11 +15,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast.errors import HoldfastError, Unavailable
+from holdfast.ids import is_uuid
 from services.auth.connect.browser import (
     ConnectBrowser,
     NotHereError,
@@ -29,8 +30,10 @@ from services.auth.connect.browser import (
     is_cookie,
 )
 from services.auth.connect.keys import ConnectKeys, new_cookie
+from services.auth.connect.landing import redirect_uri
 from services.auth.connect.sessions import AUTHORIZE_SECONDS
 from services.auth.connect.store import SessionState
+from services.auth.discovered import described_app
 from services.auth.oauth.refusals import TokenRefused
 from services.auth.providers.schema import Sensitivity
 from services.auth.secrets import SecretDamagedError
@@ -90,6 +93,7 @@ class ConnectPages:
         self._browser = browser
         self._keys = keys
         self._clock = clock
+        self._public_url = public_url
         self._is_https = urlsplit(public_url).scheme == "https"
         # Its prefix makes browsers refuse it from any other host and over plain http; there it cannot be used.
         self._cookie_name = "__Host-holdfast-connect" if self._is_https else "holdfast-connect"
@@ -106,6 +110,7 @@ class ConnectPages:
                     Route("/connect/{link}/done", self._guarded(self._done), methods=["GET"]),
                     Route("/oauth/callback/{integration_id}", self._guarded(self._callback), methods=["GET"]),
                     Route("/oauth/callback/{integration_id}", self._guarded(self._posted_callback), methods=["POST"]),
+                    Route("/oauth/client/{integration_id}", self._guarded(self._client_metadata), methods=["GET"]),
                     Route("/static/{name}", self._file, methods=["GET"]),
                     Route("/favicon.ico", self._favicon, methods=["GET"]),
                     Route("/healthz", self._health, methods=["GET"]),
@@ -189,6 +194,17 @@ class ConnectPages:
         if outcome.session.is_consumed:
             response.headers["refresh"] = str(_FINISHING_SECONDS)
         return response
+
+    async def _client_metadata(self, request: Request) -> Response:
+        """What authorization servers read of an integration that names itself by this address (for MCP).
+
+        It says nothing but the address itself, so that it need not be known whether there is such an integration.
+        """
+        integration_id = request.path_params["integration_id"]
+        app = described_app(redirect_uri(self._public_url, integration_id))
+        if app.metadata_url is None or not is_uuid(integration_id):
+            raise HTTPException(404)
+        return JSONResponse(app.metadata_document(), headers={"cache-control": "public, max-age=3600"})
 
     async def _file(self, request: Request) -> Response:
         name = request.path_params["name"]

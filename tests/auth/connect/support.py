@@ -106,9 +106,11 @@ class Stage:
         """Somebody else of the workspace."""
         return Caller(self.workspace_id, actor, frozenset(scopes or {"connections:write"}))
 
-    async def integration(self, name: str = "fake", app: OAuthApp | None = None, **fields: Any) -> Target:
+    async def integration(
+        self, name: str = "fake", app: OAuthApp | None = None, *, integration_id: str = "", **fields: Any
+    ) -> Target:
         """Sets an integration up."""
-        integration_id = new_uuid7()
+        integration_id = integration_id or new_uuid7()
         made = Target(
             integration_id=integration_id, name=name, app=self.provider.app() if app is None else app, **fields
         )

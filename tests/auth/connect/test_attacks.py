@@ -284,6 +284,11 @@ async def test_over_https_the_cookie_belongs_to_this_host_alone(database_url: st
             assert part in cookie
         assert "Domain" not in cookie
         assert page.headers["strict-transport-security"]
+        target = await stage.targets.named(stage.workspace_id, "fake")
+        document = (await browser.open(f"/oauth/client/{target.integration_id}")).json()
+        assert document["client_id"] == f"https://auth.example.com/oauth/client/{target.integration_id}"
+        assert document["redirect_uris"] == [f"https://auth.example.com/oauth/callback/{target.integration_id}"]
+        assert (await browser.open("/oauth/client/x")).status_code == 404
         await browser.close()
 
 
