@@ -13,7 +13,7 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
@@ -389,6 +389,10 @@ def _ping(connection: sa.Connection) -> None:
     connection.execute(sa.text("SELECT 1"))
 
 
+def _fetch_all(connection: sa.Connection, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in connection.exec_driver_sql(statement, dict(values))]
+
+
 def _create_schema(connection: sa.Connection, schema: str) -> None:
     # Two replicas that start together would both find it absent; IF NOT EXISTS alone does not prevent the clash.
     connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"holdfast.{schema}"})
@@ -405,6 +409,14 @@ class Writer:
         """Runs `fn` in one transaction and returns after the commit; raises what `Database.write` raises."""
         # SQLite has one writer for the whole process in any case.
         return await self._db.write(fn, *args, **kwargs)
+
+    async def fetch(self, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Executes one statement that commits by itself, in the driver's own form, and returns its rows.
+
+        For the statement of a hot path, on a writer that is `autocommit`: on PostgreSQL, what SQLAlchemy does around a
+        statement costs as much as the statement. Raises what `run` raises.
+        """
+        return await self._db.write_autocommit(_fetch_all, statement, values)
 
     async def close(self) -> None:
         """Gives the connection back."""
@@ -509,13 +521,21 @@ class _PostgresWriter(Writer):
         backend.writers.add(self)
 
     async def run(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._in_turn(lambda connection: connection.run_sync(fn, *args, **kwargs))
+
+    async def fetch(self, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Executes one statement; see `Writer.fetch`."""
+        assert self._autocommit, "it would not be committed"
+        return await self._in_turn(lambda connection: _fetch(connection, statement, values))
+
+    async def _in_turn(self, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async with self._turn:
             try:
-                return await self._run(lambda connection: fn(connection, *args, **kwargs))
+                return await self._run(act)
             finally:
                 self.busy_since = None
 
-    async def _run(self, fn: Callable[[sa.Connection], T]) -> T:
+    async def _run(self, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         attempt = 1
         trouble = self._backend.trouble
         now = asyncio.get_running_loop().time
@@ -525,9 +545,11 @@ class _PostgresWriter(Writer):
             try:
                 if self._connection is None:
                     self._connection = await self._engine.connect()
-                result = await self._connection.run_sync(fn)
+                result = await act(self._connection)
                 is_committing = True
-                await self._connection.commit()
+                # There is nothing to commit where SQLAlchemy did not begin anything.
+                if self._connection.in_transaction():
+                    await self._connection.commit()
                 trouble.is_over()
                 return result
             except Exception as error:
@@ -569,6 +591,21 @@ class _PostgresWriter(Writer):
             connection, self._connection = self._connection, None
             if connection is not None:
                 await connection.close()
+
+
+async def _fetch(
+    connection: AsyncConnection, statement: LiteralString, values: Mapping[str, Any]
+) -> list[tuple[Any, ...]]:
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(driver, psycopg.AsyncConnection)
+    try:
+        cursor = await driver.execute(statement, values, prepare=True)
+        return await cursor.fetchall()
+    except psycopg.Error as error:
+        # The form in which all other errors of the driver arrive.
+        raise DBAPIError.instance(
+            statement, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=driver.closed
+        ) from error
 
 
 def one_url_of_several_hosts(url: str) -> str:

@@ -36,6 +36,7 @@ from services.state.operations import (
     PendingTransition,
     Result,
     apply_batch,
+    apply_plain_batch,
     create_run,
     create_runs,
     diagnose,
@@ -254,7 +255,10 @@ class _TransitionLane(_Lane[PendingTransition]):
     async def _commit_once(self, batch: list[PendingTransition], *, is_repeated: bool) -> None:
         # One statement commits by itself; what carries more than its event needs a transaction around several.
         is_plain = all(pending.row.transition is None for pending in batch)
-        outcome = await (self._single if is_plain else self._transactional).run(apply_batch, self._db, batch)
+        if is_plain and self._db.dialect == "postgresql":
+            outcome = await apply_plain_batch(self._single, batch)
+        else:
+            outcome = await self._transactional.run(apply_batch, self._db, batch)
         missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]
         diagnoses = await self._db.read(diagnose, missing) if missing else {}
         crash_point("state.after_commit")

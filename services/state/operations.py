@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -13,10 +13,19 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import Conflict, HoldfastError, InvalidArgument, LeaseLost, NotFound, Reason
-from services.shared.database import Database
+from services.shared.database import Database, Writer
 from services.state import journal, new_runs
 from services.state.rows import run_of, stamp
-from services.state.transition_batch import TransitionRow, apply_transitions, store_effects, transition_row
+from services.state.transition_batch import (
+    POSTGRES_BATCH,
+    Applied,
+    TransitionRow,
+    applied_of,
+    apply_transitions,
+    postgres_values,
+    store_effects,
+    transition_row,
+)
 from services.state.transitions import check_new_run, check_transition
 
 MAX_ATTEMPTS = 10
@@ -131,21 +140,30 @@ def _check_size(size: int) -> None:
 
 def apply_batch(connection: sa.Connection, db: Database, batch: Sequence[PendingTransition]) -> Outcome:
     """Applies transitions whose condition holds."""
-    outcome = Outcome()
     applied = apply_transitions(connection, db, [pending.row for pending in batch])
-    effects = []
-    at: datetime | None = None
+    effects = [
+        pending.row.transition
+        for pending in batch
+        if pending.row.transition is not None and pending.row.run_id in applied
+    ]
+    if effects:
+        store_effects(connection, applied[effects[0].run_id].at, effects)
+    return _outcome_of(batch, applied)
+
+
+async def apply_plain_batch(writer: Writer, batch: Sequence[PendingTransition]) -> Outcome:
+    """Applies transitions that carry nothing beside their event by one statement on PostgreSQL."""
+    rows = await writer.fetch(POSTGRES_BATCH, postgres_values([pending.row for pending in batch]))
+    return _outcome_of(batch, applied_of(rows))
+
+
+def _outcome_of(batch: Sequence[PendingTransition], applied: Mapping[str, Applied]) -> Outcome:
+    outcome = Outcome()
     for index, pending in enumerate(batch):
         done = applied.get(pending.row.run_id)
-        if done is None:
-            continue
-        at = done.at
-        outcome.answers[index] = Committed(pending.row.seq, done.at)
-        outcome.became_ready |= done.unblocked_run_id is not None
-        if pending.row.transition is not None:
-            effects.append(pending.row.transition)
-    if effects and at is not None:
-        store_effects(connection, at, effects)
+        if done is not None:
+            outcome.answers[index] = Committed(pending.row.seq, done.at)
+            outcome.became_ready |= done.unblocked_run_id is not None
     return outcome
 
 

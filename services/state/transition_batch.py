@@ -230,7 +230,7 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
         What was applied, by run. A run that is missing here was not written to at all.
     """
     if db.dialect == "postgresql":
-        return _apply_on_postgres(connection, rows)
+        return applied_of(connection.exec_driver_sql(POSTGRES_BATCH, postgres_values(rows)))
     now = db.now(connection)
     micros = to_micros(now)
     connection.exec_driver_sql(_SQLITE_CREATE)
@@ -250,12 +250,13 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
     return applied
 
 
-def _apply_on_postgres(connection: sa.Connection, rows: Sequence[TransitionRow]) -> dict[str, Applied]:
+def postgres_values(rows: Sequence[TransitionRow]) -> dict[str, Any]:
+    """The parameters of `POSTGRES_BATCH`."""
     columns = dict(zip(_NAMES, zip(*rows, strict=True), strict=False))
     bodies = columns.pop("body")
     sizes = [len(body) for body in bodies]
     closing = list(_closing(rows))
-    values: dict[str, Any] = {
+    return {
         **{name: array(column) for name, column in columns.items()},
         "bodies": b"".join(bodies),
         # SQL counts from 1.
@@ -265,9 +266,11 @@ def _apply_on_postgres(connection: sa.Connection, rows: Sequence[TransitionRow])
         "closing_step": array(step for _, step, _ in closing),
         "closing_is_finished": array(is_finished for _, _, is_finished in closing),
     }
-    return {
-        run_id: Applied(at, unblocked) for run_id, at, unblocked in connection.exec_driver_sql(POSTGRES_BATCH, values)
-    }
+
+
+def applied_of(rows: Iterable[Sequence[Any]]) -> dict[str, Applied]:
+    """What `POSTGRES_BATCH` did, by run."""
+    return {run_id: Applied(at, unblocked) for run_id, at, unblocked in rows}
 
 
 def _closing(rows: Iterable[TransitionRow]) -> Iterator[tuple[str, int, bool]]:

@@ -127,6 +127,23 @@ async def test_a_writer_commits_each_function_and_survives_a_failure(db: Databas
         assert await db.read(names) == ["x", "x"]
 
 
+INSERT = {
+    "sqlite": "INSERT INTO items (id, name) VALUES (:id, :name) RETURNING id, name",
+    "postgresql": "INSERT INTO items (id, name) VALUES (%(id)s, %(name)s) RETURNING id, name",
+}
+
+
+async def test_a_statement_in_the_drivers_own_form_commits_by_itself_and_a_failed_one_leaves_the_writer(
+    db: Database,
+) -> None:
+    async with db.writer(autocommit=True) as writer:
+        assert await writer.fetch(INSERT[db.dialect], {"id": 1, "name": "one"}) == [(1, "one")]
+        with pytest.raises(sa.exc.IntegrityError):
+            await writer.fetch(INSERT[db.dialect], {"id": 1, "name": "again"})
+        await writer.fetch(INSERT[db.dialect], {"id": 2, "name": "two"})
+        assert await db.read(names) == ["one", "two"]
+
+
 async def test_a_single_statement_commits_by_itself(db: Database) -> None:
     await db.write_autocommit(insert, 1)
     assert await db.read(names) == ["x"]
@@ -296,6 +313,39 @@ async def test_a_statement_lost_with_its_connection_is_not_repeated_when_it_may_
         assert caught.value.reason == Reason.STORAGE_UNAVAILABLE
         await writer.run(insert, 2)
     assert len(await postgres.read(names)) == 2
+
+
+async def test_a_fetch_lost_with_its_connection_is_not_repeated_and_the_next_one_has_another(
+    postgres: Database, postgres_url: str
+) -> None:
+    async with postgres.writer(autocommit=True) as writer:
+        await writer.fetch(INSERT["postgresql"], {"id": 1, "name": "x"})
+        await asyncio.to_thread(cut, postgres_url)
+        with pytest.raises(Unavailable) as caught:
+            await writer.fetch(INSERT["postgresql"], {"id": 2, "name": "x"})
+        assert caught.value.reason == Reason.STORAGE_UNAVAILABLE
+        await writer.fetch(INSERT["postgresql"], {"id": 2, "name": "x"})
+        task = asyncio.ensure_future(writer.fetch("SELECT pg_sleep(60)", {}))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await writer.fetch(INSERT["postgresql"], {"id": 3, "name": "x"})
+    assert len(await postgres.read(names)) == 3
+
+
+async def test_a_fetch_undone_for_others_is_tried_again(postgres: Database) -> None:
+    await postgres.write(lambda connection: connection.execute(sa.text("CREATE SEQUENCE attempts")))
+    await postgres.write(
+        lambda connection: connection.execute(
+            sa.text(
+                "CREATE FUNCTION fail_twice() RETURNS bigint LANGUAGE plpgsql AS $$ DECLARE n bigint; BEGIN "
+                "n := nextval('attempts'); IF n < 3 THEN RAISE EXCEPTION USING ERRCODE = '40001'; END IF; "
+                "RETURN n; END $$"
+            )
+        )
+    )
+    async with postgres.writer(autocommit=True) as writer:
+        assert await writer.fetch("SELECT fail_twice()", {}) == [(3,)]
 
 
 async def test_a_transaction_undone_for_others_is_tried_again(postgres: Database) -> None:
