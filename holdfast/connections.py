@@ -254,6 +254,11 @@ class Connections:
         )
         return (await self._transport.call("auth", self._stub.UpdateConnection, request)).connection
 
+    async def refresh(self, name: str, *, user_id: str = "") -> connection_service_pb2.Connection:
+        """Renews the token of a connection now, whatever its age, and returns it as it stands afterwards."""
+        request = connection_service_pb2.RefreshConnectionRequest(name=name, user_id=user_id)
+        return (await self._transport.call("auth", self._stub.RefreshConnection, request)).connection
+
     async def revoke(self, name: str, *, user_id: str = "") -> connection_service_pb2.Connection:
         """Revokes a connection, tells the provider, and deletes the secret."""
         request = connection_service_pb2.RevokeConnectionRequest(name=name, user_id=user_id, request_id=new_uuid7())

@@ -209,6 +209,17 @@ def update(
 
 
 @connections.command()
+def refresh(name: NameArgument, user: UserOption = "", as_json: JsonOption = False) -> None:
+    """Renew the token of an OAuth connection now, whatever its age."""
+    connection = with_client(lambda client: client.connections.refresh(name, user_id=user))
+    if as_json:
+        print_json(connection)
+        return
+    ends = moment(connection.expire_time)
+    say(f"connection {connection.name} is {_state_text(connection)}" + (f"; its token ends {ends}" if ends else ""))
+
+
+@connections.command()
 def revoke(name: NameArgument, user: UserOption = "", as_json: JsonOption = False) -> None:
     """Revoke a connection, tell the provider, and delete its secret."""
     connection = with_client(lambda client: client.connections.revoke(name, user_id=user))

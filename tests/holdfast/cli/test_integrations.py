@@ -99,6 +99,9 @@ async def test_life_of_a_users_connection(holdfast: Invoke) -> None:
     assert json.loads((await holdfast("connections", "list", "--user", "bob", "--json")).stdout) == []
     table = await holdfast("connections")
     assert "ann" in table.stdout
+    # A key has nothing to renew.
+    kept = await holdfast("connections", "refresh", "crm", "--user", "ann")
+    assert (kept.exit_code, "CONNECTION_NOT_REFRESHABLE" in kept.stderr) == (ExitCode.ERROR, True)
     revoked = await holdfast("connections", "revoke", "crm", "--user", "ann")
     assert revoked.exit_code == ExitCode.OK
 
