@@ -24,7 +24,7 @@ from holdfast.ids import is_uuid
 from services.auth.keyring import Keyring
 from services.auth.requests import is_name
 from services.shared.clock import Clock
-from services.shared.interceptors import Identity
+from services.shared.interceptors import IMPERSONATE_SCOPE, Identity
 
 GRANT_LIFETIME: Final = timedelta(days=30)
 """How long a run may use connections after it was started: longer than any question stays open."""
@@ -103,6 +103,13 @@ class RunGrants:
         if caller.workspace_id is None or not caller.has_scope(RUNS_WRITE):
             raise PermissionDenied(
                 f"the caller lacks the scope {RUNS_WRITE}", reason=Reason.SCOPE_MISSING, metadata={"scope": RUNS_WRITE}
+            )
+        if caller.kind == "person" and not caller.may_act_for(user_id):
+            # What an executor says about a person is not enough: it may name whoever it likes.
+            raise PermissionDenied(
+                "a person starts runs for themselves only",
+                reason=Reason.SCOPE_MISSING,
+                metadata={"scope": IMPERSONATE_SCOPE},
             )
         if not is_uuid(run_id):
             raise InvalidArgument("run_id is not a UUID", field="run_id")

@@ -90,6 +90,17 @@ def test_caller_that_may_start_no_runs_gets_no_grant(grants: RunGrants) -> None:
             _issue(grants, caller)
 
 
+def test_person_gets_a_grant_for_themselves_alone(grants: RunGrants) -> None:
+    scopes = frozenset({"runs:write"})
+    person = Identity("person", workspace_id=WORKSPACE, user_id="u1", scopes=scopes)
+    assert grants.verify(_issue(grants, person), workspace_id=WORKSPACE).issued_to == "user:u1"
+    for user_id in ("u2", ""):
+        with pytest.raises(PermissionDenied):
+            _issue(grants, person, user_id=user_id)
+    helper = Identity("person", workspace_id=WORKSPACE, user_id="u3", scopes=scopes | {"connections:impersonate"})
+    assert _issue(grants, helper)
+
+
 @pytest.mark.parametrize(
     ("field", "changes"),
     [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -11,9 +13,13 @@ import pytest_asyncio
 from holdfast import Agent
 from holdfast.agent import http_tool
 from holdfast.api.common.v1 import run_pb2
+from holdfast.errors import InvalidArgument
 from holdfast.testing import call, scripted
+from tests.auth.connect.support import Browser, code_on
+from tests.auth.connect.test_service import base_of
 from tests.executor.tools.test_http import Endpoint, answer, serving
-from tests.suite.stages import Stage, question_of, until_waiting
+from tests.fakes.oauth_provider import CLIENT_ID, CLIENT_SECRET, FakeOAuthProvider, Profile
+from tests.suite.stages import Stage, open_stage, question_of, until_waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.promise("P6", "P8")]
 
@@ -70,3 +76,44 @@ async def test_person_may_let_the_run_go_on_without(stage: Stage, crm: Endpoint)
     assert run.state == run_pb2.RUN_STATE_SUCCEEDED
     assert "no active connection" in str(run.output)
     assert not crm.received
+
+
+async def test_account_is_connected_from_a_run_and_its_token_is_renewed_when_it_is_refused(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(100))
+        provider = await stack.enter_async_context(FakeOAuthProvider(Profile.strict()))
+        (tmp_path / "fake.yaml").write_text(provider.text)
+        of_auth = {"HOLDFAST_PROVIDERS_FOLDER": str(tmp_path), "HOLDFAST_AUTH_EGRESS_ALLOW": "127.0.0.0/8"}
+        stage = await stack.enter_async_context(open_stage(service_settings={"auth": of_auth}))
+        await stage.client.integrations.create(
+            "fake", client_id=CLIENT_ID, client_secret=CLIENT_SECRET, variables={"base": provider.url}
+        )
+        who = http_tool("who", f"{provider.url}/whoami", method="GET", connection="fake", scopes=["read"])
+        asks = Agent("asks-who", model=scripted(call("who"), "You are {{result}}."), tools=[who])
+        handle = await stage.start(asks, user_id="u1")
+        question = await question_of(handle)
+        browser = Browser(base_of(question.sign_in.connect_url))
+        stack.push_async_callback(browser.close)
+        code = code_on(await browser.complete(question.sign_in.connect_url))
+        # A forwarded link connects nothing: without the code of the completing browser the run goes on waiting.
+        with pytest.raises(InvalidArgument):
+            await stage.client.approvals.answer(question.approval_id, "AAAA-AAAA")
+        await stage.client.approvals.answer(question.approval_id, code)
+        run = await handle.wait()
+        assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+        assert "Ada" in str(run.output)
+        [connection] = [item async for item in stage.client.connections.list(user_id="u1")]
+        assert (connection.account_label, connection.user_id) == ("Ada", "u1")
+
+        # The provider ends the access token early: it is renewed once, and the call is made with the new one.
+        [grant] = [item for item in provider.grants if item.is_alive]
+        calls_before = provider.token_calls
+        grant.access_token = "no-longer-the-one-that-was-handed-out"
+        again = await (await stage.start(asks, user_id="u1")).wait()
+        assert again.state == run_pb2.RUN_STATE_SUCCEEDED
+        assert "Ada" in str(again.output)
+        assert provider.token_calls == calls_before + 1
+        assert provider.reuses_detected == 0
+        # Another user's run has no part in it.
+        other = await stage.start(asks, user_id="u2")
+        await until_waiting(other, run_pb2.WAIT_REASON_AUTH)
