@@ -65,6 +65,7 @@ def environment(folder: Path) -> dict[str, str]:
         "HOLDFAST_DATABASE_URL": f"sqlite:///{folder / 'auth.db'}",
         "HOLDFAST_SERVICE_TOKEN": TOKEN,
         "HOLDFAST_LISTEN": "127.0.0.1:0",
+        "HOLDFAST_AUTH_HTTP_LISTEN": "127.0.0.1:0",
         "HOLDFAST_MASTER_KEY": MasterKey.generate().export(),
         "HOLDFAST_MIGRATE_ON_START": "true",
         "HOLDFAST_LOG_FORMAT": "json",

@@ -73,6 +73,7 @@ class Cluster:
             "HOLDFAST_DATABASE_URL": database_url,
             "HOLDFAST_SERVICE_TOKEN": TOKEN,
             "HOLDFAST_LISTEN": "127.0.0.1:0",
+            "HOLDFAST_AUTH_HTTP_LISTEN": "127.0.0.1:0",
             "HOLDFAST_LOG_FORMAT": "json",
             "HOLDFAST_MIGRATE_ON_START": "true",
             "HOLDFAST_MASTER_KEY": self.master.export(),

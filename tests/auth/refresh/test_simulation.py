@@ -51,6 +51,7 @@ class Simulation:
         self.calls: list[asyncio.Task[Any]] = []
         self.connection_id = ""
         self.was_killed = False
+        self.was_disturbed = False
         self.steals = 0.0
 
     async def act(self, action: str, subject: Any) -> None:
@@ -72,6 +73,7 @@ class Simulation:
             self.endpoint.refusals.append(TokenRefused(RefusalKind.TRANSIENT, "503", status=503))
             return
         replica: Replica = self.replicas[subject]
+        self.was_disturbed |= action != "refresh"
         if action == "refresh":
             version = world.secrets.secrets[self.path].version
             self.calls.append(asyncio.create_task(replica.refresh(self.connection_id, newer_than=version)))
@@ -132,6 +134,8 @@ class Simulation:
         grant = self.endpoint.grants["ada"]
         steals = self.steals + sum(replica.metric("holdfast_refresh_lease_steals_total") for replica in self.replicas)
         row = self.world.row(self.connection_id)
+        if not self.was_disturbed:
+            assert steals == 0
         if steals == 0:
             assert grant.max_in_flight <= 1
         if row.state is ConnectionState.NEEDS_REAUTH:
@@ -154,6 +158,7 @@ class Simulation:
     st.booleans(),
 )
 @example([("refresh", 0), ("seconds", 2.0)], Rotation.STRICT, True)
+@example([("refresh", 0), ("turns", 12), ("refresh", 1), ("seconds", 20.0)], Rotation.OPTIONAL, True)
 @example([("refresh", 0), ("turns", 6), ("kill", 0), ("refresh", 1), ("seconds", 50.0)], Rotation.STRICT, True)
 @example([("refresh", 0), ("seconds", 0.2), ("stop", 0), ("refresh", 1), ("seconds", 50.0)], Rotation.STRICT, False)
 def test_whatever_happens_the_grant_lives_or_its_loss_is_known(
