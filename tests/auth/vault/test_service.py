@@ -58,7 +58,8 @@ async def test_a_connections_key_lies_in_vault_and_nowhere_else(server: Server, 
     async with running(await settings_on(server, tmp_path)) as auth:
         client, workspace_id = await auth.workspace("w1")
         await client.connections.CreateConnection(new_connection(key=KEY))
-        answer = await auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id))
+        use = use_of(workspace_id, run_grant=await auth.grant(workspace_id, "openai"))
+        answer = await auth.as_service("executor").credentials.ResolveCredential(use)
         assert answer.secret == KEY
     for file in tmp_path.iterdir():
         assert KEY.encode() not in file.read_bytes()
