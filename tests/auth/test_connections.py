@@ -195,16 +195,24 @@ async def test_an_address_is_kept_as_given(embedded_auth: Auth, url: str) -> Non
 
 @pytest.mark.parametrize("name", ["", "absent", "Not A Name", "a\x00", "x" * 1000])
 async def test_a_connection_that_is_not_there_is_not_found(auth: Auth, name: str) -> None:
-    client, workspace_id = await auth.workspace("acme")
+    client, _ = await auth.workspace("acme")
     for call in (
         client.connections.GetConnection(GetConnectionRequest(name=name)),
         client.connections.RevokeConnection(RevokeConnectionRequest(name=name, request_id="r1")),
-        resolve(auth, workspace_id, name),
-        resolve(auth, "not a workspace", name),
-        resolve(auth, "0198c0de-0000-7000-8000-000000000009", name),
     ):
         error = await failure(call)
         assert (type(error), error.reason) == (NotFound, Reason.CONNECTION_NOT_FOUND)
+
+
+async def test_a_granted_connection_that_is_not_there_is_not_found(auth: Auth) -> None:
+    _, workspace_id = await auth.workspace("acme")
+    error = await failure(resolve(auth, workspace_id, "absent"))
+    assert (type(error), error.reason) == (NotFound, Reason.CONNECTION_NOT_FOUND)
+    # The grant is of one workspace: whoever shows it for another one has no right there, whatever is there.
+    grant = await auth.grant(workspace_id, "absent")
+    request = use_of("0198c0de-0000-7000-8000-000000000009", "absent", run_grant=grant)
+    error = await failure(auth.as_service("executor").credentials.ResolveCredential(request))
+    assert (type(error), error.reason) == (PermissionDenied, Reason.RUN_GRANT_INVALID)
 
 
 async def test_a_repeated_request_is_answered_the_same_and_done_once(auth: Auth) -> None:
