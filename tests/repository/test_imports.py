@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
 
 import pytest
 
@@ -50,6 +52,27 @@ def test_shared_code_imports_no_service() -> None:
         lambda found: is_in(found.module, "services") and not is_in(found.module, "services.shared"),
     )
     assert violations == [], "what is shared knows nothing of who shares it"
+
+
+def test_services_import_nothing_that_their_extra_does_not_install() -> None:
+    """A machine on which a library was installed by hand would hide that it is not declared."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = {
+        re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
+        for requirement in (*project["dependencies"], *extras["server"], *extras["keychain"])
+    }
+    provided_by = packages_distributions()
+
+    def is_undeclared(found: Import) -> bool:
+        top = found.module.partition(".")[0]
+        if found.level or top in sys.stdlib_module_names or top in ("services", "holdfast"):
+            return False
+        distributions = {name.lower().replace("_", "-") for name in provided_by.get(top, ())}
+        return not distributions & declared
+
+    violations = _violations(python_sources("services", "holdfast"), is_undeclared)
+    assert violations == [], "declare it in pyproject.toml"
 
 
 def test_every_folder_of_services_is_a_known_service() -> None:
