@@ -35,7 +35,8 @@ from tests.fakes.feed import FakePeers
 from tests.trace.journals import OTHER_WORKSPACE, REVISION, WORKSPACE, Journal, in_feed_order
 
 TOKEN = "a-service-token-of-enough-characters"
-KEY, OTHER_KEY, KEY_WITHOUT_SCOPE = "key-of-ada", "key-of-bob", "key-that-only-runs"
+# In the form of persons' tokens: what has the form of no credential is refused before anybody asks auth.
+KEY, OTHER_KEY, KEY_WITHOUT_SCOPE = "key.of.ada", "key.of.bob", "key.that.only-runs"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
