@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from holdfast.agent import Agent, Limits, http_tool
     from holdfast.agent_files import load_agents
     from holdfast.client import Client
+    from holdfast.credential import Credential
     from holdfast.errors import HoldfastError
     from holdfast.runs import RunCancelled, RunError, RunEvent, RunFailed, RunHandle, TextDelta
     from holdfast.sync import SyncClient
-    from holdfast.tool import Tool, ToolContext, ToolError, tool
+    from holdfast.tool import SignInNeeded, Tool, ToolContext, ToolError, tool
     from holdfast.version import __version__
     from holdfast.worker import Worker
 
 __all__ = [
     "Agent",
     "Client",
+    "Credential",
     "HoldfastError",
     "Limits",
     "RunCancelled",
@@ -26,6 +28,7 @@ __all__ = [
     "RunEvent",
     "RunFailed",
     "RunHandle",
+    "SignInNeeded",
     "SyncClient",
     "TextDelta",
     "Tool",
@@ -43,6 +46,7 @@ __all__ = [
 _HOMES = {
     "Agent": "holdfast.agent",
     "Client": "holdfast.client",
+    "Credential": "holdfast.credential",
     "HoldfastError": "holdfast.errors",
     "Limits": "holdfast.agent",
     "RunCancelled": "holdfast.runs",
@@ -50,6 +54,7 @@ _HOMES = {
     "RunEvent": "holdfast.runs",
     "RunFailed": "holdfast.runs",
     "RunHandle": "holdfast.runs",
+    "SignInNeeded": "holdfast.tool",
     "SyncClient": "holdfast.sync",
     "TextDelta": "holdfast.runs",
     "Tool": "holdfast.tool",

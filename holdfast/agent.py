@@ -108,7 +108,7 @@ class Agent:
         return tuple(as_tool(tool) for tool in self.tools if isinstance(tool, Tool) or _is_function(tool))
 
     def fill_from(self, tools: Iterable[Tool[Any, Any]]) -> list[str]:
-        """Completes worker tools that declare no schema, description or effect with those of the Python tools.
+        """Completes worker tools that lack a schema, description, effect or connection with those of the Python tools.
 
         What the definition declares itself stays as it is.
 
@@ -134,6 +134,8 @@ class Agent:
                 spec.effect = source.effect
             if not spec.HasField("timeout") and source.HasField("timeout"):
                 spec.timeout.CopyFrom(source.timeout)
+            if not spec.HasField("auth") and source.HasField("auth"):
+                spec.auth.CopyFrom(source.auth)
             spec.worker.SetInParent()
             if spec.SerializeToString(deterministic=True) != before:
                 filled.append(spec.name)

@@ -7,14 +7,17 @@ import inspect
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, TypeVar, overload
 
 from holdfast.schema import JsonSchema, Mismatch, decode_arguments, read_signature
 
 if TYPE_CHECKING:
+    import concurrent.futures
+
     from holdfast.api.common.v1.agent_pb2 import ToolSpec
     from holdfast.api.executor.v1.tool_worker_service_pb2 import ServedTool
+    from holdfast.credential import Credential
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,6 +43,20 @@ class ToolError(Exception):
         self.message = message
         self.retryable = retryable
         self.outcome_unknown = outcome_unknown
+
+
+class SignInNeeded(ToolError):
+    """Raised by `ToolContext.credential`, and by tools themselves: the call lacks a sign-in and has had no effect.
+
+    The run waits until the account is connected, and the call is made again. A tool that has had an effect before must
+    catch it and raise another `ToolError`.
+
+    Args:
+        message: What is missing, for people.
+    """
+
+    def __init__(self, message: str = "a sign-in is missing") -> None:
+        super().__init__(message)
 
 
 class ToolContext:
@@ -70,6 +87,7 @@ class ToolContext:
         last_heartbeat_details: str = "",
         traceparent: str = "",
         on_heartbeat: Callable[[str], None] | None = None,
+        on_credential: Callable[[str], concurrent.futures.Future[Credential]] | None = None,
     ) -> None:
         self.idempotency_key = idempotency_key
         self.run_id = run_id
@@ -80,6 +98,7 @@ class ToolContext:
         self.last_heartbeat_details = last_heartbeat_details
         self.traceparent = traceparent
         self._on_heartbeat = on_heartbeat
+        self._on_credential = on_credential
         self._cancelled = threading.Event()
 
     @property
@@ -103,6 +122,47 @@ class ToolContext:
         if self._on_heartbeat is not None:
             self._on_heartbeat(details)
 
+    async def credential(self, *, rejected: Credential | None = None) -> Credential:
+        """Returns the secret of the connection that the tool declares: of the run's user, or one that is shared.
+
+        Ask before the tool does anything: when a sign-in is missing the call is made again later.
+
+        Args:
+            rejected: The third party refused this one (401): another one is wanted, if there is one.
+
+        Raises:
+            SignInNeeded: The account is not connected, or has to be connected again; let it pass.
+            ToolError: The connection does not allow that its secret is handed out, or auth does not answer.
+        """
+        # Imported here: a program that only defines tools does without.
+        import asyncio
+
+        return await asyncio.wrap_future(self._ask_for_credential(rejected))
+
+    def credential_sync(self, *, rejected: Credential | None = None) -> Credential:
+        """As `credential`, for tools that are plain functions, and for threads.
+
+        Args:
+            rejected: The third party refused this one (401): another one is wanted, if there is one.
+
+        Raises:
+            SignInNeeded: The account is not connected, or has to be connected again; let it pass.
+            ToolError: The connection does not allow that its secret is handed out, or auth does not answer.
+            RuntimeError: Called in a coroutine, which it would block.
+        """
+        import asyncio
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._ask_for_credential(rejected).result()
+        raise RuntimeError("in a coroutine it is `await context.credential()`")
+
+    def _ask_for_credential(self, rejected: Credential | None) -> concurrent.futures.Future[Credential]:
+        if self._on_credential is None:
+            raise ToolError("credentials are handed out by workers only; tests of a tool give on_credential")
+        return self._on_credential(rejected.fingerprint if rejected is not None else "")
+
     def cancel(self) -> None:
         """Marks the call as cancelled; called by the worker, and by tests of a tool."""
         self._cancelled.set()
@@ -117,6 +177,8 @@ class Tool(Generic[P, R]):
         input_schema: JSON Schema of the arguments.
         effect: What a lost call may have done.
         timeout: How long one attempt may take, in seconds; None leaves it to the runtime (60 s).
+        connection: Name of the connection, or integration, whose credential it asks for; empty for none.
+        scopes: Permissions that it needs there.
         function: The function.
         is_async: Whether the function is a coroutine function.
     """
@@ -129,6 +191,8 @@ class Tool(Generic[P, R]):
         name: str | None = None,
         description: str | None = None,
         timeout: float | None = None,
+        connection: str = "",
+        scopes: Sequence[str] = (),
     ) -> None:
         self.__name__: str = ""
         if effect not in EFFECTS:
@@ -141,12 +205,18 @@ class Tool(Generic[P, R]):
             )
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout={timeout!r}: expected a number of seconds above 0")
+        if scopes and not connection:
+            raise ValueError("scopes are those of a connection; name it with connection=")
+        if isinstance(scopes, str):
+            raise ValueError(f"scopes={scopes!r}: expected a list")
         signature = read_signature(function, injected_type=ToolContext)
         self.function = function
         self.description = signature.description if description is None else description
         self.input_schema: JsonSchema = signature.input_schema
         self.effect: Effect = effect
         self.timeout = timeout
+        self.connection = connection
+        self.scopes = tuple(scopes)
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         self._signature = signature
         functools.update_wrapper(self, function)
@@ -190,6 +260,9 @@ class Tool(Generic[P, R]):
             timeout = Duration()
             timeout.FromNanoseconds(round(self.timeout * 1e9))
             spec.timeout.CopyFrom(timeout)
+        if self.connection:
+            spec.auth.connection = self.connection
+            spec.auth.scopes.extend(self.scopes)
         return spec
 
     def served(self) -> ServedTool:
@@ -221,6 +294,8 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     timeout: float | None = None,
+    connection: str = "",
+    scopes: Sequence[str] = (),
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -232,6 +307,8 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     timeout: float | None = None,
+    connection: str = "",
+    scopes: Sequence[str] = (),
 ) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
     """Makes a tool of a sync or async function: its schema comes from the signature and the Google-style docstring.
 
@@ -252,10 +329,21 @@ def tool(
         name: As the model sees it; the function's name when not given.
         description: For the model; the docstring's text when not given.
         timeout: How long one attempt may take, in seconds.
+        connection: Name of the connection, or of the integration, whose credential the tool asks for with
+            `ToolContext.credential`: that of the run's user, or one that the workspace shares.
+        scopes: Permissions that the tool needs there, in the provider's words.
     """
 
     def decorate(function: Callable[P, R]) -> Tool[P, R]:
-        return Tool(function, effect=effect, name=name, description=description, timeout=timeout)
+        return Tool(
+            function,
+            effect=effect,
+            name=name,
+            description=description,
+            timeout=timeout,
+            connection=connection,
+            scopes=scopes,
+        )
 
     return decorate if function is None else decorate(function)
 

@@ -7,15 +7,19 @@ broken stream does not stop what runs; its end is reported until somebody answer
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import enum
+import json
 import logging
 import os
 import random
 import signal
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC
 from typing import Any, Final
 
 import grpc
@@ -23,19 +27,23 @@ import grpc.aio
 
 from holdfast.api.executor.v1 import tool_worker_service_pb2 as pb
 from holdfast.api.executor.v1.tool_worker_service_pb2_grpc import ToolWorkerServiceStub
+from holdfast.credential import Credential, HandedOut
 from holdfast.errors import (
     Aborted,
+    DeadlineExceeded,
     HoldfastError,
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    Reason,
+    ResourceExhausted,
     Unauthenticated,
     Unavailable,
 )
 from holdfast.ids import new_uuid7
 from holdfast.schema import encode_json
 from holdfast.settings import resolve
-from holdfast.tool import Tool, ToolContext, ToolError, by_name
+from holdfast.tool import SignInNeeded, Tool, ToolContext, ToolError, by_name
 from holdfast.transport import Transport
 from holdfast.version import __version__
 
@@ -45,11 +53,19 @@ MAX_ERROR_CHARACTERS: Final = 4_000
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _LONGEST_BACKOFF_SECONDS: Final = 5.0
 _REPORT_TIMEOUT_SECONDS: Final = 30.0
+# A token that is renewed at a slow provider is waited for.
+_CREDENTIAL_TIMEOUT_SECONDS: Final = 45.0
 # Details of a heartbeat are sent as they come, but not more often than this.
 _SHORTEST_BEAT_SECONDS: Final = 0.2
 _REMEMBERED_LEASES: Final = 10_000
 _STALE_OFFER_SECONDS: Final = 60.0
 _FAREWELL_SECONDS: Final = 1.0
+
+_SIGN_IN_REASONS: Final = (
+    Reason.CONNECTION_NOT_FOUND,
+    Reason.CONNECTION_NEEDS_REAUTH,
+    Reason.SCOPE_INSUFFICIENT,
+)
 
 log = logging.getLogger("holdfast.worker")
 
@@ -123,6 +139,7 @@ class Worker:
         self._idle = asyncio.Event()
         self._idle.set()
         self._beat_now = asyncio.Event()
+        self._handed_out = HandedOut()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
@@ -219,7 +236,7 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------------------- calls
 
-    def _accept(self, offer: pb.CallOffer) -> bool:
+    def _accept(self, offer: pb.CallOffer, transport: Transport) -> bool:
         """Notes an offer; False when it is not for this worker now, so that it goes to another one."""
         if offer.lease in self._done or self._draining.is_set():
             return False
@@ -240,6 +257,7 @@ class Worker:
             last_heartbeat_details=offer.last_heartbeat_details,
             traceparent=offer.traceparent,
             on_heartbeat=lambda details: self._on_heartbeat(offer.lease, details),
+            on_credential=lambda rejected: self._on_credential(offer.lease, rejected, transport),
         )
         self._calls[offer.lease] = _Call(offer, tool, context)
         self._idle.clear()
@@ -286,16 +304,52 @@ class Worker:
         def note() -> None:
             call = self._calls.get(lease)
             if call is not None:
-                call.details = details
+                call.details = self._handed_out.scrubbed(details)
                 self._beat_now.set()
 
         if not loop.is_closed():
             loop.call_soon_threadsafe(note)
 
+    def _on_credential(
+        self, lease: str, rejected_fingerprint: str, transport: Transport
+    ) -> concurrent.futures.Future[Credential]:
+        """Called by tools, from any thread and any loop."""
+        loop = self._loop
+        assert loop is not None
+        if loop.is_closed():
+            raise ToolError("the worker has stopped")
+        return asyncio.run_coroutine_threadsafe(self._get_credential(lease, rejected_fingerprint, transport), loop)
+
+    async def _get_credential(self, lease: str, rejected_fingerprint: str, transport: Transport) -> Credential:
+        stub = transport.stub("executor", ToolWorkerServiceStub)
+        request = pb.GetCallCredentialRequest(
+            worker_id=self.worker_id, lease=lease, rejected_fingerprint=rejected_fingerprint
+        )
+        try:
+            answer = await transport.call(
+                "executor", stub.GetCallCredential, request, timeout=_CREDENTIAL_TIMEOUT_SECONDS
+            )
+        except HoldfastError as error:
+            if error.reason in _SIGN_IN_REASONS:
+                raise SignInNeeded(error.message) from error
+            # Of nothing that was refused anything can have come about; waiting helps only where somebody is away.
+            is_away = isinstance(error, (Unavailable, DeadlineExceeded, ResourceExhausted))
+            raise ToolError(f"there is no credential: {error.message}", retryable=is_away) from error
+        credential = Credential(
+            answer.secret,
+            fingerprint=answer.fingerprint,
+            headers={field.name: field.value for field in answer.headers},
+            query={field.name: field.value for field in answer.query},
+            expire_time=answer.expire_time.ToDatetime(tzinfo=UTC) if answer.HasField("expire_time") else None,
+            base_url=answer.base_url,
+        )
+        self._handed_out.learn(credential)
+        return credential
+
     async def _execute_and_report(self, call: _Call, transport: Transport) -> None:
         request = pb.CompleteCallRequest(worker_id=self.worker_id, lease=call.lease)
         try:
-            request.result_json = await _execute(call)
+            request.result_json = await _execute(call, self._handed_out)
         except _CallFailed as failed:
             request.error.CopyFrom(failed.error)
         call.phase = _Phase.REPORTING
@@ -401,7 +455,7 @@ class _Stream:
         while (response := await self._read()) is not None:
             kind = response.WhichOneof("kind")
             if kind == "offer":
-                if worker._accept(response.offer):
+                if worker._accept(response.offer, self._transport):
                     await self._write(start=pb.StartCall(lease=response.offer.lease))
             elif kind == "go":
                 worker._go(response.go.lease, self._transport, self._group)
@@ -461,14 +515,21 @@ class _Stream:
 
 
 class _CallFailed(Exception):
-    def __init__(self, message: str, *, retryable: bool = False, outcome_unknown: bool = False) -> None:
+    def __init__(
+        self, message: str, *, retryable: bool = False, outcome_unknown: bool = False, needs_sign_in: bool = False
+    ) -> None:
         super().__init__(message)
         shown = message if len(message) <= MAX_ERROR_CHARACTERS else f"{message[: MAX_ERROR_CHARACTERS - 1]}…"
-        self.error = pb.CallError(message=shown, is_retryable=retryable, is_outcome_unknown=outcome_unknown)
+        self.error = pb.CallError(
+            message=shown,
+            is_retryable=retryable,
+            is_outcome_unknown=outcome_unknown,
+            needs_sign_in=needs_sign_in,
+        )
 
 
-async def _execute(call: _Call) -> str:
-    """Executes the tool and returns its result as JSON text.
+async def _execute(call: _Call, handed_out: HandedOut) -> str:
+    """Executes the tool and returns its result as JSON text, without the credentials that the worker was handed.
 
     Raises:
         _CallFailed: The tool failed, or its result is not usable.
@@ -477,7 +538,12 @@ async def _execute(call: _Call) -> str:
         function = call.tool.bind(call.offer.arguments_json, call.context)
         value = await function() if call.tool.is_async else await _in_thread(function)
     except ToolError as error:
-        raise _CallFailed(error.message, retryable=error.retryable, outcome_unknown=error.outcome_unknown) from error
+        raise _CallFailed(
+            handed_out.scrubbed(error.message),
+            retryable=error.retryable,
+            outcome_unknown=error.outcome_unknown,
+            needs_sign_in=isinstance(error, SignInNeeded),
+        ) from error
     except asyncio.CancelledError:
         task = asyncio.current_task()
         assert task is not None
@@ -491,17 +557,31 @@ async def _execute(call: _Call) -> str:
         raise _CallFailed("the tool was stopped because its call was cancelled") from None
     except (Exception, SystemExit) as error:
         # The class and the message, never a traceback: the model and the journal get this.
-        log.exception("the tool %s failed", call)
+        log.error("the tool %s failed\n%s", call, handed_out.scrubbed(traceback.format_exc()).rstrip())
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise _CallFailed(text) from error
+        raise _CallFailed(handed_out.scrubbed(text)) from error
     try:
         result = encode_json(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise _CallFailed(f"the tool ran, but its result can't be written as JSON: {error}") from error
+    result = _without_credentials(result, handed_out)
     size = len(result.encode(errors="surrogatepass"))
     if size > MAX_RESULT_BYTES:
         raise _CallFailed(f"the tool ran, but its result has {size} bytes; at most {MAX_RESULT_BYTES} are allowed")
     return result
+
+
+def _without_credentials(result: str, handed_out: HandedOut) -> str:
+    scrubbed = handed_out.scrubbed(result)
+    if scrubbed == result:
+        return result
+    log.error("a credential was taken out of a tool's result")
+    try:
+        json.loads(scrubbed)
+    except ValueError:
+        # It stood there as a number.
+        raise _CallFailed("the tool ran, but its result held a credential") from None
+    return scrubbed
 
 
 async def _in_thread(function: Callable[[], Any]) -> Any:

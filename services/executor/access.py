@@ -62,6 +62,7 @@ ACCESS: Final[Mapping[str, Access]] = {
         {
             "Work": Access(scope="workers", traced=False),
             "CompleteCall": Access(scope="workers"),
+            "GetCallCredential": Access(scope="workers"),
         },
     ),
     **service_access(

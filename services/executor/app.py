@@ -18,6 +18,7 @@ from holdfast.api.executor.v1.workspace_service_pb2_grpc import add_WorkspaceSer
 from holdfast.api.state.v1.lease_service_pb2_grpc import LeaseServiceStub
 from holdfast.ids import new_uuid7
 from services.executor.access import ACCESS
+from services.executor.call_credentials import CallCredentials
 from services.executor.call_results import CallResults
 from services.executor.credential_uses import CredentialUses
 from services.executor.credentials import Credentials
@@ -96,6 +97,8 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         connect = ConnectServiceStub(auth_channel)
         uses = CredentialUses(CredentialServiceStub(auth_channel), clock)
         closing.push_async_callback(uses.close)
+        credentials = Credentials(CredentialServiceStub(auth_channel), connect, grants, uses, clock=clock)
+        call_credentials = CallCredentials(stubs, revisions, credentials)
         sign_ins = SignIns(ConnectionFeedServiceStub(auth_channel), stubs.runs, clock)
         hub = WorkerHub(stubs.calls, clock=clock)
         parts = DriverParts(
@@ -105,7 +108,7 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
             revisions=revisions,
             local_calls=LocalCalls(
                 models=models,
-                credentials=Credentials(CredentialServiceStub(auth_channel), connect, grants, uses, clock=clock),
+                credentials=credentials,
                 http_tools=http_tools,
                 journal=journal,
                 clock=clock,
@@ -128,7 +131,8 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         server.add(add_SessionServiceServicer_to_server, SessionServicer(stubs, page_key=key))
         server.add(add_RunServiceServicer_to_server, RunServicer(stubs, starter, journal, watcher, page_key=key))
         server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs, revisions, connect, page_key=key))
-        server.add(add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(hub, CallResults(stubs, revisions)))
+        results = CallResults(stubs, revisions, call_credentials)
+        server.add(add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(hub, results, call_credentials))
         server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs))
         # Order matters: workers first, so that what they finish while the runs drain is still stored.
         server.on_drain(hub.drain)

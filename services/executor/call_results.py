@@ -9,6 +9,7 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.executor.v1 import tool_worker_service_pb2 as worker_pb2
 from holdfast.api.state.v1 import call_queue_service_pb2 as queue_pb2
 from holdfast.errors import HoldfastError, InvalidArgument, LeaseLost, Reason
+from services.executor.call_credentials import CallCredentials, check_call, tool_of
 from services.executor.revisions import RevisionCache
 from services.executor.state_stubs import StateStubs
 from services.executor.tools.output import RESULT_LIMIT_BYTES, parse_result, settle_result, shorten, without_secrets
@@ -21,7 +22,6 @@ RESULT_TOO_LARGE: Final = "RESULT_TOO_LARGE"
 
 LATE_CONTENT_BYTES: Final = 4 * 1024
 _ERROR_MESSAGE_BYTES: Final = 4 * 1024
-_MAX_LEASE_CHARACTERS: Final = 512
 _DEADLINE_SECONDS: Final = 30.0
 
 
@@ -39,11 +39,13 @@ class CallResults:
     Args:
         state: The state service.
         revisions: Definitions, for the tools' schemas and caps.
+        credentials: Says what a call lacks whose worker reports that it lacks a sign-in.
     """
 
-    def __init__(self, state: StateStubs, revisions: RevisionCache) -> None:
+    def __init__(self, state: StateStubs, revisions: RevisionCache, credentials: CallCredentials) -> None:
         self._state = state
         self._revisions = revisions
+        self._credentials = credentials
 
     async def store(self, workspace_id: str, request: worker_pb2.CompleteCallRequest) -> None:
         """Stores what a worker reports about a call.
@@ -67,8 +69,8 @@ class CallResults:
         call = response.call
         if call.workspace_id != workspace_id:
             raise LeaseLost("the call is not this worker's", reason=Reason.CALL_LEASE_LOST)
-        tool = await self._tool_of(workspace_id, call)
-        outcome = _outcome_of(call, tool, request)
+        tool = await tool_of(self._revisions, workspace_id, call)
+        outcome = await self._without_sign_in(call, tool, request) or _outcome_of(call, tool, request)
         with calling("state"):
             await self._state.calls.CompleteCall(
                 queue_pb2.CompleteCallRequest(
@@ -84,16 +86,25 @@ class CallResults:
         if outcome.refusal is not None:
             raise outcome.refusal
 
-    async def _tool_of(self, workspace_id: str, call: queue_pb2.LeasedCall) -> agent_pb2.ToolSpec:
-        spec = await self._revisions.get(workspace_id, call.agent, call.revision)
-        return next((tool for tool in spec.tools if tool.name == call.tool), agent_pb2.ToolSpec(name=call.tool))
+    async def _without_sign_in(
+        self, call: queue_pb2.LeasedCall, tool: agent_pb2.ToolSpec, request: worker_pb2.CompleteCallRequest
+    ) -> _Outcome | None:
+        """What is stored of a call that had no effect for want of a sign-in; None for any other report."""
+        error = request.error
+        # A tool that cannot know whether it had its effect must not be called again for a sign-in.
+        if not error.needs_sign_in or error.is_outcome_unknown or not tool.HasField("auth"):
+            return None
+        # Auth says what is missing, not the worker: it ends in a link that a person is asked to follow.
+        missing = await self._credentials.why_missing(call, tool)
+        if missing is None:
+            failure = _failure_of(error)
+            failure.failure_class = content_pb2.FAILURE_CLASS_RETRYABLE
+            return _Outcome(_attempt_failed(call, failure))
+        return _Outcome(_attempt_failed(call, missing.failure, missing.sign_in))
 
 
 def _check(request: worker_pb2.CompleteCallRequest) -> None:
-    if not request.worker_id or len(request.worker_id) > 64:
-        raise InvalidArgument("expected the worker's id", field="worker_id")
-    if not request.lease or len(request.lease) > _MAX_LEASE_CHARACTERS:
-        raise InvalidArgument("expected the lease of the call", field="lease")
+    check_call(request.worker_id, request.lease)
     if request.WhichOneof("outcome") is None:
         raise InvalidArgument("expected result_json or error", field="outcome")
 
@@ -149,8 +160,12 @@ def _failure_of(error: worker_pb2.CallError) -> content_pb2.Failure:
     return content_pb2.Failure(reason=TOOL_FAILED, message=message, failure_class=failure_class)
 
 
-def _attempt_failed(call: queue_pb2.LeasedCall, failure: content_pb2.Failure) -> run_pb2.Change:
-    failed = run_pb2.AttemptFailed(step=call.step, attempt=call.attempt, failure=without_secrets(failure))
+def _attempt_failed(
+    call: queue_pb2.LeasedCall, failure: content_pb2.Failure, sign_in: run_pb2.SignInNeeded | None = None
+) -> run_pb2.Change:
+    failed = run_pb2.AttemptFailed(
+        step=call.step, attempt=call.attempt, failure=without_secrets(failure), sign_in=sign_in
+    )
     return run_pb2.Change(attempt_failed=failed)
 
 

@@ -69,6 +69,7 @@ class Need:
         target: Where the request goes, as `https://host[:port]`; empty for the connection's own address.
         method: The request's method.
         scopes: Permissions that the tool needs.
+        is_raw: A worker is handed the secret itself.
     """
 
     workspace_id: str
@@ -80,6 +81,7 @@ class Need:
     target: str = ""
     method: str = ""
     scopes: tuple[str, ...] = ()
+    is_raw: bool = False
 
 
 class CredentialMissing(Exception):
@@ -154,6 +156,27 @@ class Credentials:
         Raises:
             CredentialMissing: There is none.
         """
+        try:
+            return await self.hand_out(need, rejected_fingerprint=rejected_fingerprint)
+        except HoldfastError as error:
+            # Without the context: an error of the transport is of no use to whoever reads the failure.
+            raise await self._missing(need, error) from None
+
+    async def why_missing(self, need: Need) -> CredentialMissing | None:
+        """Asks auth anew, whatever is remembered; None when there is a credential by now."""
+        self._known.pop(replace(need, step=0), None)
+        try:
+            await self.hand_out(need)
+        except HoldfastError as error:
+            return await self._missing(need, error)
+        return None
+
+    async def hand_out(self, need: Need, *, rejected_fingerprint: str = "") -> ResolvedCredential:
+        """As `resolve`, for callers who are told what auth says.
+
+        Raises:
+            HoldfastError: There is none; as auth, or state, raised it.
+        """
         # Steps of one run share what is remembered; the record of each use names its own.
         key = replace(need, step=0)
         known = self._known.get(key)
@@ -161,27 +184,24 @@ class Credentials:
             self._uses.add(need, known[1].connection_id, known[1].fingerprint)
             return known[1]
         self._known.pop(key, None)
-        try:
-            grant = await self._grants.of(need.workspace_id, need.run_id)
-            with calling("auth"):
-                response = await self._stub.ResolveCredential(
-                    pb.ResolveCredentialRequest(
-                        workspace_id=need.workspace_id,
-                        connection=need.connection,
-                        run_id=need.run_id,
-                        step=need.step,
-                        run_grant=grant,
-                        tool=need.tool,
-                        target=need.target,
-                        method=need.method,
-                        scopes=need.scopes,
-                        rejected_fingerprint=rejected_fingerprint,
-                    ),
-                    timeout=_DEADLINE_SECONDS,
-                )
-        except HoldfastError as error:
-            # Without the context: an error of the transport is of no use to whoever reads the failure.
-            raise await self._missing(need, error) from None
+        grant = await self._grants.of(need.workspace_id, need.run_id)
+        with calling("auth"):
+            response = await self._stub.ResolveCredential(
+                pb.ResolveCredentialRequest(
+                    workspace_id=need.workspace_id,
+                    connection=need.connection,
+                    run_id=need.run_id,
+                    step=need.step,
+                    run_grant=grant,
+                    tool=need.tool,
+                    target=need.target,
+                    method=need.method,
+                    scopes=need.scopes,
+                    rejected_fingerprint=rejected_fingerprint,
+                    mode=pb.CREDENTIAL_MODE_RAW if need.is_raw else pb.CREDENTIAL_MODE_INJECT,
+                ),
+                timeout=_DEADLINE_SECONDS,
+            )
         PROCESS.learn(response.secret, response.fingerprint)
         for item in (*response.headers, *response.query):
             PROCESS.learn(item.value, response.fingerprint)

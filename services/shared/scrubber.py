@@ -6,16 +6,15 @@ of credentials in general. There is one per process, as for logging: what it gua
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
-from urllib.parse import quote, quote_plus
 
+from holdfast.secret_forms import MIN_FORM_CHARACTERS, forms_of
 from services.shared.clock import Clock, SystemClock
 from services.shared.key_form import checksum
 
@@ -31,7 +30,7 @@ MAX_SECRET_CHARACTERS: Final = 8 * 1024
 _MAX_FORM_CHARACTERS: Final = 16 * 1024 * 1024
 """Of all forms together; beyond, the secrets that were used longest ago are forgotten."""
 
-_GRAM: Final = 8
+_GRAM: Final = MIN_FORM_CHARACTERS
 _ALERT_SECONDS: Final = 60.0
 _MASK: Final = "[[secret]]"
 # Most of a text are words that are too short to begin a secret.
@@ -314,46 +313,6 @@ def masked(text: str) -> str:
     if "bearer" in lowered or "basic" in lowered or "token" in lowered:
         text = _AUTHORIZATION.sub(lambda match: f"{match[1]}{match[2]}{_MASK}", text)
     return text
-
-
-def forms_of(secret: str) -> Iterable[str]:
-    """Returns the forms in which a secret may be written: as it is, in hex, for URLs, in JSON, in base64.
-
-    Base64 writes the same bytes in three ways, by where they begin, so that these also find the secret in a `Basic`
-    pair; letters at the edges, which depend on the neighbours, are left out.
-    """
-    raw = secret.encode(errors="surrogatepass")
-    found = {
-        secret,
-        raw.hex(),
-        raw.hex().upper(),
-        quote(secret, safe="", errors="surrogatepass"),
-        quote(secret, safe="/", errors="surrogatepass"),
-        quote_plus(secret, errors="surrogatepass"),
-        json.dumps(secret)[1:-1],
-        json.dumps(secret, ensure_ascii=False)[1:-1],
-        json.dumps(secret)[1:-1].replace("/", "\\/"),
-        repr(secret)[1:-1],
-    }
-    found |= {_lower_escapes(form) for form in found if "%" in form}
-    # JSON inside of JSON, as in a tool's result that quotes an answer.
-    found |= {
-        json.dumps(form, ensure_ascii=ascii_only)[1:-1]
-        for form in found
-        if "\\" in form or '"' in form
-        for ascii_only in (True, False)
-    }
-    for offset in range(3):
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            encoded = encode(b"\0" * offset + raw).decode()
-            # The last group holds padding, or bytes that come after the secret.
-            end = len(encoded) - (4 if (offset + len(raw)) % 3 else 0)
-            found.add(encoded[4 if offset else 0 : end])
-    return [form for form in found if len(form) >= _GRAM]
-
-
-def _lower_escapes(text: str) -> str:
-    return re.sub(r"%[0-9A-F]{2}", lambda match: match[0].lower(), text)
 
 
 def _values_of(document: str) -> Iterator[str]:

@@ -113,14 +113,18 @@ def _key(row: sa.Row[Any]) -> sa.ColumnElement[bool]:
     return sa.and_(c.run_id == row.run_id, c.step == row.step, c.attempt == row.attempt)
 
 
-def get_call(connection: sa.Connection, workspace_id: str, lease: str) -> calls_pb2.LeasedCall:
-    """The call of a lease.
+def get_call(
+    connection: sa.Connection, workspace_id: str, lease: str, executing_worker_id: str = ""
+) -> calls_pb2.LeasedCall:
+    """The call of a lease; with a worker's id only one that it executes now.
 
     Raises:
         LeaseLost: CALL_LEASE_LOST.
     """
     row = find_call(connection, workspace_id, lease)
     if row is None:
+        raise lost()
+    if executing_worker_id and (row.state != CALL_STARTED or row.worker_id != executing_worker_id):
         raise lost()
     return _leased(row, lease)
 

@@ -848,6 +848,24 @@ async def test_report_must_be_an_end_of_its_own_call(store: Store) -> None:
     assert (await store.db.read(call_store.get_call, store.workspace, lease)).step == 1
 
 
+async def test_call_counts_as_executed_between_its_start_and_its_end_by_its_worker_only(store: Store) -> None:
+    async def is_executing(worker_id: str) -> bool:
+        try:
+            await store.db.read(call_store.get_call, store.workspace, lease, worker_id)
+        except LeaseLost:
+            return False
+        return True
+
+    await queued_call(store)
+    lease = await store.offer()
+    assert not await is_executing("worker-1")
+    await store.start(lease)
+    assert await is_executing("worker-1")
+    assert not await is_executing("worker-2")
+    await store.complete(lease, tool_finished(1))
+    assert not await is_executing("worker-1")
+
+
 async def test_call_is_not_offered_before_its_time(store: Store) -> None:
     run = await store.claimed()
     call = new_call(1)

@@ -115,6 +115,9 @@ class FakeExecutor:
         self.completions: asyncio.Queue[tool_worker_service_pb2.CompleteCallRequest] = asyncio.Queue(100)
         self.completion_errors: deque[HoldfastError] = deque()
         """What the next reports are answered with, before they are accepted."""
+        self.credential_requests: list[tool_worker_service_pb2.GetCallCredentialRequest] = []
+        self.credentials: deque[tool_worker_service_pb2.GetCallCredentialResponse | HoldfastError] = deque()
+        """What the next requests for a credential are answered with."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
 
     @property
@@ -146,6 +149,9 @@ class FakeExecutor:
                     {
                         "Work": _bidirectional(self._work, tool_worker_service_pb2.WorkRequest),
                         "CompleteCall": _unary(self._complete_call, tool_worker_service_pb2.CompleteCallRequest),
+                        "GetCallCredential": _unary(
+                            self._get_call_credential, tool_worker_service_pb2.GetCallCredentialRequest
+                        ),
                     },
                 ),
             )
@@ -274,6 +280,16 @@ class FakeExecutor:
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
+
+    async def _get_call_credential(
+        self, request: tool_worker_service_pb2.GetCallCredentialRequest, context: Any
+    ) -> Any:
+        self._check(context)
+        self.credential_requests.append(request)
+        answer = self.credentials.popleft()
+        if isinstance(answer, HoldfastError):
+            raise answer
+        return answer
 
     async def _complete_call(self, request: tool_worker_service_pb2.CompleteCallRequest, context: Any) -> Any:
         self._check(context)

@@ -622,4 +622,6 @@ class FakeCallQueue(CallQueueServiceServicer):
         known = self._call(request.lease)
         if known.call.workspace_id != request.workspace_id:
             raise LeaseLost("there is no such call", reason=Reason.CALL_LEASE_LOST)
+        if request.executing_worker_id and (known.state, known.worker_id) != ("STARTED", request.executing_worker_id):
+            raise LeaseLost("the call is not this worker's", reason=Reason.CALL_LEASE_LOST)
         return queue.GetCallResponse(call=known.call)

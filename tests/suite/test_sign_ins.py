@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from holdfast import Agent
+from holdfast import Agent, ToolContext, tool
 from holdfast.agent import http_tool
 from holdfast.api.common.v1 import run_pb2
 from holdfast.errors import InvalidArgument
@@ -117,3 +117,36 @@ async def test_account_is_connected_from_a_run_and_its_token_is_renewed_when_it_
         # Another user's run has no part in it.
         other = await stage.start(asks, user_id="u2")
         await until_waiting(other, run_pb2.WAIT_REASON_AUTH)
+
+
+async def test_worker_is_handed_its_users_secret_once_there_is_one_that_may_be(stage: Stage) -> None:
+    begun: list[int] = []
+    handed: list[dict[str, str]] = []
+
+    @tool(name="book", effect="at_most_once", connection="crm-four")
+    async def book(context: ToolContext) -> str:
+        begun.append(context.attempt)
+        credential = await context.credential()
+        handed.append(credential.headers)
+        return f"booked with {credential.reveal()}"
+
+    agent = Agent("books", model=scripted(call("book"), "It is {{result}}."), tools=[book])
+    connections = stage.client.connections
+    async with asyncio.timeout(60), stage.worker(book):
+        handle = await stage.start(agent, user_id="u1")
+        question = await question_of(handle)
+        assert (question.kind, question.tool) == (run_pb2.APPROVAL_KIND_SIGN_IN, "book")
+        await until_waiting(handle, run_pb2.WAIT_REASON_AUTH)
+        await connections.create(
+            "crm", "key-of-u1-4711", name="crm-four", base_url="https://crm.example", user_id="u1", allow_raw_token=True
+        )
+        run = await handle.wait()
+        # Another user's connection that does not allow it: the model is told, nobody waits.
+        await connections.create("crm", "key-of-u2-4711", name="crm-four", base_url="https://crm.example", user_id="u2")
+        refused = await (await stage.start(agent, user_id="u2")).wait()
+    assert run.state == refused.state == run_pb2.RUN_STATE_SUCCEEDED
+    assert begun == [1, 2, 1]
+    assert handed == [{"Authorization": "Bearer key-of-u1-4711"}]
+    assert "booked with [[secret:" in str(run.output)
+    assert "key-of-u1-4711" not in str(run)
+    assert "does not allow" in str(refused.output)

@@ -8,6 +8,7 @@ from typing import Any
 from holdfast.api.executor.v1 import tool_worker_service_pb2 as api
 from holdfast.api.executor.v1.tool_worker_service_pb2_grpc import ToolWorkerServiceServicer
 from holdfast.errors import LeaseLost
+from services.executor.call_credentials import CallCredentials
 from services.executor.call_results import CallResults
 from services.executor.worker_hub import WorkerHub
 from services.shared.interceptors import current_workspace
@@ -19,11 +20,13 @@ class ToolWorkerServicer(ToolWorkerServiceServicer):
     Args:
         hub: The connected workers.
         results: Where the ends of calls go.
+        credentials: What running calls are handed.
     """
 
-    def __init__(self, hub: WorkerHub, results: CallResults) -> None:
+    def __init__(self, hub: WorkerHub, results: CallResults, credentials: CallCredentials) -> None:
         self._hub = hub
         self._results = results
+        self._credentials = credentials
 
     async def Work(
         self, request_iterator: AsyncIterator[api.WorkRequest], context: Any
@@ -47,3 +50,9 @@ class ToolWorkerServicer(ToolWorkerServiceServicer):
             raise
         self._hub.call_completed(workspace_id, request.worker_id, request.lease)
         return api.CompleteCallResponse()
+
+    async def GetCallCredential(
+        self, request: api.GetCallCredentialRequest, context: Any
+    ) -> api.GetCallCredentialResponse:
+        """Hands the secret of a call's connection to the worker that executes it."""
+        return await self._credentials.hand_out(current_workspace(), request)

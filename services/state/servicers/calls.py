@@ -80,7 +80,9 @@ class CallQueueServicer(CallQueueServiceServicer):
         return pb.CompleteCallResponse(seq=done.seq)
 
     async def GetCall(self, request: pb.GetCallRequest, context: Context) -> pb.GetCallResponse:
-        call = await self._db.read(call_store.get_call, request.workspace_id, request.lease)
+        call = await self._db.read(
+            call_store.get_call, request.workspace_id, request.lease, request.executing_worker_id
+        )
         return pb.GetCallResponse(call=call)
 
     def _tell(self, event: call_store.CallEvent | None) -> None:

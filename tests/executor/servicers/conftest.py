@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 
 from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
+from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
 from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1.agent_service_pb2_grpc import AgentServiceStub, add_AgentServiceServicer_to_server
@@ -31,7 +32,10 @@ from holdfast.api.state.v1.run_store_service_pb2 import GetRunRequest
 from holdfast.errors import Reason, Unauthenticated
 from holdfast.ids import is_uuid
 from services.executor.access import ACCESS
+from services.executor.call_credentials import CallCredentials
 from services.executor.call_results import CallResults
+from services.executor.credential_uses import CredentialUses
+from services.executor.credentials import Credentials
 from services.executor.revisions import RevisionCache
 from services.executor.run_grants import RunGrants
 from services.executor.servicers.agents import AgentServicer
@@ -45,6 +49,7 @@ from services.executor.state_stubs import StateStubs
 from services.executor.watch import RunWatcher
 from services.executor.worker_hub import WorkerHub
 from services.shared.channels import ServiceChannel, calling, open_channel
+from services.shared.clock import SystemClock
 from services.shared.interceptors import Identity
 from services.shared.paging import page_key
 from services.shared.server import Server
@@ -159,8 +164,12 @@ class Executor:
             ApprovalServicer(stubs, revisions, ConnectServiceStub(auth_channel), page_key=key),
         )
         self.server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs))
+        stub, connect = CredentialServiceStub(auth_channel), ConnectServiceStub(auth_channel)
+        credentials = Credentials(stub, connect, grants, CredentialUses(stub, SystemClock()))
+        call_credentials = CallCredentials(stubs, revisions, credentials)
         self.server.add(
-            add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(self.hub, CallResults(stubs, revisions))
+            add_ToolWorkerServiceServicer_to_server,
+            ToolWorkerServicer(self.hub, CallResults(stubs, revisions, call_credentials), call_credentials),
         )
         self.server.on_drain(self.hub.drain)
         await self._stack.enter_async_context(self.server)

@@ -150,15 +150,51 @@ class CompleteCallRequest(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., lease: _Optional[str] = ..., result_json: _Optional[str] = ..., error: _Optional[_Union[CallError, _Mapping]] = ...) -> None: ...
 
 class CallError(_message.Message):
-    __slots__ = ("message", "is_retryable", "is_outcome_unknown")
+    __slots__ = ("message", "is_retryable", "is_outcome_unknown", "needs_sign_in")
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     IS_RETRYABLE_FIELD_NUMBER: _ClassVar[int]
     IS_OUTCOME_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_SIGN_IN_FIELD_NUMBER: _ClassVar[int]
     message: str
     is_retryable: bool
     is_outcome_unknown: bool
-    def __init__(self, message: _Optional[str] = ..., is_retryable: bool = ..., is_outcome_unknown: bool = ...) -> None: ...
+    needs_sign_in: bool
+    def __init__(self, message: _Optional[str] = ..., is_retryable: bool = ..., is_outcome_unknown: bool = ..., needs_sign_in: bool = ...) -> None: ...
 
 class CompleteCallResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class GetCallCredentialRequest(_message.Message):
+    __slots__ = ("worker_id", "lease", "rejected_fingerprint")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    lease: str
+    rejected_fingerprint: str
+    def __init__(self, worker_id: _Optional[str] = ..., lease: _Optional[str] = ..., rejected_fingerprint: _Optional[str] = ...) -> None: ...
+
+class CallCredentialField(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: str
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class GetCallCredentialResponse(_message.Message):
+    __slots__ = ("secret", "fingerprint", "expire_time", "headers", "query", "base_url")
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    BASE_URL_FIELD_NUMBER: _ClassVar[int]
+    secret: str
+    fingerprint: str
+    expire_time: _timestamp_pb2.Timestamp
+    headers: _containers.RepeatedCompositeFieldContainer[CallCredentialField]
+    query: _containers.RepeatedCompositeFieldContainer[CallCredentialField]
+    base_url: str
+    def __init__(self, secret: _Optional[str] = ..., fingerprint: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., headers: _Optional[_Iterable[_Union[CallCredentialField, _Mapping]]] = ..., query: _Optional[_Iterable[_Union[CallCredentialField, _Mapping]]] = ..., base_url: _Optional[str] = ...) -> None: ...

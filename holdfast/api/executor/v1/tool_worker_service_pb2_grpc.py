@@ -50,6 +50,11 @@ class ToolWorkerServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.CompleteCallRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.CompleteCallResponse.FromString,
                 _registered_method=True)
+        self.GetCallCredential = channel.unary_unary(
+                '/holdfast.api.executor.v1.ToolWorkerService/GetCallCredential',
+                request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.GetCallCredentialRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.GetCallCredentialResponse.FromString,
+                _registered_method=True)
 
 
 class ToolWorkerServiceServicer(object):
@@ -80,6 +85,21 @@ class ToolWorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCallCredential(self, request, context):
+        """The secret of the connection that the call's tool declares (`auth`), for tools that cannot do without the value:
+        the connection of the run's user, or one that the workspace shares, and only if it allows this (`allow_raw_token`).
+        For a call that is being executed, between `go` and its report. Every use is recorded. The value belongs into
+        requests to the third party and nowhere else: not into results, errors or logs.
+        Errors: ABORTED (CALL_LEASE_LOST); NOT_FOUND (CONNECTION_NOT_FOUND) and FAILED_PRECONDITION
+        (CONNECTION_NEEDS_REAUTH, SCOPE_INSUFFICIENT) when a sign-in is missing: report the call with `needs_sign_in`;
+        FAILED_PRECONDITION (CREDENTIAL_NOT_DECLARED) when the tool, in the run's revision of its agent, declares no
+        connection; FAILED_PRECONDITION (CONNECTION_AMBIGUOUS, INTEGRATION_DISABLED); PERMISSION_DENIED
+        (RAW_TOKEN_NOT_ALLOWED, RUN_GRANT_INVALID, CONNECTION_NOT_GRANTED); UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ToolWorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +112,11 @@ def add_ToolWorkerServiceServicer_to_server(servicer, server):
                     servicer.CompleteCall,
                     request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.CompleteCallRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.CompleteCallResponse.SerializeToString,
+            ),
+            'GetCallCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCallCredential,
+                    request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.GetCallCredentialRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.GetCallCredentialResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -154,6 +179,33 @@ class ToolWorkerService(object):
             '/holdfast.api.executor.v1.ToolWorkerService/CompleteCall',
             holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.CompleteCallRequest.SerializeToString,
             holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.CompleteCallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCallCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.executor.v1.ToolWorkerService/GetCallCredential',
+            holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.GetCallCredentialRequest.SerializeToString,
+            holdfast_dot_api_dot_executor_dot_v1_dot_tool__worker__service__pb2.GetCallCredentialResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,17 @@ class ToolWorkerServiceStub:
     Errors: ABORTED (CALL_LEASE_LOST) when the call was given to somebody else, was cancelled or has ended: the
     result is kept as late and the worker forgets the call.
     """
+    GetCallCredential: _aio.UnaryUnaryMultiCallable[_tool_worker_service_pb2.GetCallCredentialRequest, _tool_worker_service_pb2.GetCallCredentialResponse]
+    """The secret of the connection that the call's tool declares (`auth`), for tools that cannot do without the value:
+    the connection of the run's user, or one that the workspace shares, and only if it allows this (`allow_raw_token`).
+    For a call that is being executed, between `go` and its report. Every use is recorded. The value belongs into
+    requests to the third party and nowhere else: not into results, errors or logs.
+    Errors: ABORTED (CALL_LEASE_LOST); NOT_FOUND (CONNECTION_NOT_FOUND) and FAILED_PRECONDITION
+    (CONNECTION_NEEDS_REAUTH, SCOPE_INSUFFICIENT) when a sign-in is missing: report the call with `needs_sign_in`;
+    FAILED_PRECONDITION (CREDENTIAL_NOT_DECLARED) when the tool, in the run's revision of its agent, declares no
+    connection; FAILED_PRECONDITION (CONNECTION_AMBIGUOUS, INTEGRATION_DISABLED); PERMISSION_DENIED
+    (RAW_TOKEN_NOT_ALLOWED, RUN_GRANT_INVALID, CONNECTION_NOT_GRANTED); UNAVAILABLE.
+    """
 
 class ToolWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tool workers: processes of the users', in any language, that execute calls.
@@ -64,6 +75,23 @@ class ToolWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reports the end of a call. May be repeated until it is answered; the same report twice is answered the same.
         Errors: ABORTED (CALL_LEASE_LOST) when the call was given to somebody else, was cancelled or has ended: the
         result is kept as late and the worker forgets the call.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCallCredential(
+        self,
+        request: _tool_worker_service_pb2.GetCallCredentialRequest,
+        context: _aio.ServicerContext[_tool_worker_service_pb2.GetCallCredentialRequest, _abc.Awaitable[_tool_worker_service_pb2.GetCallCredentialResponse]],
+    ) -> _abc.Awaitable[_tool_worker_service_pb2.GetCallCredentialResponse]:
+        """The secret of the connection that the call's tool declares (`auth`), for tools that cannot do without the value:
+        the connection of the run's user, or one that the workspace shares, and only if it allows this (`allow_raw_token`).
+        For a call that is being executed, between `go` and its report. Every use is recorded. The value belongs into
+        requests to the third party and nowhere else: not into results, errors or logs.
+        Errors: ABORTED (CALL_LEASE_LOST); NOT_FOUND (CONNECTION_NOT_FOUND) and FAILED_PRECONDITION
+        (CONNECTION_NEEDS_REAUTH, SCOPE_INSUFFICIENT) when a sign-in is missing: report the call with `needs_sign_in`;
+        FAILED_PRECONDITION (CREDENTIAL_NOT_DECLARED) when the tool, in the run's revision of its agent, declares no
+        connection; FAILED_PRECONDITION (CONNECTION_AMBIGUOUS, INTEGRATION_DISABLED); PERMISSION_DENIED
+        (RAW_TOKEN_NOT_ALLOWED, RUN_GRANT_INVALID, CONNECTION_NOT_GRANTED); UNAVAILABLE.
         """
 
 def add_ToolWorkerServiceServicer_to_server(servicer: ToolWorkerServiceServicer, server: _aio.Server) -> None: ...

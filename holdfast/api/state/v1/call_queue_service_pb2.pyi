@@ -142,12 +142,14 @@ class CompleteCallResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ...) -> None: ...
 
 class GetCallRequest(_message.Message):
-    __slots__ = ("workspace_id", "lease")
+    __slots__ = ("workspace_id", "lease", "executing_worker_id")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    EXECUTING_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     lease: str
-    def __init__(self, workspace_id: _Optional[str] = ..., lease: _Optional[str] = ...) -> None: ...
+    executing_worker_id: str
+    def __init__(self, workspace_id: _Optional[str] = ..., lease: _Optional[str] = ..., executing_worker_id: _Optional[str] = ...) -> None: ...
 
 class GetCallResponse(_message.Message):
     __slots__ = ("call",)

@@ -111,7 +111,8 @@ class CallQueueServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetCall(self, request, context):
-        """The call of a lease, whoever asks. Errors: ABORTED (CALL_LEASE_LOST) when the lease is unknown.
+        """The call of a lease, whoever asks and whatever became of it; with `executing_worker_id` only one that this worker
+        executes now. Errors: ABORTED (CALL_LEASE_LOST) when there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,9 @@ class CallQueueServiceStub:
     call's step. May be repeated. Errors: ABORTED (CALL_LEASE_LOST): then `late` is stored as LateResult.
     """
     GetCall: _aio.UnaryUnaryMultiCallable[_call_queue_service_pb2.GetCallRequest, _call_queue_service_pb2.GetCallResponse]
-    """The call of a lease, whoever asks. Errors: ABORTED (CALL_LEASE_LOST) when the lease is unknown."""
+    """The call of a lease, whoever asks and whatever became of it; with `executing_worker_id` only one that this worker
+    executes now. Errors: ABORTED (CALL_LEASE_LOST) when there is none.
+    """
 
 class CallQueueServiceServicer(metaclass=_abc_1.ABCMeta):
     """Calls that wait for, or are with, a user's worker. A call's row is made and removed by journal transitions; what
@@ -90,6 +92,8 @@ class CallQueueServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _call_queue_service_pb2.GetCallRequest,
         context: _aio.ServicerContext[_call_queue_service_pb2.GetCallRequest, _abc.Awaitable[_call_queue_service_pb2.GetCallResponse]],
     ) -> _abc.Awaitable[_call_queue_service_pb2.GetCallResponse]:
-        """The call of a lease, whoever asks. Errors: ABORTED (CALL_LEASE_LOST) when the lease is unknown."""
+        """The call of a lease, whoever asks and whatever became of it; with `executing_worker_id` only one that this worker
+        executes now. Errors: ABORTED (CALL_LEASE_LOST) when there is none.
+        """
 
 def add_CallQueueServiceServicer_to_server(servicer: CallQueueServiceServicer, server: _aio.Server) -> None: ...

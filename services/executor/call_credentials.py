@@ -1,0 +1,128 @@
+"""Credentials for calls that workers execute: only for a running call, its worker, and what its tool declares."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.api.common.v1 import agent_pb2
+from holdfast.api.executor.v1 import tool_worker_service_pb2 as worker_pb2
+from holdfast.api.state.v1 import call_queue_service_pb2 as queue_pb2
+from holdfast.errors import FailedPrecondition, InvalidArgument, Reason, Unauthenticated, Unavailable
+from services.executor.credentials import CredentialMissing, Credentials, Injection, Need
+from services.executor.revisions import RevisionCache
+from services.executor.state_stubs import StateStubs
+from services.shared.channels import calling
+
+MAX_LEASE_CHARACTERS: Final = 512
+MAX_WORKER_ID_CHARACTERS: Final = 64
+_MAX_FINGERPRINT_CHARACTERS: Final = 64
+
+
+class CallCredentials:
+    """Hands the secrets of connections to workers, where the connections allow it.
+
+    Args:
+        state: Knows whose call it is.
+        revisions: Definitions, for what the tools declare.
+        credentials: Asks auth.
+    """
+
+    def __init__(self, state: StateStubs, revisions: RevisionCache, credentials: Credentials) -> None:
+        self._state = state
+        self._revisions = revisions
+        self._credentials = credentials
+
+    async def hand_out(
+        self, workspace_id: str, request: worker_pb2.GetCallCredentialRequest
+    ) -> worker_pb2.GetCallCredentialResponse:
+        """Returns the credential for a call that the worker executes now.
+
+        Args:
+            workspace_id: The workspace of the worker's key.
+            request: Which call.
+
+        Raises:
+            LeaseLost: CALL_LEASE_LOST: the worker does not execute the call, or not any more.
+            FailedPrecondition: The tool declares no connection (CREDENTIAL_NOT_DECLARED), or its connection cannot be
+                used until somebody does something.
+            HoldfastError: Auth refuses it or does not answer.
+        """
+        check_call(request.worker_id, request.lease)
+        if len(request.rejected_fingerprint) > _MAX_FINGERPRINT_CHARACTERS:
+            raise InvalidArgument("expected the fingerprint of a credential", field="rejected_fingerprint")
+        with calling("state"):
+            response = await self._state.calls.GetCall(
+                queue_pb2.GetCallRequest(
+                    workspace_id=workspace_id, lease=request.lease, executing_worker_id=request.worker_id
+                )
+            )
+        call = response.call
+        tool = await tool_of(self._revisions, workspace_id, call)
+        if not tool.HasField("auth"):
+            raise FailedPrecondition(
+                f"the tool {call.tool!r} declares no connection in this run's revision of {call.agent!r}",
+                reason=Reason.CREDENTIAL_NOT_DECLARED,
+                metadata={"tool": call.tool, "agent": call.agent, "revision": call.revision},
+            )
+        try:
+            credential = await self._credentials.hand_out(
+                _need(call, tool), rejected_fingerprint=request.rejected_fingerprint
+            )
+        except Unauthenticated as error:
+            # That is about this executor. The worker's own key is good.
+            raise Unavailable(
+                "the auth service does not accept the executor", reason=Reason.AUTH_UNAVAILABLE
+            ) from error
+        answer = worker_pb2.GetCallCredentialResponse(
+            secret=credential.secret,
+            fingerprint=credential.fingerprint,
+            headers=[_field(item) for item in credential.headers],
+            query=[_field(item) for item in credential.query],
+            base_url=credential.base_url,
+        )
+        if credential.expire_time is not None:
+            answer.expire_time.FromDatetime(credential.expire_time)
+        return answer
+
+    async def why_missing(self, call: queue_pb2.LeasedCall, tool: agent_pb2.ToolSpec) -> CredentialMissing | None:
+        """Returns what a call lacks whose worker says that it lacks a sign-in; None when it is there by now."""
+        return await self._credentials.why_missing(_need(call, tool))
+
+
+async def tool_of(revisions: RevisionCache, workspace_id: str, call: queue_pb2.LeasedCall) -> agent_pb2.ToolSpec:
+    """Returns the tool of a call as its run's revision defines it.
+
+    Raises:
+        HoldfastError: The definition can't be read.
+    """
+    spec = await revisions.get(workspace_id, call.agent, call.revision)
+    return next((tool for tool in spec.tools if tool.name == call.tool), agent_pb2.ToolSpec(name=call.tool))
+
+
+def check_call(worker_id: str, lease: str) -> None:
+    """Looks at the names of a worker and of its call.
+
+    Raises:
+        InvalidArgument: One of them is missing or too long.
+    """
+    if not worker_id or len(worker_id) > MAX_WORKER_ID_CHARACTERS:
+        raise InvalidArgument("expected the worker's id", field="worker_id")
+    if not lease or len(lease) > MAX_LEASE_CHARACTERS:
+        raise InvalidArgument("expected the lease of the call", field="lease")
+
+
+def _need(call: queue_pb2.LeasedCall, tool: agent_pb2.ToolSpec) -> Need:
+    return Need(
+        workspace_id=call.workspace_id,
+        run_id=call.run_id,
+        user_id=call.user_id,
+        step=call.step,
+        connection=tool.auth.connection,
+        tool=call.tool,
+        scopes=tuple(tool.auth.scopes),
+        is_raw=True,
+    )
+
+
+def _field(item: Injection) -> worker_pb2.CallCredentialField:
+    return worker_pb2.CallCredentialField(name=item.name, value=item.value)
