@@ -27,6 +27,7 @@ from services.auth.audit_trail import AuditReader
 from services.auth.bootstrap import bootstrap
 from services.auth.connect.composition import compose_connect
 from services.auth.connect.http import listen, serving
+from services.auth.connection_choice import ConnectionChoices
 from services.auth.connection_news import ConnectionNews
 from services.auth.connection_store import Connection, ConnectionStore
 from services.auth.connection_store_sql import SqlConnectionStore
@@ -194,7 +195,6 @@ async def auth_server(
         )
         news.listen(refreshing.access_tokens.notice)
         on_request = RefreshOnRequest(connections, refreshing.access_tokens)
-        housekeeper = Housekeeper(core.store, core.connection_store, core.api_keys, strays, integrations, clock)
         connect = compose_connect(
             db=core.db,
             connections=core.connection_store,
@@ -210,15 +210,20 @@ async def auth_server(
             on_change=news.publish,
         )
         grants = RunGrants(core.keyring, clock)
+        choices = ConnectionChoices(core.connection_store, integration_store, catalog, clock)
+        news.listen(choices.notice)
+        apps.listen(choices.forget)
         credentials = Credentials(
             core.connection_store,
-            integration_store,
-            catalog,
+            choices,
             SecretCache(secrets, clock),
             refreshing.access_tokens,
             grants,
             audit,
             clock,
+        )
+        housekeeper = Housekeeper(
+            core.store, core.connection_store, core.api_keys, strays, integrations, credentials, clock
         )
         authenticator = LocalAuthenticator(
             core.api_keys,

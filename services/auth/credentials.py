@@ -21,13 +21,12 @@ from holdfast.errors import (
 )
 from holdfast.ids import is_uuid, new_uuid7
 from services.auth.audit import AuditTrail
+from services.auth.connection_choice import Choice, ConnectionChoices
 from services.auth.connection_news import covers
 from services.auth.connection_store import Connection, ConnectionState, ConnectionStore, CredentialKind
 from services.auth.connections import connection_not_found
 from services.auth.grants import GrantedConnection, RunGrant, RunGrants
 from services.auth.injection import Injected, injected_fields, targets_of
-from services.auth.integration_store import Integration, IntegrationState, IntegrationStore, integration_disabled
-from services.auth.providers import Provider, ProviderCatalog
 from services.auth.requests import is_name
 from services.auth.secret_cache import SecretCache
 from services.auth.secrets import Secret
@@ -99,20 +98,12 @@ class Credential:
     targets: Sequence[EgressRule] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    connection: Connection
-    integration: Integration | None
-    provider: Provider | None
-
-
 class Credentials:
     """Resolves connections to credentials; every use is recorded before the credential is handed out.
 
     Args:
-        connections: The connections.
-        integrations: Their integrations.
-        catalog: Says how credentials are sent, and where.
+        connections: Is told when they were used.
+        choices: Which connection is meant, how its credential is sent, and where.
         secrets: Keys and passwords, remembered for seconds.
         tokens: Tokens of OAuth connections.
         grants: Checks the runs' rights.
@@ -123,8 +114,7 @@ class Credentials:
     def __init__(
         self,
         connections: ConnectionStore,
-        integrations: IntegrationStore,
-        catalog: ProviderCatalog,
+        choices: ConnectionChoices,
         secrets: SecretCache,
         tokens: TokenSource,
         grants: RunGrants,
@@ -132,13 +122,14 @@ class Credentials:
         clock: Clock,
     ) -> None:
         self._connections = connections
-        self._integrations = integrations
-        self._catalog = catalog
+        self._choices = choices
         self._secrets = secrets
         self._tokens = tokens
         self._grants = grants
         self._audit = audit
         self._clock = clock
+        # Connections (workspace, id) that were used since the last write, to the minute.
+        self._uses: dict[tuple[str, str], datetime] = {}
 
     async def resolve(self, request: Request, *, actor: str) -> Credential:
         """Returns the credential for one step of a run.
@@ -177,6 +168,8 @@ class Credentials:
             self._audit.record(replace(use, outcome=error.reason))
             raise
         self._audit.record(replace(use, fingerprint=credential.fingerprint or None))
+        minute = use.time.replace(second=0, microsecond=0)
+        self._uses[request.workspace_id, chosen.connection.connection_id] = minute
         return credential
 
     async def record(self, uses: Sequence[CredentialUse]) -> None:
@@ -192,24 +185,28 @@ class Credentials:
         for use in uses:
             self._audit.record(use)
 
-    async def _choose(self, grant: RunGrant, name: str) -> _Chosen:
-        found = await self._connections.connections_for(grant.workspace_id, grant.user_id, name)
-        connection = _pick(found, grant.user_id, name)
-        integration = None
-        if connection.integration_id is not None:
-            integration = await self._integrations.get_integration(grant.workspace_id, connection.integration_id)
-            if integration is None:
-                raise connection_not_found()
-            if integration.state is IntegrationState.DISABLED:
-                raise integration_disabled(integration.name)
-        for agents in (connection.agents, integration.agents if integration is not None else ()):
+    async def write_uses(self) -> None:
+        """Stores when connections were last used; called every few seconds.
+
+        Raises:
+            Unavailable: The storage is away; it is done later.
+        """
+        uses = dict(self._uses)
+        await self._connections.record_connection_uses([(*key, minute) for key, minute in uses.items()])
+        for key, minute in uses.items():
+            if self._uses.get(key) == minute:
+                del self._uses[key]
+
+    async def _choose(self, grant: RunGrant, name: str) -> Choice:
+        choice = await self._choices.choose(grant.workspace_id, grant.user_id, name)
+        integration = choice.integration
+        for agents in (choice.connection.agents, integration.agents if integration is not None else ()):
             if agents and grant.agent not in agents:
                 # As if there were none: what other agents have is none of this one's business.
                 raise connection_not_found()
-        slug = integration.provider if integration is not None else connection.provider
-        return _Chosen(connection, integration, self._catalog.get(slug))
+        return choice
 
-    async def _credential(self, chosen: _Chosen, granted: GrantedConnection, request: Request) -> Credential:
+    async def _credential(self, chosen: Choice, granted: GrantedConnection, request: Request) -> Credential:
         connection = chosen.connection
         if connection.state is ConnectionState.DISABLED:
             raise connection_not_found()
@@ -282,22 +279,6 @@ def _granted(grant: RunGrant, request: Request) -> GrantedConnection:
             reason=Reason.CONNECTION_NOT_GRANTED,
         )
     return granted
-
-
-def _pick(found: Sequence[Connection], user_id: str, name: str) -> Connection:
-    """Returns the one connection that is meant: the user's own before a shared one, by its own name before its
-    integration's. Never the first of several."""
-    for is_own in (True, False):
-        candidates = [item for item in found if (item.user_id == user_id and user_id != "") is is_own]
-        named = [item for item in candidates if item.name == name] or candidates
-        if len(named) > 1:
-            raise FailedPrecondition(
-                f"several connections fit {name!r}: {', '.join(item.name for item in named)}",
-                reason=Reason.CONNECTION_AMBIGUOUS,
-            )
-        if named:
-            return named[0]
-    raise connection_not_found()
 
 
 def _missing_scopes(connection: Connection, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ docs/decisions/0004.
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,7 @@ MAX_CONNECTIONS: Final = 200
 RUNS_WRITE: Final = "runs:write"
 
 _MAX_SCOPES: Final = 100
+_MAX_CHECKED: Final = 4_096
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")  # RFC 6749 §3.3
 _ALGORITHM: Final = "HS256"
 _TYPE: Final = "run-grant+jwt"
@@ -84,6 +86,8 @@ class RunGrants:
     def __init__(self, keyring: Keyring, clock: Clock) -> None:
         self._key = OctKey.import_key(keyring.grant_key)
         self._clock = clock
+        # Invariant: only grants whose signature was checked. A run uses its grant again and again.
+        self._checked: OrderedDict[str, RunGrant] = OrderedDict()
 
     def issue(
         self,
@@ -146,15 +150,23 @@ class RunGrants:
         Raises:
             PermissionDenied: It is missing, altered, expired, or of another workspace or run (RUN_GRANT_INVALID).
         """
+        found = self._checked.get(grant)
+        if found is None:
+            found = self._checked[grant] = self._read(grant)
+            if len(self._checked) > _MAX_CHECKED:
+                self._checked.popitem(last=False)
+        is_of_another = found.workspace_id != workspace_id or (run_id and found.run_id != run_id)
+        if is_of_another or found.expire_time <= self._clock.now():
+            raise _invalid()
+        return found
+
+    def _read(self, grant: str) -> RunGrant:
         try:
             token = jwt.decode(grant, self._key, algorithms=[_ALGORITHM])
         except (JoseError, ValueError) as error:
             raise _invalid() from error
         claims = token.claims
-        if token.header.get("typ") != _TYPE or claims.get("aud") != _AUDIENCE or claims["ws"] != workspace_id:
-            raise _invalid()
-        expire_time = datetime.fromtimestamp(claims["exp"], UTC)
-        if expire_time <= self._clock.now() or (run_id and claims["run"] != run_id):
+        if token.header.get("typ") != _TYPE or claims.get("aud") != _AUDIENCE:
             raise _invalid()
         return RunGrant(
             workspace_id=claims["ws"],
@@ -163,7 +175,7 @@ class RunGrants:
             agent=claims["agent"],
             connections=tuple(GrantedConnection(name, tuple(scopes)) for name, scopes in claims["uses"]),
             issued_to=claims["to"],
-            expire_time=expire_time,
+            expire_time=datetime.fromtimestamp(claims["exp"], UTC),
         )
 
 

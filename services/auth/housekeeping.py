@@ -7,6 +7,7 @@ from typing import Final, NoReturn
 from holdfast.errors import HoldfastError
 from services.auth.api_keys import ApiKeys
 from services.auth.connection_store import ConnectionStore
+from services.auth.credentials import Credentials
 from services.auth.integrations import Integrations
 from services.auth.store import AuthStore
 from services.auth.strays import StraySecrets
@@ -35,6 +36,7 @@ class Housekeeper:
         api_keys: ApiKeys,
         strays: StraySecrets,
         integrations: Integrations,
+        credentials: Credentials,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -42,6 +44,7 @@ class Housekeeper:
         self._api_keys = api_keys
         self._strays = strays
         self._integrations = integrations
+        self._credentials = credentials
         self._clock = clock
 
     async def run(self) -> NoReturn:
@@ -55,11 +58,12 @@ class Housekeeper:
             await self._clock.sleep(_USES_SECONDS)
 
     async def write_uses(self) -> None:
-        """Stores when keys were last used; what cannot be written now is written later."""
+        """Stores when keys and connections were last used; what cannot be written now is written later."""
         try:
             await self._api_keys.write_uses()
+            await self._credentials.write_uses()
         except HoldfastError as error:
-            log.info("key_uses_delayed", reason=error.reason)
+            log.info("uses_delayed", reason=error.reason)
 
     async def sweep(self) -> None:
         """Removes what is not needed any more."""

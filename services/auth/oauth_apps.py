@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,6 +62,11 @@ class OAuthApps:
         self._clock = clock
         self._cache: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._changes = 0
+        self._listeners: list[Callable[[str], None]] = []
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Has `listener` told each workspace of which an integration has changed here."""
+        self._listeners.append(listener)
 
     async def oauth_app(self, workspace_id: str, integration_id: str) -> OAuthApp:
         """Returns the application of an integration that is not disabled.
@@ -154,6 +159,8 @@ class OAuthApps:
         """Drops what is remembered of an integration; called when it has changed."""
         self._changes += 1
         self._cache.pop((workspace_id, integration_id), None)
+        for listener in self._listeners:
+            listener(workspace_id)
 
 
 def secrets_document(workspace_id: str, integration_id: str, provider: str, secrets: Sequence[Secret]) -> Secret:

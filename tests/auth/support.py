@@ -179,6 +179,11 @@ async def make_key(
         return made.workspace_id, key
 
 
+def key_of(workspace_id: str) -> str:
+    """The last key that was made in a workspace."""
+    return _keys[workspace_id]
+
+
 async def audit_of(settings: AuthSettings, workspace_id: str) -> list[AuditRecord]:
     """The audit of a workspace, whose numbers are dense."""
     async with open_core(settings, asyncio.Event(), clock=SystemClock()) as core:

@@ -9,9 +9,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from holdfast.api.auth.v1 import connection_feed_service_pb2 as feed_pb2
 from holdfast.api.auth.v1 import credential_service_pb2 as pb
+from holdfast.api.auth.v1.connection_service_pb2 import ListConnectionsRequest
+from holdfast.api.auth.v1.integration_service_pb2 import (
+    CREDENTIAL_KIND_API_KEY,
+    INTEGRATION_STATE_DISABLED,
+    CreateIntegrationRequest,
+    Integration,
+    UpdateIntegrationRequest,
+)
 from holdfast.errors import FailedPrecondition, HoldfastError, InvalidArgument, NotFound, PermissionDenied
 from holdfast.ids import new_uuid7
 from services.auth.app import Core, open_core
@@ -23,7 +32,7 @@ from services.auth.secrets_embedded import EmbeddedSecretStore
 from services.auth.settings import AuthSettings
 from services.auth.tables import connections
 from services.shared.clock import SystemClock
-from tests.auth.support import RUN, Auth, audit_of, failure, make_key, new_connection, running, use_of
+from tests.auth.support import RUN, Auth, audit_of, failure, key_of, make_key, new_connection, running, use_of
 
 pytestmark = pytest.mark.promise("P11")
 
@@ -90,7 +99,9 @@ async def test_a_run_gets_its_own_users_connection_and_nobody_elses(workspace: W
 async def test_the_users_own_goes_before_a_shared_one(workspace: Workspace) -> None:
     await workspace.store("crm")
     assert (await workspace.resolve(user_id="u1")).secret == "key-of-all"
-    await workspace.store("crm", user_id="u1")
+    client = workspace.auth.as_bearer(key_of(workspace.workspace_id))
+    own = new_connection(name="crm", provider="crm", base_url=API, key="key-of-u1", user_id="u1")
+    await client.connections.CreateConnection(own)
     assert (await workspace.resolve(user_id="u1")).secret == "key-of-u1"
     assert (await workspace.resolve(user_id="u2")).secret == "key-of-all"
 
@@ -174,7 +185,6 @@ async def test_secret_itself_is_for_workers_only_where_the_connection_allows_it(
 
 async def test_row_that_was_changed_behind_auths_back_opens_nothing(workspace: Workspace) -> None:
     stored = await workspace.store("crm")
-    await workspace.resolve()
 
     def redirect(connection: sa.Connection) -> None:
         connection.execute(
@@ -185,6 +195,38 @@ async def test_row_that_was_changed_behind_auths_back_opens_nothing(workspace: W
 
     await workspace.core.db.write(redirect)
     assert (await workspace.refused()).reason == "INTERNAL"
+
+
+async def test_connection_says_when_it_was_last_used(settings: AuthSettings) -> None:
+    async with running(settings) as auth:
+        client, workspace_id = await auth.workspace("acme")
+        await client.connections.CreateConnection(new_connection())
+        await auth.resolve(workspace_id)
+    async with running(settings) as auth:
+        listed = await auth.as_bearer(key_of(workspace_id)).connections.ListConnections(ListConnectionsRequest())
+    assert listed.connections[0].HasField("last_use_time")
+
+
+async def test_disabled_integration_and_other_agents_end_the_right_at_once(settings: AuthSettings) -> None:
+    async with running(settings) as auth:
+        client, workspace_id = await auth.workspace("acme")
+        await client.integrations.CreateIntegration(
+            CreateIntegrationRequest(name="ai", provider="openai", kind=CREDENTIAL_KIND_API_KEY)
+        )
+        await client.connections.CreateConnection(
+            new_connection(name="ai", provider="", integration="ai", key=f"sk-{'x' * 48}")
+        )
+        assert (await auth.resolve(workspace_id, "ai")).secret
+        changed = Integration(name="ai", agents=["billing"])
+        request = UpdateIntegrationRequest(name="ai", integration=changed, update_mask=FieldMask(paths=["agents"]))
+        await client.integrations.UpdateIntegration(request)
+        assert type(await failure(auth.resolve(workspace_id, "ai"))) is NotFound
+        assert (await auth.resolve(workspace_id, "ai", agent="billing")).secret
+        changed.state = INTEGRATION_STATE_DISABLED
+        request = UpdateIntegrationRequest(name="ai", integration=changed, update_mask=FieldMask(paths=["state"]))
+        await client.integrations.UpdateIntegration(request)
+        error = await failure(auth.resolve(workspace_id, "ai", agent="billing"))
+        assert (type(error), error.reason) == (FailedPrecondition, "INTEGRATION_DISABLED")
 
 
 async def test_audit_says_who_used_what_where_and_what_was_refused(settings: AuthSettings) -> None:
