@@ -263,19 +263,19 @@ class Renewal:
         """
         document = stored.document
         try:
-            # The client keeps the deadline itself; this one holds even if it does not.
-            async with asyncio.timeout(CALL_SECONDS + 1.0):
-                if connection.kind is CredentialKind.CLIENT_CREDENTIALS:
-                    return await self._endpoint.client_credentials(
-                        app, scopes=connection.scopes, resource=document.resource, timeout_seconds=CALL_SECONDS
-                    )
-                return await self._endpoint.refresh(
-                    app,
-                    document.tokens,
-                    timeout_seconds=CALL_SECONDS,
-                    redirect_uri=document.redirect_uri,
-                    resource=document.resource,
+            # The client keeps the deadline, and none is put around it: one by the clock would throw away an answer that
+            # lies in the socket of a process that was stopped for long.
+            if connection.kind is CredentialKind.CLIENT_CREDENTIALS:
+                return await self._endpoint.client_credentials(
+                    app, scopes=connection.scopes, resource=document.resource, timeout_seconds=CALL_SECONDS
                 )
+            return await self._endpoint.refresh(
+                app,
+                document.tokens,
+                timeout_seconds=CALL_SECONDS,
+                redirect_uri=document.redirect_uri,
+                resource=document.resource,
+            )
         except TimeoutError as error:
             raise TokenRefused(RefusalKind.UNKNOWN_OUTCOME, "the provider did not answer in time") from error
         except (TokenRefused, asyncio.CancelledError):

@@ -17,6 +17,7 @@ from typing import Any, Final
 import httpcore
 
 from services.shared.egress.addresses import CheckedBackend, Resolver, TargetPolicy, TargetRefused, resolve
+from services.shared.egress.deadline import RequestDeadline
 from services.shared.egress.urls import Destination, parse_destination
 
 MAX_BODY_BYTES: Final = 256 * 1024
@@ -116,7 +117,8 @@ class EgressClient:
             url: Where to.
             headers: Without `Host` and what describes the transfer, which are set here.
             body: Sent when it is not empty, and for a POST in any case.
-            timeout_seconds: For everything, from the look-up of the name to the last byte.
+            timeout_seconds: For everything, from the look-up of the name to the last byte; time in which this process
+                was stopped after it had sent the request does not count.
 
         Raises:
             EgressFailed: There is no answer.
@@ -125,10 +127,11 @@ class EgressClient:
             to = parse_destination(url) if isinstance(url, str) else url
         except ValueError as error:
             raise EgressFailed(Failure.REFUSED, f"the address cannot be used: {error}", was_sent=False) from error
-        sent = _Sent()
+        deadline = RequestDeadline(timeout_seconds)
+        sent = _Sent(deadline)
         try:
             request = _request_of(method, to, headers or {}, body, timeout_seconds, sent)
-            async with asyncio.timeout(timeout_seconds):
+            async with deadline:
                 return await self._send(to, request)
         except TargetRefused as error:
             raise EgressFailed(Failure.REFUSED, str(error), was_sent=False) from error
@@ -221,13 +224,15 @@ class _LoopbackOnly(TargetPolicy):
 class _Sent:
     """Notes the moment from which the other side may have something of a request."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: RequestDeadline) -> None:
         self.is_sent = False
+        self._deadline = deadline
 
     async def trace(self, event: str, _info: Mapping[str, Any]) -> None:
         """Is called by `httpcore` for each thing it does."""
         if event.endswith("send_request_headers.started"):
             self.is_sent = True
+            self._deadline.sent()
 
 
 def _request_of(
@@ -254,9 +259,10 @@ def _request_of(
         extensions={
             "timeout": {
                 "connect": min(CONNECT_SECONDS, timeout_seconds),
-                "read": timeout_seconds,
-                "write": timeout_seconds,
-                "pool": timeout_seconds,
+                # The deadline around the request ends these.
+                "read": None,
+                "write": None,
+                "pool": None,
             },
             "trace": sent.trace,
         },
