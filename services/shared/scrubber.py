@@ -11,7 +11,7 @@ import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from holdfast.secret_forms import MIN_FORM_CHARACTERS, forms_of
@@ -80,6 +80,43 @@ class _Entry:
         return f"[[secret:{self.fingerprint}]]" if self.fingerprint else _MASK
 
 
+@dataclass(slots=True)
+class _Forms:
+    """Forms with the same first letters: many, where tokens have a head in common, as all JSON Web Tokens do."""
+
+    entries: dict[str, list[_Entry]] = field(default_factory=dict)
+    lengths: Counter[int] = field(default_factory=Counter)
+
+    def add(self, form: str, entry: _Entry) -> None:
+        """Adds a form of a secret."""
+        self.entries.setdefault(form, []).append(entry)
+        self.lengths[len(form)] += 1
+
+    def remove(self, form: str, entry: _Entry) -> None:
+        """Removes it."""
+        holders = self.entries[form]
+        # By identity: two secrets may look alike in every field.
+        holders[:] = [holder for holder in holders if holder is not entry]
+        if not holders:
+            del self.entries[form]
+        self.lengths[len(form)] -= 1
+        if not self.lengths[len(form)]:
+            del self.lengths[len(form)]
+
+    def has_beginning(self, text: str) -> bool:
+        """Tells whether one of the forms begins with the text."""
+        return any(form.startswith(text) for form in self.entries)
+
+    def longest_at(self, text: str, at: int) -> tuple[str, _Entry] | None:
+        """Returns the longest form that stands at a place of the text."""
+        for length in sorted(self.lengths, reverse=True):
+            form = text[at : at + length]
+            holders = self.entries.get(form)
+            if holders is not None:
+                return form, holders[0]
+        return None
+
+
 class Scrubber:
     """Knows secrets, and replaces them. Safe for use by several threads."""
 
@@ -89,7 +126,7 @@ class Scrubber:
         # Invariant: in the order in which they were last seen.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         # By their first letters; most forms have those for themselves.
-        self._by_gram: dict[str, list[tuple[str, _Entry]]] = {}
+        self._by_gram: dict[str, _Forms] = {}
         self._forms: dict[str, int] = {}
         self._odd_forms: dict[str, int] = {}
         """Those among them that begin with more than one word."""
@@ -132,7 +169,10 @@ class Scrubber:
             entry = _Entry(tuple(forms_of(secret)), fingerprint, self._clock.monotonic())
             self._entries[secret] = entry
             for form in entry.forms:
-                self._by_gram.setdefault(form[:_GRAM], []).append((form, entry))
+                forms = self._by_gram.get(form[:_GRAM])
+                if forms is None:
+                    forms = self._by_gram[form[:_GRAM]] = _Forms()
+                forms.add(form, entry)
                 for counted in self._counted(form):
                     counted[form] = counted.get(form, 0) + 1
                 self._form_characters += len(form)
@@ -149,10 +189,9 @@ class Scrubber:
     def _forget(self, secret: str) -> None:
         entry = self._entries.pop(secret)
         for form in entry.forms:
-            kept = [pair for pair in self._by_gram[form[:_GRAM]] if pair[0] != form or pair[1] is not entry]
-            if kept:
-                self._by_gram[form[:_GRAM]] = kept
-            else:
+            forms = self._by_gram[form[:_GRAM]]
+            forms.remove(form, entry)
+            if not forms.entries:
                 del self._by_gram[form[:_GRAM]]
             for counted in self._counted(form):
                 counted[form] -= 1
@@ -230,11 +269,8 @@ class Scrubber:
         return "".join([*pieces, text[done:]])
 
     def _at(self, text: str, at: int) -> tuple[str, _Entry] | None:
-        candidates = self._by_gram.get(text[at : at + _GRAM])
-        if candidates is None:
-            return None
-        fitting = [pair for pair in candidates if text.startswith(pair[0], at)]
-        return max(fitting, key=lambda pair: len(pair[0]), default=None)
+        forms = self._by_gram.get(text[at : at + _GRAM])
+        return None if forms is None else forms.longest_at(text, at)
 
     def _own_key_mark(self, match: re.Match[str], sink: Sink) -> str:
         if match["checksum"] != checksum(match["body"]):
@@ -271,7 +307,7 @@ class Scrubber:
                 if length < _GRAM:
                     if end in self._beginnings:
                         return length
-                elif any(form.startswith(end) for form, _ in self._by_gram.get(end[:_GRAM], ())):
+                elif end[:_GRAM] in self._by_gram and self._by_gram[end[:_GRAM]].has_beginning(end):
                     return length
         return 0
 
