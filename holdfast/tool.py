@@ -29,6 +29,21 @@ NAME_PATTERN: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,63}")
 MAX_HEARTBEAT_DETAILS_BYTES: Final = 4096
 
 
+SIGN_IN_REASONS: Final = ("CONNECTION_NOT_FOUND", "CONNECTION_NEEDS_REAUTH", "SCOPE_INSUFFICIENT")
+"""Why there is no credential when a person can do something about it."""
+
+# Nothing was sent.
+_AWAY: Final = (
+    "TOOL_UNREACHABLE",
+    "AUTH_UNAVAILABLE",
+    "STATE_UNAVAILABLE",
+    "STORAGE_UNAVAILABLE",
+    "CREDENTIAL_UNAVAILABLE",
+)
+# It was sent, and nobody knows what came of it.
+_UNKNOWN: Final = ("TOOL_CONNECTION_BROKEN", "CALL_TIMEOUT", "TOOL_ANSWERED_ERROR")
+
+
 class ToolError(Exception):
     """Raised by a tool to report a failure to the model, with what may be done about it.
 
@@ -73,6 +88,8 @@ class ToolContext:
         user_id: On whose behalf; may be empty.
         last_heartbeat_details: What the attempt that was lost before this one said last; empty for the first.
         traceparent: W3C trace context for the tool's own spans; may be empty.
+        egress_url: Where requests of this call are taken that carry the credential of the tool's connection:
+            `{egress_url}/https/api.example.com/v1/…`. Secret; empty when the executor has no egress proxy.
     """
 
     def __init__(
@@ -86,6 +103,7 @@ class ToolContext:
         user_id: str = "",
         last_heartbeat_details: str = "",
         traceparent: str = "",
+        egress_url: str = "",
         on_heartbeat: Callable[[str], None] | None = None,
         on_credential: Callable[[str], concurrent.futures.Future[Credential]] | None = None,
     ) -> None:
@@ -97,6 +115,7 @@ class ToolContext:
         self.user_id = user_id
         self.last_heartbeat_details = last_heartbeat_details
         self.traceparent = traceparent
+        self.egress_url = egress_url
         self._on_heartbeat = on_heartbeat
         self._on_credential = on_credential
         self._cancelled = threading.Event()
@@ -157,6 +176,24 @@ class ToolContext:
         except RuntimeError:
             return self._ask_for_credential(rejected).result()
         raise RuntimeError("in a coroutine it is `await context.credential()`")
+
+    def check_egress(self, headers: Mapping[str, str]) -> None:
+        """Looks at the headers of an answer that came by `egress_url`: was it the other side that answered?
+
+        Args:
+            headers: Of the answer; as HTTP clients have them, or with names in lower case.
+
+        Raises:
+            SignInNeeded: The account is not connected, or has to be connected again; let it pass.
+            ToolError: The request was not forwarded for another reason, or there was no answer.
+        """
+        reason = headers.get("holdfast-error", "")
+        if reason in SIGN_IN_REASONS:
+            raise SignInNeeded(f"a sign-in is missing: {reason}")
+        if reason:
+            raise ToolError(
+                f"there is no answer: {reason}", retryable=reason in _AWAY, outcome_unknown=reason in _UNKNOWN
+            )
 
     def _ask_for_credential(self, rejected: Credential | None) -> concurrent.futures.Future[Credential]:
         if self._on_credential is None:

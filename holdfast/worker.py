@@ -35,7 +35,6 @@ from holdfast.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
-    Reason,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
@@ -43,7 +42,7 @@ from holdfast.errors import (
 from holdfast.ids import new_uuid7
 from holdfast.schema import encode_json
 from holdfast.settings import resolve
-from holdfast.tool import SignInNeeded, Tool, ToolContext, ToolError, by_name
+from holdfast.tool import SIGN_IN_REASONS, SignInNeeded, Tool, ToolContext, ToolError, by_name
 from holdfast.transport import Transport
 from holdfast.version import __version__
 
@@ -60,12 +59,6 @@ _SHORTEST_BEAT_SECONDS: Final = 0.2
 _REMEMBERED_LEASES: Final = 10_000
 _STALE_OFFER_SECONDS: Final = 60.0
 _FAREWELL_SECONDS: Final = 1.0
-
-_SIGN_IN_REASONS: Final = (
-    Reason.CONNECTION_NOT_FOUND,
-    Reason.CONNECTION_NEEDS_REAUTH,
-    Reason.SCOPE_INSUFFICIENT,
-)
 
 log = logging.getLogger("holdfast.worker")
 
@@ -256,6 +249,7 @@ class Worker:
             user_id=offer.user_id,
             last_heartbeat_details=offer.last_heartbeat_details,
             traceparent=offer.traceparent,
+            egress_url=offer.egress_url,
             on_heartbeat=lambda details: self._on_heartbeat(offer.lease, details),
             on_credential=lambda rejected: self._on_credential(offer.lease, rejected, transport),
         )
@@ -330,7 +324,7 @@ class Worker:
                 "executor", stub.GetCallCredential, request, timeout=_CREDENTIAL_TIMEOUT_SECONDS
             )
         except HoldfastError as error:
-            if error.reason in _SIGN_IN_REASONS:
+            if error.reason in SIGN_IN_REASONS:
                 raise SignInNeeded(error.message) from error
             # Of nothing that was refused anything can have come about; waiting helps only where somebody is away.
             is_away = isinstance(error, (Unavailable, DeadlineExceeded, ResourceExhausted))

@@ -26,7 +26,7 @@ from services.auth.audit_store_sql import SqlAuditStore
 from services.auth.audit_trail import AuditReader
 from services.auth.bootstrap import bootstrap
 from services.auth.connect.composition import compose_connect
-from services.auth.connect.http import listen, serving
+from services.auth.connect.pages import MAX_HEAD_BYTES
 from services.auth.connection_choice import ConnectionChoices
 from services.auth.connection_news import ConnectionNews
 from services.auth.connection_store import Connection, ConnectionStore
@@ -72,6 +72,7 @@ from services.auth.workspaces import Workspaces
 from services.shared.clock import Clock, SystemClock
 from services.shared.database import Database
 from services.shared.egress import EgressClient, TargetPolicy
+from services.shared.http_listener import listen, serving
 from services.shared.migrations import make_ready, upgrade, wait_for_database
 from services.shared.paging import page_key
 from services.shared.server import EXIT_CONFIGURATION, Process, Server, StartupError
@@ -155,7 +156,7 @@ async def auth_server(
         envelopes = backend.envelopes if envelopes is None else envelopes
         audit = AuditTrail(core.store, clock)
         news = ConnectionNews(core.connection_store, clock)
-        listener = stack.enter_context(listen(settings.http_listen))
+        listener = stack.enter_context(listen(settings.http_listen, "HOLDFAST_AUTH_HTTP_LISTEN"))
         public_url = settings.public_url or f"http://{listener.address}"
         if catalog is None:
             catalog = await asyncio.to_thread(load_providers, settings.providers_folder)
@@ -268,7 +269,14 @@ async def auth_server(
             )
         )
         # People at a provider come back to these pages: they end after the calls, and before what those calls need.
-        await stack.enter_async_context(serving(connect.pages.app, listener, drain_seconds=settings.drain_seconds))
+        await stack.enter_async_context(
+            serving(
+                connect.pages.app,
+                listener,
+                drain_seconds=settings.drain_seconds,
+                max_head_bytes=MAX_HEAD_BYTES,
+            )
+        )
         log.info("pages_listening", address=listener.address, public_url=public_url)
         await stack.enter_async_context(server)
         yield server

@@ -23,6 +23,7 @@ from services.executor.call_results import CallResults
 from services.executor.credential_uses import CredentialUses
 from services.executor.credentials import Credentials
 from services.executor.driver import DriverParts
+from services.executor.egress.proxy import MAX_HEAD_BYTES, EgressProxy
 from services.executor.local_calls import LocalCalls
 from services.executor.models import ModelRegistry
 from services.executor.revisions import RevisionCache
@@ -40,13 +41,18 @@ from services.executor.starts import RunStarter
 from services.executor.state_client import JournalClient, StateReader
 from services.executor.state_stubs import StateStubs
 from services.executor.tools.http import HttpTools
+from services.executor.tools.pools import ConnectionPools
 from services.executor.watch import RunWatcher
 from services.executor.worker_hub import WorkerHub
 from services.shared.api_keys import RemoteAuthenticator
 from services.shared.channels import open_channel, wait_for_channel_ready
 from services.shared.clock import SystemClock
+from services.shared.http_listener import listen, serving
 from services.shared.paging import page_key
 from services.shared.server import Process, Server
+from services.shared.telemetry import get_logger
+
+log = get_logger(__name__)
 
 # Streams that live as long as the process: a span of each would never end.
 UNTRACED = frozenset(
@@ -100,7 +106,22 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         credentials = Credentials(CredentialServiceStub(auth_channel), connect, grants, uses, clock=clock)
         call_credentials = CallCredentials(stubs, revisions, credentials)
         sign_ins = SignIns(ConnectionFeedServiceStub(auth_channel), stubs.runs, clock)
-        hub = WorkerHub(stubs.calls, clock=clock)
+        egress_base = ""
+        if settings.egress_listen:
+            listener = closing.enter_context(listen(settings.egress_listen, "HOLDFAST_EGRESS_LISTEN"))
+            egress_base = settings.egress_url or f"http://{listener.address}"
+            pools = ConnectionPools(settings.http_tools_allow)
+            closing.push_async_callback(pools.close)
+            await closing.enter_async_context(
+                serving(
+                    EgressProxy(call_credentials, pools),
+                    listener,
+                    drain_seconds=settings.drain_seconds,
+                    max_head_bytes=MAX_HEAD_BYTES,
+                )
+            )
+            log.info("egress_listening", address=listener.address, egress_url=egress_base)
+        hub = WorkerHub(stubs.calls, egress_base=egress_base, clock=clock)
         parts = DriverParts(
             executor_id=new_uuid7(),
             journal=journal,

@@ -19,6 +19,7 @@ from holdfast.api.executor.v1 import tool_worker_service_pb2 as worker_pb2
 from holdfast.api.state.v1 import call_queue_service_pb2 as queue_pb2
 from holdfast.api.state.v1.call_queue_service_pb2_grpc import CallQueueServiceStub
 from holdfast.errors import Aborted, DeadlineExceeded, HoldfastError, InvalidArgument, LeaseLost, Reason, Unavailable
+from services.executor.egress.proxy import egress_url
 from services.executor.trace_context import traceparent_of_step
 from services.shared.channels import calling
 from services.shared.clock import Clock, SystemClock
@@ -109,12 +110,14 @@ class WorkerHub:
         heartbeat_seconds: float = 2.0,
         offer_seconds: float = 3.0,
         poll_seconds: float = 1.0,
+        egress_base: str = "",
         clock: Clock | None = None,
     ) -> None:
         self._calls = calls
         self._heartbeat_seconds = heartbeat_seconds
         self._offer_seconds = offer_seconds
         self._poll_seconds = poll_seconds
+        self._egress_base = egress_base
         self._clock: Clock = SystemClock() if clock is None else clock
         self._workers: dict[tuple[str, str], _Worker] = {}
         # Tasks that outlive the stream for which they were begun: leases that must not get lost on their way back.
@@ -372,6 +375,7 @@ class WorkerHub:
                     last_heartbeat_details=call.last_heartbeat_details,
                     traceparent=traceparent_of_step(call.run_id, call.step),
                     expire_time=call.offer_expire_time,
+                    egress_url=egress_url(self._egress_base, worker.workspace_id, worker.worker_id, call.lease),
                 )
             )
         )

@@ -193,3 +193,18 @@ def test_connection_of_a_tool_is_part_of_its_definition() -> None:
 def test_outside_of_a_worker_there_is_none() -> None:
     with pytest.raises(ToolError, match="on_credential"):
         ToolContext(idempotency_key="k").credential_sync()
+
+
+def test_answer_of_the_egress_proxy_itself_is_told_from_the_other_sides() -> None:
+    context = ToolContext(idempotency_key="k", egress_url="http://127.0.0.1:7405/a/b/c")
+    context.check_egress({"content-type": "text/plain"})
+    with pytest.raises(SignInNeeded):
+        context.check_egress({"holdfast-error": "CONNECTION_NEEDS_REAUTH"})
+    for reason, retryable, unknown in (
+        ("TOOL_UNREACHABLE", True, False),
+        ("TOOL_CONNECTION_BROKEN", False, True),
+        ("HOST_NOT_ALLOWED", False, False),
+    ):
+        with pytest.raises(ToolError, match=reason) as caught:
+            context.check_egress({"holdfast-error": reason})
+        assert (caught.value.retryable, caught.value.outcome_unknown) == (retryable, unknown)

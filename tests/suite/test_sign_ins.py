@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx2
 import pytest
 import pytest_asyncio
 
@@ -150,3 +151,36 @@ async def test_worker_is_handed_its_users_secret_once_there_is_one_that_may_be(s
     assert "booked with [[secret:" in str(run.output)
     assert "key-of-u1-4711" not in str(run)
     assert "does not allow" in str(refused.output)
+
+
+async def test_worker_calls_through_the_egress_proxy_and_never_has_the_secret(crm: Endpoint) -> None:
+    seen: list[str] = []
+
+    @tool(name="count", effect="read_only", connection="crm-five")
+    async def count(context: ToolContext) -> str:
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            answered = await client.get(f"{context.egress_url}/{crm.url('/v1/customers').replace('://', '/')}")
+        context.check_egress(answered.headers)
+        seen.append(str(answered.request.headers))
+        return answered.text
+
+    crm.received.clear()
+    counts = Agent("counts", model=scripted(call("count"), "It is {{result}}."), tools=[count])
+    async with (
+        asyncio.timeout(100),
+        open_stage({"HOLDFAST_EGRESS_LISTEN": "127.0.0.1:0"}) as stage,
+        stage.worker(count),
+    ):
+        handle = await stage.start(counts, user_id="u1")
+        await until_waiting(handle, run_pb2.WAIT_REASON_AUTH)
+        assert not crm.received
+        # It needs not allow that its secret is handed out.
+        await stage.client.connections.create(
+            "crm", "key-of-u1-4711", name="crm-five", base_url=crm.url("/v1"), user_id="u1"
+        )
+        run = await handle.wait()
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+    assert "customers" in str(run.output)
+    assert [request.headers["authorization"] for request in crm.received] == ["Bearer key-of-u1-4711"]
+    assert len(seen) == 1
+    assert "4711" not in seen[0]

@@ -21,10 +21,11 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2
 from holdfast.errors import Reason
 from services.executor.credentials import ResolvedCredential
 from services.executor.tools.output import RESULT_LIMIT_BYTES, shorten
+from services.executor.tools.pools import ConnectionPools
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, parse_json
 from services.executor.tools.url_template import UrlTemplate, query_value
 from services.shared.clock import Clock, SystemClock
-from services.shared.egress.addresses import CheckedBackend, Resolver, TargetPolicy, TargetRefused, resolve
+from services.shared.egress.addresses import Resolver, TargetRefused, resolve
 from services.shared.egress.rules import allows_any
 
 DEFAULT_METHOD: Final = "POST"
@@ -44,12 +45,6 @@ CREDENTIAL_REJECTED: Final = "CREDENTIAL_REJECTED"
 
 _CONNECT_SECONDS: Final = 10.0
 _POOL_SECONDS: Final = 10.0
-# For each request a pool looks at all of its connections several times over: with a hundred in one pool that cost 10 ms
-# of CPU a call. Many small ones hold as many.
-_POOLS: Final = 32
-_MAX_CONNECTIONS: Final = 16
-_MAX_IDLE_CONNECTIONS: Final = 4
-_IDLE_SECONDS: Final = 5.0
 _LONGEST_RETRY_AFTER_SECONDS: Final = 24 * 3600.0
 _SHOWN_BODY_BYTES: Final = 1_024
 _NO_BODY: Final = ("GET", "DELETE")
@@ -90,25 +85,11 @@ class HttpTools:
 
     def __init__(self, allow: Iterable[str] = (), *, resolver: Resolver = resolve, clock: Clock | None = None) -> None:
         self._clock: Clock = SystemClock() if clock is None else clock
-        backend = CheckedBackend(TargetPolicy(allow), resolver)
-        self._pools = [
-            httpcore.AsyncConnectionPool(
-                max_connections=_MAX_CONNECTIONS,
-                max_keepalive_connections=_MAX_IDLE_CONNECTIONS,
-                keepalive_expiry=_IDLE_SECONDS,
-                # The runtime alone decides what is repeated.
-                retries=0,
-                network_backend=backend,
-            )
-            for _ in range(_POOLS)
-        ]
-        # Requests in each of the pools.
-        self._loads = [0] * _POOLS
+        self._pools = ConnectionPools(allow, resolver=resolver)
 
     async def close(self) -> None:
         """Closes the connections. No call may be under way."""
-        for pool in self._pools:
-            await pool.aclose()
+        await self._pools.close()
 
     async def call(
         self,
@@ -163,19 +144,9 @@ class HttpTools:
             },
             "trace": attempt.trace,
         }
-        # The first with room, so that few calls share few connections; when there is none, the one with least to do.
-        with_room = (index for index, load in enumerate(self._loads) if load < _MAX_CONNECTIONS)
-        index = next(with_room, self._loads.index(min(self._loads)))
-        self._loads[index] += 1
-        try:
-            response = await self._pools[index].handle_async_request(request)
-            try:
-                headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-                body = await _body_of(response, headers)
-            finally:
-                await response.aclose()
-        finally:
-            self._loads[index] -= 1
+        async with self._pools.sending(request) as response:
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+            body = await _body_of(response, headers)
         return self._result_of(attempt, response.status, headers, body)
 
     def _result_of(self, attempt: _Attempt, status: int, headers: Mapping[str, str], body: bytes | None) -> str:

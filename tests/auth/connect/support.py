@@ -20,10 +20,9 @@ from services.auth.app import MIGRATIONS
 from services.auth.callers import ADMIN, Caller
 from services.auth.connect.background import ConnectBackground
 from services.auth.connect.browser import ConnectBrowser
-from services.auth.connect.http import listen, serving
 from services.auth.connect.keys import ConnectKeys
 from services.auth.connect.landing import Landing
-from services.auth.connect.pages import ConnectPages
+from services.auth.connect.pages import MAX_HEAD_BYTES, ConnectPages
 from services.auth.connect.return_urls import ReturnUrls
 from services.auth.connect.sessions import ConnectSessions, SessionView
 from services.auth.connect.store import ConnectSession
@@ -41,6 +40,7 @@ from services.auth.store_sql import SqlAuthStore
 from services.auth.tables import integrations, secrets
 from services.shared.clock import Clock, SystemClock
 from services.shared.database import Database
+from services.shared.http_listener import listen, serving
 from services.shared.migrations import upgrade
 from tests.fakes.oauth_provider import FakeOAuthProvider
 
@@ -208,7 +208,7 @@ async def staged(
         await upgrade(db, MIGRATIONS)
         keyring = await open_keyring(db, MasterKey.generate() if master is None else master)
         workspace = await SqlAuthStore(db).ensure_workspace("acme", workspace_id=new_uuid7(), actor="test")
-        listener = stack.enter_context(listen("127.0.0.1:0"))
+        listener = stack.enter_context(listen("127.0.0.1:0", "HOLDFAST_AUTH_HTTP_LISTEN"))
         url = public_url or f"http://{listener.address}"
         store, connections, targets = SqlConnectStore(db), SqlConnectionStore(db), FakeTargets()
         secret_store = EmbeddedSecretStore(db, keyring)
@@ -230,7 +230,7 @@ async def staged(
         )
         browser = ConnectBrowser(store, targets, oauth, landing, keys, clock, public_url=url)
         pages = ConnectPages(browser, keys, clock, public_url=url)
-        await stack.enter_async_context(serving(pages.app, listener, drain_seconds=2))
+        await stack.enter_async_context(serving(pages.app, listener, drain_seconds=2, max_head_bytes=MAX_HEAD_BYTES))
         yield Stage(
             db=db,
             keyring=keyring,

@@ -94,7 +94,7 @@ class WorkerWelcome(_message.Message):
     def __init__(self, heartbeat_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., workspace_id: _Optional[str] = ...) -> None: ...
 
 class CallOffer(_message.Message):
-    __slots__ = ("lease", "run_id", "step", "attempt", "tool", "arguments_json", "idempotency_key", "timeout", "agent", "user_id", "last_heartbeat_details", "traceparent", "expire_time")
+    __slots__ = ("lease", "run_id", "step", "attempt", "tool", "arguments_json", "idempotency_key", "timeout", "agent", "user_id", "last_heartbeat_details", "traceparent", "expire_time", "egress_url")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,7 @@ class CallOffer(_message.Message):
     LAST_HEARTBEAT_DETAILS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    EGRESS_URL_FIELD_NUMBER: _ClassVar[int]
     lease: str
     run_id: str
     step: int
@@ -121,7 +122,8 @@ class CallOffer(_message.Message):
     last_heartbeat_details: str
     traceparent: str
     expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, lease: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., traceparent: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    egress_url: str
+    def __init__(self, lease: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., traceparent: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., egress_url: _Optional[str] = ...) -> None: ...
 
 class CallGo(_message.Message):
     __slots__ = ("lease",)

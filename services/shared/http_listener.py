@@ -1,4 +1,4 @@
-"""The HTTP listener of the connect pages, in auth's own process: starts before gRPC, and ends after its last answer."""
+"""A listener for HTTP in a service's own process: bound before anything is served, and ended after its last answer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from services.auth.connect.pages import MAX_HEAD_BYTES
 from services.shared.server import address_error
 from services.shared.settings import split_address
 
 MAX_CONNECTIONS: Final = 512
 _KEEP_ALIVE_SECONDS: Final = 5
-_SETTING: Final = "HOLDFAST_AUTH_HTTP_LISTEN"
 
 
 class _Uvicorn(uvicorn.Server):
@@ -40,8 +38,12 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listen(address: str) -> Generator[Listener, None, None]:
+def listen(address: str, setting: str) -> Generator[Listener, None, None]:
     """Binds an address.
+
+    Args:
+        address: As `host:port`; port 0 is a free one.
+        setting: Where the address was given, for the message.
 
     Raises:
         StartupError: It cannot be listened on.
@@ -60,22 +62,31 @@ def listen(address: str) -> Generator[Listener, None, None]:
             bound.close()
             raise
     except OSError as error:
-        raise address_error(_SETTING, address, error) from error
+        raise address_error(setting, address, error) from error
     with bound:
         shown = f"[{host}]" if ":" in host else host
         yield Listener(bound, f"{shown}:{bound.getsockname()[1]}")
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, listener: Listener, *, drain_seconds: float) -> AsyncIterator[None]:
-    """Serves while the context is open; at its end requests in flight get their time."""
+async def serving(
+    app: ASGIApp, listener: Listener, *, drain_seconds: float, max_head_bytes: int
+) -> AsyncIterator[None]:
+    """Serves while the context is open; at its end requests in flight get their time.
+
+    Args:
+        app: What is served.
+        listener: Where.
+        drain_seconds: The time of what is in flight at the end.
+        max_head_bytes: How much of a request's head is read before it is complete.
+    """
     config = uvicorn.Config(
         app,
         loop="none",
         http="h11",
         ws="none",
         lifespan="off",
-        # Its own lines would hold queries, and with them codes.
+        # Its own lines would hold addresses, and with them codes and leases.
         access_log=False,
         log_config=None,
         server_header=False,
@@ -83,8 +94,8 @@ async def serving(app: ASGIApp, listener: Listener, *, drain_seconds: float) -> 
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
-        # While a head is not complete; a complete one is held to the same by the pages.
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        # While a head is not complete; a complete one is the application's to look at.
+        h11_max_incomplete_event_size=max_head_bytes,
     )
     server = _Uvicorn(config)
     async with asyncio.TaskGroup() as group:
