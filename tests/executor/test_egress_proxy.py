@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import httpx2
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from holdfast.api.auth.v1 import credential_service_pb2 as pb
 from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
@@ -89,6 +90,9 @@ async def stage() -> AsyncIterator[Stage]:
         auth_tool = agent_pb2.ToolAuth(connection="crm", scopes=["read"])
         tools = [
             agent_pb2.ToolSpec(name="look", worker=agent_pb2.WorkerTool(), auth=auth_tool),
+            agent_pb2.ToolSpec(
+                name="hasty", worker=agent_pb2.WorkerTool(), auth=auth_tool, timeout=Duration(nanos=200_000_000)
+            ),
             agent_pb2.ToolSpec(name="plain", worker=agent_pb2.WorkerTool()),
         ]
         state.add_agent(WORKSPACE, agent_pb2.AgentSpec(name="support", tools=tools))
@@ -275,6 +279,22 @@ async def test_other_side_that_is_away_or_breaks_off_is_told_apart(stage: Stage)
     stage.api.reply = hang_up
     response = await stage.send("POST", content=b"x")
     assert (response.status_code, response.headers["holdfast-error"]) == (502, "TOOL_CONNECTION_BROKEN")
+
+
+async def test_answer_that_does_not_end_is_waited_for_no_longer_than_the_call_may_take(stage: Stage) -> None:
+    async def begin(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nx")
+
+    async def silence(writer: asyncio.StreamWriter) -> None:
+        """Goes on listening."""
+
+    stage.call.call.tool = "hasty"
+    stage.api.reply = silence
+    response = await stage.send()
+    assert (response.status_code, response.headers["holdfast-error"]) == (504, "CALL_TIMEOUT")
+    stage.api.reply = begin
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await stage.send()
 
 
 @pytest.mark.parametrize(

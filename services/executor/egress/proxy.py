@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ class EgressProxy:
             refused = _Refused(502, ANSWERED_ERROR, str(error))
         except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout):
             refused = _Refused(502, UNREACHABLE, "the other side could not be reached")
-        except httpcore.TimeoutException:
+        except (httpcore.TimeoutException, TimeoutError):
             refused = _Refused(504, TIMED_OUT, "the other side did not answer in time")
         except (httpcore.NetworkError, httpcore.ProtocolError):
             refused = _Refused(502, CONNECTION_BROKEN, "the connection to the other side broke")
@@ -153,6 +154,11 @@ class EgressProxy:
             raise InvalidArgument(f"the address cannot be used: {error}", field="path") from error
         if request.method not in METHODS:
             raise _Refused(405, Reason.INVALID_FIELD, f"expected one of {', '.join(sorted(METHODS))}")
+        # No longer than the call may take: a connection that is held open must not be in others' way.
+        async with asyncio.timeout(_seconds_of(call)):
+            await self._exchange(request, send, call, to)
+
+    async def _exchange(self, request: Request, send: Send, call: RunningCall, to: Destination) -> None:
         body = await _read(request)
         credential = await self._credentials.for_request(call, to, request.method)
         async with AsyncExitStack() as first, AsyncExitStack() as second:
@@ -233,9 +239,12 @@ def _built(
 ) -> httpcore.Request:
     content = body.start if body.rest is None else body.rest
     built = outgoing(request.method, to, request.scope["headers"], content, body.length, credential)
-    seconds = DEFAULT_TIMEOUT_SECONDS
-    if call.tool.HasField("timeout"):
-        seconds = call.tool.timeout.ToTimedelta().total_seconds()
+    seconds = _seconds_of(call)
     connect = min(_CONNECT_SECONDS, seconds)
     built.extensions = {"timeout": {"connect": connect, "read": seconds, "write": seconds, "pool": connect}}
     return built
+
+
+def _seconds_of(call: RunningCall) -> float:
+    has_timeout = call.tool.HasField("timeout")
+    return call.tool.timeout.ToTimedelta().total_seconds() if has_timeout else DEFAULT_TIMEOUT_SECONDS
