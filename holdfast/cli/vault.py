@@ -9,17 +9,21 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.app import group
+from holdfast.cli.app import JsonOption, group
+from holdfast.cli.console import print_json, say
 from holdfast.cli.launch import check_server_is_installed, command
 
 vault = group("vault", "HashiCorp Vault or OpenBao as the keeper of secrets: set it up, move secrets to it.")
 
 
 @vault.callback()
-def default(context: typer.Context) -> None:
+def default(context: typer.Context, as_json: JsonOption = False) -> None:
     """HashiCorp Vault or OpenBao as the keeper of secrets: set it up, move secrets to it."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        if as_json:
+            print_json({"commands": ["setup", "import"]})
+        else:
+            say(context.get_help())
 
 
 @vault.command()
@@ -39,6 +43,7 @@ def setup(
     allow_plaintext: Annotated[
         bool, typer.Option("--allow-plaintext", help="Send the token without TLS, on a network nobody else can read.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make what auth needs in Vault, and print what was done or found. May be repeated.
 
@@ -56,7 +61,7 @@ def setup(
         arguments.append("--wrapped")
     if allow_plaintext:
         arguments.append("--allow-plaintext")
-    _run(arguments)
+    _run(arguments, as_json=as_json)
 
 
 @vault.command("import")
@@ -65,16 +70,27 @@ def import_secrets(
     remove: Annotated[
         bool, typer.Option("--remove", help="Delete from auth's database what Vault has for certain.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy the secrets of auth's own database into Vault, each read back. Stop auth first; may be repeated.
 
     Needs auth's settings (HOLDFAST_DATABASE_URL, the master key) and those of Vault.
     """
-    _run(["export-to-vault", *(["--overwrite"] if overwrite else []), *(["--remove"] if remove else [])])
+    arguments = ["export-to-vault", *(["--overwrite"] if overwrite else []), *(["--remove"] if remove else [])]
+    _run(arguments, as_json=as_json)
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str], *, as_json: bool) -> None:
     check_server_is_installed()
-    # The operator's own environment: these commands are given auth's settings by hand.
-    result = subprocess.run([*command("auth"), *arguments], env=dict(os.environ), check=False)
+    # The operator's own environment: these commands are given auth's settings by hand. What is done is said on standard
+    # output line by line, what went wrong on standard error.
+    result = subprocess.run(
+        [*command("auth"), *arguments],
+        env=dict(os.environ),
+        check=False,
+        stdout=subprocess.PIPE if as_json else None,
+        text=True,
+    )
+    if as_json:
+        print_json({"done": result.stdout.splitlines()})
     raise typer.Exit(result.returncode)
