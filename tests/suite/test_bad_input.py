@@ -31,7 +31,7 @@ from holdfast.transport import Service
 from tests.fakes.provider import Ending, FakeProvider, Reply, chunk, event_stream, json_reply, openai_text
 from tests.suite.effects import Answer, HttpCall
 from tests.suite.histories import changes_of, check_history, read_history
-from tests.suite.stages import Stage, open_stage
+from tests.suite.stages import Stage, open_stage, question_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -296,10 +296,14 @@ async def test_a_provider_that_stumbles_is_asked_again_until_it_answers(stage: S
     assert limited.retry_after_millis == 1_000
 
 
-async def test_a_connection_that_does_not_exist_fails_the_run_with_its_name(stage: Stage) -> None:
+async def test_a_connection_that_does_not_exist_is_asked_for_by_its_name(stage: Stage) -> None:
     model = agent_pb2.ModelSpec(provider="openai", name="gpt-test", connection="missing")
     async with asyncio.timeout(20):
-        run = await (await stage.start(Agent("unconnected", model=model))).wait()
+        handle = await stage.start(Agent("unconnected", model=model))
+        question = await question_of(handle)
+        assert question.sign_in.connection == "missing"
+        await stage.client.approvals.resolve(question.approval_id, "fail_run")
+        run = await handle.wait()
     assert run.state == run_pb2.RUN_STATE_FAILED
     assert "missing" in run.failure.message
 

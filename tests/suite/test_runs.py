@@ -421,10 +421,14 @@ async def test_watchers_see_the_same_events_over_the_death_of_the_executor_witho
         tools=["noop", stage.tool("watched", effect="read_only")],
     )
 
+    found = asyncio.Semaphore(0)
+
     async def watch(run_id: str, after_seq: int, deltas: bool) -> list[run_pb2.Event]:
         seen = []
         async with stage.suite.client() as client:
-            async for item in (await client.run(run_id)).events(after_seq, deltas=deltas):
+            run = await client.run(run_id)
+            found.release()
+            async for item in run.events(after_seq, deltas=deltas):
                 if isinstance(item, RunEvent):
                     seen.append(item.message)
                 else:
@@ -436,6 +440,9 @@ async def test_watchers_see_the_same_events_over_the_death_of_the_executor_witho
         watching = [asyncio.create_task(watch(handle.id, 0, deltas)) for deltas in (True, False)]
         await stage.http.until(lambda: bool(stage.http.of(handle.id, "/watched")))
         later = asyncio.create_task(watch(handle.id, 3, False))
+        # What is followed over the death is found before it: looking it up is an ordinary call.
+        for _ in range(3):
+            await found.acquire()
         await stage.suite.kill()
         gate.open()
         await stage.suite.restart("executor")

@@ -14,17 +14,28 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from holdfast import Agent, Client
 from holdfast.api.auth.v1 import (
     api_key_service_pb2,
+    audit_service_pb2,
+    connect_service_pb2,
+    connection_feed_service_pb2,
     connection_service_pb2,
     credential_service_pb2,
+    grant_service_pb2,
+    integration_service_pb2,
 )
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
+from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceStub
+from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
+from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import ConnectionFeedServiceStub
 from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
+from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
+from holdfast.api.auth.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from holdfast.api.common.v1 import agent_pb2, run_pb2, workspace_pb2
 from holdfast.api.executor.v1 import (
     agent_service_pb2,
@@ -92,6 +103,8 @@ class Walls:
     worker_id: str = ""
     key_id: str = ""
     connection: str = "vault"
+    integration: str = "app"
+    connect_session_id: str = ""
     before: dict[str, Any] = field(default_factory=dict)
 
 
@@ -121,6 +134,8 @@ async def walls(stage: Stage) -> AsyncIterator[Walls]:
         found.blob = stored.step_finished.output.hash
         found.key_id = (await anext(client.keys.list())).api_key_id
         await client.connections.create("openai", "sk-the-key-to-the-vault", name=found.connection)
+        await client.integrations.create("github", name=found.integration, client_id="app", client_secret="shh")
+        found.connect_session_id = await begin_connect(stage, found.integration)
         found.before = await contents_of(client, found)
         yield found
         assert await contents_of(client, found) == found.before, "nobody else has changed anything"
@@ -135,7 +150,20 @@ async def contents_of(client: Client, walls: Walls) -> dict[str, Any]:
         "messages": [message async for message in client.sessions.messages(walls.session_id)],
         "keys": [key.api_key_id async for key in client.keys.list() if not key.HasField("revoke_time")],
         "connections": [connection async for connection in client.connections.list()],
+        "integrations": [integration async for integration in client.integrations.list()],
     }
+
+
+async def begin_connect(stage: Stage, integration: str) -> str:
+    """Begins a sign-in and returns its id."""
+    async with grpc.aio.insecure_channel(
+        stage.suite.address("auth"), options=[("grpc.enable_http_proxy", 0)]
+    ) as channel:
+        started = await ConnectServiceStub(channel).StartConnect(
+            connect_service_pb2.StartConnectRequest(integration=integration),
+            metadata=(("authorization", f"Bearer {stage.suite.api_key}"),),
+        )
+    return started.session.session_id
 
 
 def requests_of(walls: Walls, absent: bool) -> dict[str, tuple[Any, Message]]:
@@ -161,6 +189,9 @@ def requests_of(walls: Walls, absent: bool) -> dict[str, tuple[Any, Message]]:
         tool_worker_service_pb2,
     )
     k, c, t = api_key_service_pb2, connection_service_pb2, query_service_pb2
+    i, o = integration_service_pb2, connect_service_pb2
+    integration, connect_session_id = pick(walls.integration, "nothing"), pick(walls.connect_session_id, uuid)
+    agents = FieldMask(paths=["agents"])
     return {
         "AgentService/GetAgent": ((executor, AgentServiceStub), a.GetAgentRequest(agent=agent)),
         "AgentService/GetAgentRevision": ((executor, AgentServiceStub), a.GetAgentRevisionRequest(agent=agent)),
@@ -212,6 +243,46 @@ def requests_of(walls: Walls, absent: bool) -> dict[str, tuple[Any, Message]]:
             (auth, ConnectionServiceStub),
             c.RevokeConnectionRequest(name=connection),
         ),
+        "ConnectionService/UpdateConnection": (
+            (auth, ConnectionServiceStub),
+            c.UpdateConnectionRequest(name=connection, update_mask=agents),
+        ),
+        "ConnectionService/RefreshConnection": (
+            (auth, ConnectionServiceStub),
+            c.RefreshConnectionRequest(name=connection),
+        ),
+        "IntegrationService/GetIntegration": (
+            (auth, IntegrationServiceStub),
+            i.GetIntegrationRequest(name=integration),
+        ),
+        "IntegrationService/UpdateIntegration": (
+            (auth, IntegrationServiceStub),
+            i.UpdateIntegrationRequest(name=integration, update_mask=agents),
+        ),
+        "IntegrationService/DeleteIntegration": (
+            (auth, IntegrationServiceStub),
+            i.DeleteIntegrationRequest(name=integration),
+        ),
+        "ConnectService/StartConnect": (
+            (auth, ConnectServiceStub),
+            o.StartConnectRequest(integration=integration),
+        ),
+        "ConnectService/GetConnectSession": (
+            (auth, ConnectServiceStub),
+            o.GetConnectSessionRequest(session_id=connect_session_id),
+        ),
+        "ConnectService/ConfirmConnect": (
+            (auth, ConnectServiceStub),
+            o.ConfirmConnectRequest(session_id=connect_session_id, confirm_code="ABCD-EFGH"),
+        ),
+        "ConnectService/CancelConnect": (
+            (auth, ConnectServiceStub),
+            o.CancelConnectRequest(session_id=connect_session_id),
+        ),
+        "ToolWorkerService/GetCallCredential": (
+            (executor, ToolWorkerServiceStub),
+            w.GetCallCredentialRequest(worker_id=walls.worker_id, lease=lease),
+        ),
         "QueryService/GetRunTree": ((trace, QueryServiceStub), t.GetRunTreeRequest(run_id=run_id)),
         "QueryService/GetStep": ((trace, QueryServiceStub), t.GetStepRequest(run_id=run_id, step=1)),
     }
@@ -242,6 +313,18 @@ def lists_of(walls: Walls) -> dict[str, tuple[Any, Message, str]]:
             connection_service_pb2.ListConnectionsRequest(),
             "connections",
         ),
+        "IntegrationService/ListIntegrations": (
+            (auth, IntegrationServiceStub),
+            integration_service_pb2.ListIntegrationsRequest(),
+            "integrations",
+        ),
+        "AuditService/ListAuditRecords": (
+            (auth, AuditServiceStub),
+            audit_service_pb2.ListAuditRecordsRequest(
+                filter=audit_service_pb2.AuditFilter(connection=walls.connection)
+            ),
+            "records",
+        ),
         "QueryService/ListRuns": (
             (trace, QueryServiceStub),
             query_service_pb2.ListRunsRequest(agent=walls.agent, session_id=walls.session_id),
@@ -259,13 +342,25 @@ OWN = {
     "ToolWorkerService/Work",
     "ApiKeyService/CreateApiKey",
     "ApiKeyService/ListApiKeys",
+    "AuditService/ExportAuditRecords",
+    "AuditService/VerifyAuditTrail",
     "ConnectionService/CreateConnection",
+    "IntegrationService/CreateIntegration",
+    "IntegrationService/ListProviders",
     "WorkspaceService/GetWorkspace",
     "WorkspaceService/GetWorkspaceSettings",
     "WorkspaceService/UpdateWorkspaceSettings",
     "WorkspaceService/GetWorkspaceStorage",
 }
-INTERNAL = {"ApiKeyService/VerifyApiKey", "CredentialService/ResolveCredential"}
+INTERNAL = {
+    "ApiKeyService/VerifyApiKey",
+    "ConnectService/RequestSignIn",
+    "ConnectionFeedService/CheckSignIns",
+    "ConnectionFeedService/WatchConnections",
+    "CredentialService/RecordCredentialUses",
+    "CredentialService/ResolveCredential",
+    "GrantService/IssueRunGrant",
+}
 
 
 async def ask(walls: Walls, target: tuple[Any, Any], method: str, request: Message) -> Message | grpc.aio.AioRpcError:
@@ -304,7 +399,8 @@ async def test_a_neighbours_thing_is_answered_as_one_that_does_not_exist(walls: 
     refused, unknown = await ask(walls, target, method, foreign), await ask(walls, target, method, absent)
     assert isinstance(refused, grpc.aio.AioRpcError), refused
     assert isinstance(unknown, grpc.aio.AioRpcError), unknown
-    expected = grpc.StatusCode.ABORTED if method.endswith("CompleteCall") else grpc.StatusCode.NOT_FOUND
+    is_of_a_lease = method.startswith("ToolWorkerService/")
+    expected = grpc.StatusCode.ABORTED if is_of_a_lease else grpc.StatusCode.NOT_FOUND
     assert refused.code() == unknown.code() == expected
     assert neutral(refused.details(), foreign) == neutral(unknown.details(), absent)
 
@@ -313,7 +409,14 @@ def neutral(text: str | None, request: Message) -> str:
     """The text without what the caller itself has named."""
     text = text or ""
     for field_, value in request.ListFields():
-        if isinstance(value, str) and field_.name in ("agent", "run_id", "session_id", "approval_id", "name"):
+        if isinstance(value, str) and field_.name in (
+            "agent",
+            "run_id",
+            "session_id",
+            "approval_id",
+            "name",
+            "integration",
+        ):
             text = text.replace(value, "…")
     return text
 
@@ -405,10 +508,23 @@ async def test_calls_are_offered_to_workers_of_their_own_workspace_only(walls: W
 async def test_the_services_own_calls_accept_no_key_at_all(walls: Walls) -> None:
     verify = api_key_service_pb2.VerifyApiKeyRequest()
     resolve = credential_service_pb2.ResolveCredentialRequest()
-    for method, target, request in (
-        ("ApiKeyService/VerifyApiKey", ("auth", ApiKeyServiceStub), verify),
-        ("CredentialService/ResolveCredential", ("auth", CredentialServiceStub), resolve),
-    ):
+    grant, sign_in = grant_service_pb2.IssueRunGrantRequest(), connect_service_pb2.RequestSignInRequest()
+    check, watch = (
+        connection_feed_service_pb2.CheckSignInsRequest(),
+        connection_feed_service_pb2.WatchConnectionsRequest(),
+    )
+    record = credential_service_pb2.RecordCredentialUsesRequest()
+    calls = {
+        "ApiKeyService/VerifyApiKey": (("auth", ApiKeyServiceStub), verify),
+        "ConnectService/RequestSignIn": (("auth", ConnectServiceStub), sign_in),
+        "ConnectionFeedService/CheckSignIns": (("auth", ConnectionFeedServiceStub), check),
+        "ConnectionFeedService/WatchConnections": (("auth", ConnectionFeedServiceStub), watch),
+        "CredentialService/RecordCredentialUses": (("auth", CredentialServiceStub), record),
+        "CredentialService/ResolveCredential": (("auth", CredentialServiceStub), resolve),
+        "GrantService/IssueRunGrant": (("auth", GrantServiceStub), grant),
+    }
+    assert calls.keys() == INTERNAL
+    for method, (target, request) in calls.items():
         refused = await ask(walls, target, method, request)
         assert isinstance(refused, grpc.aio.AioRpcError)
         assert refused.code() == grpc.StatusCode.PERMISSION_DENIED
