@@ -266,8 +266,9 @@ def _show(answer: pb.VerifyAuditTrailResponse, anchor: str, *, as_json: bool) ->
         say(f"{answer.before_chain_count:,} records are from before there was a chain: nothing proves those.")
     if answer.anchor_seq:
         say(f"The anchor is the hash of record {answer.anchor_seq}.")
-    say(f"anchor: {answer.head_hash}")
-    if not anchor:
+    if answer.head_hash:
+        say(f"anchor: {answer.head_hash}")
+    if answer.head_hash and not anchor:
         note("Keep it elsewhere: --anchor proves later that nothing was cut off or rewritten as a whole.")
 
 
