@@ -20,7 +20,7 @@ from services.auth.settings import AuthSettings
 from services.auth.store import CredentialUse
 from services.auth.tables import audit_records, workspaces
 from services.shared.database import Database
-from tests.auth.support import RUN, Auth, Client, failure, make_key, new_connection, running, use_of
+from tests.auth.support import RUN, Auth, Client, failure, make_key, new_connection, running
 
 AuditRecord = audit_service_pb2.AuditRecord
 
@@ -83,7 +83,7 @@ async def test_what_is_done_is_on_record_with_who_did_it(auth: Auth) -> None:
     await client.connections.CreateConnection(new_connection())
     await client.connections.CreateConnection(new_connection(key="sk-test-2", replace=True))
     await client.connections.RevokeConnection(connection_service_pb2.RevokeConnectionRequest(name="openai"))
-    await failure(auth.as_service("executor").credentials.ResolveCredential(use_of(workspace_id)))
+    await failure(auth.resolve(workspace_id))
     created = await client.api_keys.CreateApiKey(api_key_service_pb2.CreateApiKeyRequest(scopes=["runs:read"]))
     async with database(auth.settings) as db:
         await db.write(append_uses, uses(workspace_id, 3))
