@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+
+# Name and text in the message that prepares a statement.
+_PREPARED = re.compile(rb"P.{4}(_pg3_\d+)\x00([^\x00]*)\x00", re.DOTALL)
 
 
 class LosingProxy:
@@ -44,9 +48,17 @@ class LosingProxy:
             upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             is_losing = asyncio.Event()
 
+            # What was prepared on this connection is executed by its name alone.
+            prepared: dict[bytes, bytes] = {}
+
+            def says_one_of_the_words(data: bytes) -> bool:
+                prepared.update(_PREPARED.findall(data))
+                named = (text for name, text in prepared.items() if b"\x00" + name + b"\x00" in data)
+                return any(word in said for said in (data, *named) for word in self._words)
+
             async def forwards() -> None:
                 while data := await reader.read(256 * 1024):
-                    if self._left and any(word in data for word in self._words):
+                    if says_one_of_the_words(data) and self._left:
                         self._left -= 1
                         is_losing.set()
                     upstream_writer.write(data)
