@@ -50,11 +50,6 @@ class Destination:
         """The whole address."""
         return f"{self.origin}{self.path}" + (f"?{self.query}" if self.query else "")
 
-    @property
-    def without_query(self) -> str:
-        """The address as it may be logged."""
-        return f"{self.origin}{self.path}"
-
 
 def parse_destination(url: str) -> Destination:
     """Returns the address taken apart.
