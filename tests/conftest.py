@@ -43,6 +43,8 @@ def isolated_environment() -> Iterator[None]:
                 patch.delenv(name)
         for folder in ("CONFIG", "DATA", "STATE", "CACHE"):
             patch.setenv(f"XDG_{folder}_HOME", os.path.join(home, folder.lower()))
+        # Nor the keychain of whoever is logged in, nor a test's own one: `keyring` takes any backend that was imported.
+        patch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
         # Processes that tests start print plain text, whoever is watching.
         patch.setenv("NO_COLOR", "1")
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -77,10 +78,15 @@ async def test_runs_go_on_whichever_process_is_killed(stage: Stage) -> None:
     agent = busy_agent(stage, "busy")
     everybody = ("executor", stage.near, stage.far)
     handles: list[RunHandle] = []
-    async with asyncio.timeout(100), client_of(stage, *everybody) as client, stage.suite.client() as reader:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(100))
+        client = await stack.enter_async_context(client_of(stage, *everybody))
+        reader = await stack.enter_async_context(stage.suite.client())
+        # An executor with room drives what was started through it: each of them has work.
+        own = [await stack.enter_async_context(client_of(stage, name)) for name in everybody]
         await client.apply(agent)
         for victim in (stage.near, "state-2", stage.far, "state", "executor"):
-            begun = [await client.start(agent, f"before {victim}") for _ in range(6)]
+            begun = [await each.start(agent, f"before {victim}") for each in own for _ in range(2)]
             await stage.http.until(partial(has_begun, stage, begun))
             await stage.suite.kill(victim)
             # New runs while it is away.
