@@ -89,7 +89,7 @@ async def test_a_role_bounds_what_a_person_may_do(auth: Auth, issuer: Issuer) ->
         {"exp": "tomorrow"},
         {"exp": True},
         {"exp": 1e300},
-        {"nbf": time.time() + 3600},
+        {"nbf": 9_999_999_999},
         {"nbf": "now"},
         {"sub": None},
         {"sub": ""},

@@ -171,7 +171,9 @@ async def test_state_away_is_unavailable_and_says_who(executor: Executor, client
 # --------------------------------------------------------------------------------------------------- look and cancel
 
 
-@pytest.mark.parametrize("run_id", ["nonsense", "01920000-0000-7000-8000-00000000000A", new_uuid7()])
+@pytest.mark.parametrize(
+    "run_id", ["nonsense", "01920000-0000-7000-8000-00000000000A", "01920000-0000-7000-8000-00000000000b"]
+)
 async def test_run_of_nobody_or_of_another_workspace_is_not_found(
     executor: Executor, client: Client, run_id: str
 ) -> None:
