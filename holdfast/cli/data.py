@@ -158,22 +158,23 @@ def erase(
         if as_json:
             print_json({"dry_run": True, "would_erase": plain(found)})
         else:
-            say(f"would erase {_described(found)}")
+            say(f"would erase {described(found)}")
         return
     if not yes:
         if as_json or not sys.stdin.isatty():
             raise InvalidArgument("this cannot be undone: add --yes, or look first with --dry-run")
-        note(f"This erases {_described(found)}. It cannot be undone.", style="bold")
+        note(f"This erases {described(found)}. It cannot be undone.", style="bold")
         if not typer.confirm("Erase it?", err=True):
             raise typer.Exit(int(ExitCode.ERROR))
     erased = with_client(lambda client: ask(client, only_look=False))
     if as_json:
         print_json({"erased": plain(erased)})
         return
-    say(f"erased {_described(erased)}")
+    say(f"erased {described(erased)}")
 
 
-def _described(counts: workspace_pb2.DataCounts) -> str:
+def described(counts: workspace_pb2.DataCounts) -> str:
+    """Says for a person what was erased, or would be."""
     parts = [
         f"{number} {noun}{'' if number == 1 else 's'}"
         for noun, number in (

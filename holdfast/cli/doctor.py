@@ -127,7 +127,7 @@ def _addresses(data: Path | None) -> dict[str, str]:
     client = resolve(profile=chosen_profile())
     return {
         "executor": client.address,
-        "state": operator_settings().state_address,
+        "state": operator_settings().address,
         "auth": client.auth_address,
         "trace": client.trace_address,
     }

@@ -206,6 +206,7 @@ class Plan:
                 environment["HOLDFAST_MIGRATE_ON_START"] = "true"
         if service in ("executor", "trace"):
             environment["HOLDFAST_STATE_ADDRESS"] = self.addresses["state"]
+        if service != "auth":
             environment["HOLDFAST_AUTH_ADDRESS"] = self.addresses["auth"]
         if service == "executor":
             # Of an embedded suite everything may be on this machine, the endpoints of `http` tools included.

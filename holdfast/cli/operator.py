@@ -1,4 +1,4 @@
-"""The operator's way to state: with the suite's own service token, not with a workspace's API key.
+"""The operator's way to state and auth: with the suite's own service token, not with a workspace's API key.
 
 Whoever holds that token may do everything in the suite; it never goes into a profile.
 """
@@ -22,7 +22,7 @@ from holdfast.settings import split_addresses, write_private
 from holdfast.transport import channel_options, read_pem
 
 OPERATOR: Final = "operator"
-"""The name by which state's access table knows these calls."""
+"""The name by which the services' access tables know these calls."""
 
 _ADDRESSES: Final = "addresses.json"
 
@@ -38,20 +38,22 @@ DataOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class OperatorSettings:
-    """Where state is and what it takes an operator by.
+    """Where a service is and what it takes an operator by.
 
     Attributes:
-        state_address: As host:port, or ip:port,ip:port for several replicas.
+        peer: The service: `state` or `auth`.
+        address: As host:port, or ip:port,ip:port for several replicas.
         service_token: The suite's token; empty with TLS.
         certificate: With TLS, the files of the authority, and of the operator's key and certificate.
     """
 
-    state_address: str
+    peer: str
+    address: str
     service_token: str
     certificate: tuple[str, str, str] | None = None
 
     def __repr__(self) -> str:
-        return f"<OperatorSettings {self.state_address}>"
+        return f"<OperatorSettings {self.peer} {self.address}>"
 
 
 def write_addresses(data: Path, addresses: Mapping[str, str]) -> None:
@@ -63,8 +65,9 @@ def write_addresses(data: Path, addresses: Mapping[str, str]) -> None:
     write_private(data / _ADDRESSES, json.dumps(dict(addresses)) + "\n")
 
 
-def operator_settings(data: Path | None = None) -> OperatorSettings:
-    """Returns what is needed to reach state: HOLDFAST_STATE_ADDRESS and HOLDFAST_SERVICE_TOKEN, as the services use.
+def operator_settings(data: Path | None = None, peer: str = "state") -> OperatorSettings:
+    """Returns what is needed to reach a service: HOLDFAST_STATE_ADDRESS (HOLDFAST_AUTH_ADDRESS, which with TLS is the
+    one for services) and HOLDFAST_SERVICE_TOKEN, as the services use.
 
     Args:
         data: Data folder of a suite that `holdfast up` runs; the user's own when not given. It says what the
@@ -74,25 +77,26 @@ def operator_settings(data: Path | None = None) -> OperatorSettings:
         FailedPrecondition: Neither says it.
     """
     environ = os.environ
-    address = environ.get("HOLDFAST_STATE_ADDRESS", "") if data is None else ""
+    setting = f"HOLDFAST_{peer.upper()}_ADDRESS"
+    address = environ.get(setting, "") if data is None else ""
     token = _token_of_environment() if data is None else ""
     names = ("HOLDFAST_TLS_CA_FILE", "HOLDFAST_TLS_KEY_FILE", "HOLDFAST_TLS_CERT_FILE")
     authority, key, certificate = (environ.get(name, "") if data is None else "" for name in names)
     if address and authority and key and certificate:
         split_addresses(address)
-        return OperatorSettings(address, "", (authority, key, certificate))
+        return OperatorSettings(peer, address, "", (authority, key, certificate))
     if not (address and token):
         folder = _data_folder(data)
-        address = address or stored_addresses(folder).get("state", "")
+        address = address or stored_addresses(folder).get(peer, "")
         token = token or _read(folder / "service.token")
     if not (address and token):
         raise FailedPrecondition(
-            "this is the operator's command: set HOLDFAST_STATE_ADDRESS and HOLDFAST_SERVICE_TOKEN (or "
+            f"this is the operator's command: set {setting} and HOLDFAST_SERVICE_TOKEN (or "
             "HOLDFAST_SERVICE_TOKEN_FILE, or with TLS the HOLDFAST_TLS_* files) as the services have them, or name the "
             "folder of `holdfast up` with --data"
         )
     split_addresses(address)
-    return OperatorSettings(address, token)
+    return OperatorSettings(peer, address, token)
 
 
 def _token_of_environment() -> str:
@@ -158,25 +162,26 @@ class _SignedStreams(_Signing, grpc.aio.UnaryStreamClientInterceptor):
 
 
 @asynccontextmanager
-async def operator_channel(data: Path | None = None) -> AsyncIterator[grpc.aio.Channel]:
-    """Opens a channel to state on which every call carries the operator's authorization.
+async def operator_channel(data: Path | None = None, peer: str = "state") -> AsyncIterator[grpc.aio.Channel]:
+    """Opens a channel to a service on which every call carries the operator's authorization.
 
     What a call raises inside the context is raised as `holdfast.errors`. The caller gives each call its deadline.
 
     Args:
         data: Data folder of a suite that `holdfast up` runs.
+        peer: The service: `state` or `auth`.
 
     Raises:
-        FailedPrecondition: Nothing says where state is, or with which token.
-        HoldfastError: As state raised it; `Unavailable` with the address when it can't be reached.
+        FailedPrecondition: Nothing says where it is, or with which token.
+        HoldfastError: As it raised it; `Unavailable` with the address when it can't be reached.
     """
-    settings = operator_settings(data)
+    settings = operator_settings(data, peer)
     interceptors: list[grpc.aio.ClientInterceptor] = [
         _SignedCalls(settings.service_token),
         _SignedStreams(settings.service_token),
     ]
     async with _opened(settings, interceptors) as channel:
-        with _errors_of_state(settings.state_address):
+        with _errors_of(settings):
             yield channel
 
 
@@ -189,7 +194,7 @@ def operator_connection() -> grpc.aio.Channel | None:
 
 
 def _opened(settings: OperatorSettings, interceptors: list[grpc.aio.ClientInterceptor]) -> grpc.aio.Channel:
-    addresses = split_addresses(settings.state_address)
+    addresses = split_addresses(settings.address)
     scheme, host, port = addresses[0]
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if len(addresses) > 1:
@@ -198,8 +203,8 @@ def _opened(settings: OperatorSettings, interceptors: list[grpc.aio.ClientInterc
     # The suite's own traffic never goes through a proxy that the environment names for the internet.
     options = [*channel_options(), ("grpc.enable_http_proxy", 0)]
     if settings.certificate is not None:
-        # Whatever its address, the peer must be state.
-        options.append(("grpc.ssl_target_name_override", "state"))
+        # Whatever its address, the peer must be the service that is meant.
+        options.append(("grpc.ssl_target_name_override", settings.peer))
         credentials = grpc.ssl_channel_credentials(*(read_pem(path) for path in settings.certificate))
         return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
     if scheme == "https://":
@@ -209,13 +214,15 @@ def _opened(settings: OperatorSettings, interceptors: list[grpc.aio.ClientInterc
 
 
 @contextmanager
-def _errors_of_state(address: str) -> Iterator[None]:
+def _errors_of(settings: OperatorSettings) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raised: HoldfastError = from_rpc_error(error, peer="state")
+        raised: HoldfastError = from_rpc_error(error, peer=settings.peer)
         if isinstance(raised, Unavailable) and raised.origin == "foreign":
             raise Unavailable(
-                f"state at {address} can't be reached", reason=raised.reason, metadata={"address": address}
+                f"{settings.peer} at {settings.address} can't be reached",
+                reason=raised.reason,
+                metadata={"address": settings.address},
             ) from error
         raise raised from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
@@ -12,14 +13,19 @@ import typer
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from holdfast.api.auth.v1 import workspace_service_pb2 as auth_pb2
+from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.api.common.v1 import workspace_pb2
 from holdfast.api.state.v1 import housekeeping_service_pb2 as state_pb2
 from holdfast.api.state.v1.housekeeping_service_pb2_grpc import HousekeepingServiceStub
 from holdfast.cli.app import JsonOption, group, with_client
-from holdfast.cli.console import moment, print_json, say
-from holdfast.cli.operator import DataOption, operator_channel
+from holdfast.cli.console import ExitCode, moment, note, plain, print_json, say
+from holdfast.cli.data import described
+from holdfast.cli.operator import OPERATOR, DataOption, operator_channel
+from holdfast.errors import InvalidArgument
 
 OPERATOR_SECONDS: Final = 60.0
+DELETE_SECONDS: Final = 3600.0
 
 T = TypeVar("T")
 
@@ -116,6 +122,66 @@ def set_settings(
         _print(as_operator(data, ask), as_json=as_json)
         return
     _print(with_client(lambda client: client.housekeeping.update_settings(settings, fields)), as_json=as_json)
+
+
+@workspace.command()
+def delete(
+    name: Annotated[str, typer.Argument(help="Name of the workspace.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Operator: delete a workspace for good, with its runs, its connections and the key that its data is sealed under.
+
+    It is closed first: its API keys end, nothing new begins. What runs is cancelled, and its data is erased. Then its
+    grants are revoked at their providers, its credentials are deleted, and its key is destroyed, so that what was
+    sealed under it can be read in no backup either. Whatever breaks it off, the same command again goes on.
+    """
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise InvalidArgument("this cannot be undone: add --yes")
+        note(f"This deletes the workspace {name} with all that it has. It cannot be undone.", style="bold")
+        if typer.prompt("Type its name to go on", err=True, default="", show_default=False) != name:
+            raise typer.Exit(int(ExitCode.ERROR))
+
+    async def run() -> tuple[auth_pb2.DeleteWorkspaceResponse, workspace_pb2.DataCounts]:
+        async with operator_channel(data, "auth") as channel:
+            closed = await WorkspaceServiceStub(channel).CloseWorkspace(
+                auth_pb2.CloseWorkspaceRequest(name=name), timeout=OPERATOR_SECONDS
+            )
+        async with operator_channel(data) as channel:
+            erased = await _erase(HousekeepingServiceStub(channel), closed.workspace.workspace_id)
+        async with operator_channel(data, "auth") as channel:
+            deleted = await WorkspaceServiceStub(channel).DeleteWorkspace(
+                auth_pb2.DeleteWorkspaceRequest(name=name), timeout=DELETE_SECONDS
+            )
+        return deleted, erased
+
+    deleted, erased = asyncio.run(run())
+    if as_json:
+        print_json({"deleted": plain(deleted.workspace), "connections": deleted.deleted_connections, **plain(erased)})
+        return
+    say(f"erased {described(erased)}")
+    say(f"revoked {deleted.deleted_connections} connections, destroyed the key")
+    say(f"workspace {name} is deleted; its audit records stay")
+
+
+async def _erase(state: HousekeepingServiceStub, workspace_id: str) -> workspace_pb2.DataCounts:
+    """Cancels and erases what the workspace has; what was being started when it was closed ends at the second look."""
+    request = state_pb2.EraseDataRequest(
+        workspace_id=workspace_id,
+        scope=workspace_pb2.DataScope(everything=True),
+        cancel_first=True,
+        requested_by=OPERATOR,
+    )
+    erased = workspace_pb2.DataCounts()
+    for _ in range(2):
+        found = workspace_pb2.DataCounts()
+        async for frame in state.EraseData(request, timeout=DELETE_SECONDS):
+            found.CopyFrom(frame.erased)
+        for field in ("sessions", "runs", "events", "blobs", "agents"):
+            setattr(erased, field, getattr(erased, field) + getattr(found, field))
+    return erased
 
 
 def as_operator(data: Path | None, ask: Callable[[HousekeepingServiceStub], Awaitable[T]]) -> T:

@@ -76,5 +76,17 @@ ACCESS: Final[Mapping[str, Access]] = {
     ),
     # The right of a run, signed for the caller whose credential the executor shows.
     **service_access("holdfast.api.auth.v1.GrantService", {"IssueRunGrant": Access(services=("executor",))}),
-    **service_access("holdfast.api.auth.v1.WorkspaceService", {"GetWorkspace": Access(scope=OWN_WORKSPACE)}),
+    # Keys of what is stored sealed, for the services that store it.
+    **service_access(
+        "holdfast.api.auth.v1.DataKeyService",
+        {"CreateDataKey": Access(services=("state",)), "UnwrapDataKey": Access(services=("state",))},
+    ),
+    **service_access(
+        "holdfast.api.auth.v1.WorkspaceService",
+        {
+            "GetWorkspace": Access(scope=OWN_WORKSPACE),
+            "CloseWorkspace": Access(services=("operator",)),
+            "DeleteWorkspace": Access(services=("operator",)),
+        },
+    ),
 }

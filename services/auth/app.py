@@ -16,6 +16,7 @@ from holdfast.api.auth.v1.connect_service_pb2_grpc import add_ConnectServiceServ
 from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import add_ConnectionFeedServiceServicer_to_server
 from holdfast.api.auth.v1.connection_service_pb2_grpc import add_ConnectionServiceServicer_to_server
 from holdfast.api.auth.v1.credential_service_pb2_grpc import add_CredentialServiceServicer_to_server
+from holdfast.api.auth.v1.data_key_service_pb2_grpc import add_DataKeyServiceServicer_to_server
 from holdfast.api.auth.v1.grant_service_pb2_grpc import add_GrantServiceServicer_to_server
 from holdfast.api.auth.v1.integration_service_pb2_grpc import add_IntegrationServiceServicer_to_server
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
@@ -25,6 +26,7 @@ from services.auth.audit import AuditTrail
 from services.auth.audit_store_sql import SqlAuditStore
 from services.auth.audit_trail import AuditReader
 from services.auth.bootstrap import bootstrap
+from services.auth.closing import Closing
 from services.auth.connect.composition import compose_connect
 from services.auth.connect.pages import MAX_HEAD_BYTES
 from services.auth.connection_choice import ConnectionChoices
@@ -33,6 +35,7 @@ from services.auth.connection_store import Connection, ConnectionStore
 from services.auth.connection_store_sql import SqlConnectionStore
 from services.auth.connections import Connections
 from services.auth.credentials import Credentials
+from services.auth.data_keys import DataKeys
 from services.auth.envelopes import Envelopes
 from services.auth.fingerprints import fingerprint_of
 from services.auth.grants import RunGrants
@@ -61,6 +64,7 @@ from services.auth.servicers.connect import ConnectServicer
 from services.auth.servicers.connection_feed import ConnectionFeedServicer
 from services.auth.servicers.connections import ConnectionServicer
 from services.auth.servicers.credentials import CredentialServicer
+from services.auth.servicers.data_keys import DataKeyServicer
 from services.auth.servicers.grants import GrantServicer
 from services.auth.servicers.integrations import IntegrationServicer
 from services.auth.servicers.workspaces import WorkspaceServicer
@@ -251,7 +255,9 @@ async def auth_server(
         server.add(add_IntegrationServiceServicer_to_server, IntegrationServicer(integrations, key))
         server.add(add_CredentialServiceServicer_to_server, CredentialServicer(credentials))
         server.add(add_GrantServiceServicer_to_server, GrantServicer(grants, authenticator))
-        server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(core.workspaces))
+        server.add(add_DataKeyServiceServicer_to_server, DataKeyServicer(DataKeys(core.store, envelopes)))
+        closing = Closing(core.store, core.connection_store, connections, integrations, envelopes)
+        server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(core.workspaces, closing))
         server.on_drain(refreshing.coordinator.drain)
         # Order matters: it is undone from the end. The last calls are served, then what they left is written, then
         # the database is closed.

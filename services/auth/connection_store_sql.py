@@ -32,6 +32,7 @@ from services.auth.request_sql import answer_request, answer_to, claim_request, 
 from services.auth.sql import in_bytes, insert_ignore
 from services.auth.store import Action, Request
 from services.auth.tables import connection_events, connections, escrows, integrations
+from services.auth.workspace_sql import require_open
 from services.shared.database import Database, now_sql
 
 _ENDED: Final = (ConnectionState.REVOKED.value, ConnectionState.DISABLED.value)
@@ -365,6 +366,7 @@ def save_connection(
         fingerprint=saved.fingerprint or None,
         user_id=saved.user_id or None,
     )
+    require_open(connection, new.workspace_id)
     answer_request(connection, new.workspace_id, request, saved)
     return SavedConnection(saved, abandoned=abandoned)
 

@@ -25,6 +25,7 @@ from services.auth.request_sql import answer_request, answer_to, claim_request, 
 from services.auth.sql import in_bytes, insert_ignore
 from services.auth.store import Action, Request
 from services.auth.tables import connections, integrations, stray_secrets
+from services.auth.workspace_sql import require_open
 from services.shared.database import Database
 
 _DELETED: Final = IntegrationState.DELETED.value
@@ -207,6 +208,7 @@ def _create_integration(
     if new.secret_path is not None:
         stray_sql.take_secret(connection, new.secret_path)
     _audit(connection, made, now, actor, Action.INTEGRATION_CREATED)
+    require_open(connection, new.workspace_id)
     answer_request(connection, new.workspace_id, request, made)
     return made, True
 

@@ -16,6 +16,10 @@ class Workspace:
     workspace_id: str
     name: str
     create_time: datetime
+    close_time: datetime | None = None
+    """When nothing new might begin in it any more; None while it is open."""
+    delete_time: datetime | None = None
+    """When what auth had of it was deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,8 @@ class Action(StrEnum):
     """What an audit record is about."""
 
     WORKSPACE_CREATED = "workspace.create"
+    WORKSPACE_CLOSED = "workspace.close"
+    WORKSPACE_DELETED = "workspace.delete"
     API_KEY_CREATED = "api_key.create"
     API_KEY_REVOKED = "api_key.revoke"
     CONNECTION_CREATED = "connection.create"
@@ -160,6 +166,15 @@ class AuthStore(Protocol):
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """Returns the workspace, or None."""
+
+    async def close_workspace(self, name: str, *, actor: str) -> Workspace | None:
+        """Closes the workspace of the name and revokes its API keys, in one transaction; None when there is none.
+
+        What would give it something new afterwards is refused (WORKSPACE_CLOSED).
+        """
+
+    async def forget_workspace(self, workspace_id: str, *, actor: str) -> Workspace:
+        """Deletes the rows of a closed workspace, but for itself, its revoked keys and its audit records."""
 
     async def find_api_key(self, api_key_id: str) -> FoundApiKey | None:
         """Returns the key of the id, in whichever workspace; revoked and expired ones too. None when there is none."""

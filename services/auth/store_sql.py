@@ -24,6 +24,13 @@ from services.auth.store import (
     Workspace,
 )
 from services.auth.tables import api_keys, audit_records, requests, workspaces
+from services.auth.workspace_sql import (
+    close_workspace,
+    ensure_workspace,
+    forget_workspace,
+    require_open,
+    workspace_by,
+)
 from services.shared.database import Database, Timestamp, now_sql
 
 
@@ -35,18 +42,26 @@ class SqlAuthStore:
 
     async def ensure_workspace(self, name: str, *, workspace_id: str, actor: str) -> Workspace:
         """See `AuthStore.ensure_workspace`."""
-        found = await self._db.read(_workspace_by, workspaces.c.name == name)
+        found = await self._db.read(workspace_by, workspaces.c.name == name)
         if found is not None:
             return found
-        return await self._db.write(_ensure_workspace, self._db, name, workspace_id, actor)
+        return await self._db.write(ensure_workspace, self._db, name, workspace_id, actor)
 
     async def find_workspace(self, name: str) -> Workspace | None:
         """See `AuthStore.find_workspace`."""
-        return await self._db.read(_workspace_by, workspaces.c.name == name)
+        return await self._db.read(workspace_by, workspaces.c.name == name)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """See `AuthStore.get_workspace`."""
-        return await self._db.read(_workspace_by, workspaces.c.workspace_id == workspace_id)
+        return await self._db.read(workspace_by, workspaces.c.workspace_id == workspace_id)
+
+    async def close_workspace(self, name: str, *, actor: str) -> Workspace | None:
+        """See `AuthStore.close_workspace`."""
+        return await self._db.write(close_workspace, self._db, name, actor)
+
+    async def forget_workspace(self, workspace_id: str, *, actor: str) -> Workspace:
+        """See `AuthStore.forget_workspace`."""
+        return await self._db.write(forget_workspace, self._db, workspace_id, actor)
 
     async def find_api_key(self, api_key_id: str) -> FoundApiKey | None:
         """See `AuthStore.find_api_key`."""
@@ -88,25 +103,6 @@ class SqlAuthStore:
     async def forget_requests(self, *, older_than_seconds: float) -> int:
         """See `AuthStore.forget_requests`."""
         return await self._db.write(_forget_requests, self._db, timedelta(seconds=older_than_seconds))
-
-
-# ---------------------------------------------------------------------------------------------------------- workspaces
-
-
-def _workspace_by(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Workspace | None:
-    row = connection.execute(sa.select(workspaces).where(condition)).one_or_none()
-    if row is None:
-        return None
-    return Workspace(workspace_id=row.workspace_id, name=row.name, create_time=row.create_time)
-
-
-def _ensure_workspace(connection: sa.Connection, db: Database, name: str, workspace_id: str, actor: str) -> Workspace:
-    now = db.now(connection)
-    if insert_ignore(connection, workspaces, workspace_id=workspace_id, name=name, create_time=now):
-        append_audit(connection, workspace_id, now, actor, Action.WORKSPACE_CREATED)
-    found = _workspace_by(connection, workspaces.c.name == name)
-    assert found is not None
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ API keys
@@ -164,6 +160,7 @@ def _create_api_key(
     if not is_new:
         raise AlreadyExists("the API key's id is taken")
     append_audit(connection, key.workspace_id, now, actor, Action.API_KEY_CREATED, api_key_id=key.api_key_id)
+    require_open(connection, key.workspace_id)
     answer_request(connection, key.workspace_id, request, key)
     return key, True
 

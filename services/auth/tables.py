@@ -18,6 +18,9 @@ workspaces: Final = sa.Table(
     sa.Column("create_time", Timestamp, nullable=False),
     # Number of the workspace's last audit record; its row lock is what makes the numbers dense.
     sa.Column("audit_seq", sa.BigInteger, nullable=False, server_default="0"),
+    # Set when nothing new may begin in it, and when what auth had of it was deleted.
+    sa.Column("close_time", Timestamp),
+    sa.Column("delete_time", Timestamp),
 )
 
 api_keys: Final = sa.Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.errors import NotFound, Reason
+from holdfast.errors import FailedPrecondition, NotFound, Reason
 from holdfast.ids import new_uuid7
 from services.auth.requests import require_name
 from services.auth.store import AuthStore, Workspace
@@ -19,14 +19,19 @@ class Workspaces:
 
         Raises:
             InvalidArgument: The name is not valid.
+            FailedPrecondition: It is closed.
         """
-        return await self._store.ensure_workspace(
+        found = await self._store.ensure_workspace(
             require_name(name, "workspace"), workspace_id=new_uuid7(), actor=actor
         )
+        if found.close_time is not None:
+            raise FailedPrecondition(f"the workspace {name} is closed", reason=Reason.WORKSPACE_CLOSED)
+        return found
 
     async def find(self, name: str) -> Workspace | None:
-        """Returns the workspace of the name, or None."""
-        return await self._store.find_workspace(name)
+        """Returns the workspace of the name if there is one and it is open, or None."""
+        found = await self._store.find_workspace(name)
+        return None if found is None or found.close_time is not None else found
 
     async def get(self, workspace_id: str) -> Workspace:
         """Returns a workspace.

@@ -33,6 +33,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from holdfast.errors import HoldfastError, Reason, ResourceExhausted, Unavailable
 from services.shared.clock import Clock, SystemClock
+from services.shared.seals import NO_SEALS, OPTION, MissingKeyError, Seals
 from services.shared.settings import SettingsError
 from services.shared.telemetry import get_logger
 
@@ -237,6 +238,7 @@ class Database:
         synchronous: SQLite's durability. FULL survives a power cut; NORMAL may lose the last commits then, and suits
             data that can be derived again.
         clock: Time on SQLite, where the database is on this machine. PostgreSQL's own clock is used there.
+        seals: Of the payloads in it.
     """
 
     def __init__(
@@ -247,10 +249,12 @@ class Database:
         pool_size: int = 8,
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         clock: Clock | None = None,
+        seals: Seals = NO_SEALS,
     ) -> None:
         if re.fullmatch(r"[a-z][a-z0-9_]{0,40}", schema) is None:
             raise ValueError(f"{schema!r} is not usable as the name of a schema")
         self.schema = schema
+        self.seals = seals
         self.dialect: Dialect
         self._clock: Clock = SystemClock() if clock is None else clock
         self._backend: _PostgresBackend | _SqliteBackend
@@ -258,11 +262,11 @@ class Database:
         if parsed.get_backend_name() in ("postgresql", "postgres"):
             self.dialect = "postgresql"
             self.url = parsed.set(drivername="postgresql+psycopg")
-            self._backend = _PostgresBackend(self.url, schema, pool_size, _Trouble(self.location))
+            self._backend = _PostgresBackend(self.url, schema, pool_size, _Trouble(self.location), seals)
         elif parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
             self.dialect = "sqlite"
             self.url = parsed.set(drivername="sqlite")
-            self._backend = _SqliteBackend(Path(parsed.database), synchronous, _Trouble(self.location))
+            self._backend = _SqliteBackend(Path(parsed.database), synchronous, _Trouble(self.location), seals)
         else:
             raise ValueError("a database is postgresql://… or sqlite:///path/of/the/file.db")
 
@@ -278,7 +282,7 @@ class Database:
             Unavailable: The database is away. The transaction may have been committed when the answer was lost.
             ResourceExhausted: The disk is full; nothing was written.
         """
-        return await self._backend.write(lambda connection: fn(connection, *args, **kwargs))
+        return await self._with_keys(self._backend.write, lambda connection: fn(connection, *args, **kwargs))
 
     async def read(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn` in a read-only transaction: all of its statements see the same state.
@@ -286,7 +290,7 @@ class Database:
         Raises:
             Unavailable: The database is away.
         """
-        return await self._backend.read(lambda connection: fn(connection, *args, **kwargs))
+        return await self._with_keys(self._backend.read, lambda connection: fn(connection, *args, **kwargs))
 
     async def read_once(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn`, which executes exactly one reading statement, without a transaction around it: one round trip.
@@ -294,7 +298,7 @@ class Database:
         Raises:
             Unavailable: The database is away.
         """
-        return await self._backend.read_once(lambda connection: fn(connection, *args, **kwargs))
+        return await self._with_keys(self._backend.read_once, lambda connection: fn(connection, *args, **kwargs))
 
     async def write_autocommit(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn`, which executes exactly one statement, without a BEGIN and COMMIT around it: one round trip.
@@ -303,7 +307,17 @@ class Database:
             Unavailable: The database is away. The statement may have been committed when the answer was lost.
             ResourceExhausted: The disk is full; nothing was written.
         """
-        return await self._backend.write_autocommit(lambda connection: fn(connection, *args, **kwargs))
+        return await self._with_keys(self._backend.write_autocommit, lambda connection: fn(connection, *args, **kwargs))
+
+    async def _with_keys(
+        self, run: Callable[[Callable[[sa.Connection], T]], Awaitable[T]], fn: Callable[[sa.Connection], T]
+    ) -> T:
+        while True:
+            try:
+                return await run(fn)
+            except MissingKeyError as missing:
+                # Outside the transaction, which has ended.
+                await self.seals.bring(missing)
 
     @asynccontextmanager
     async def writer(self, *, autocommit: bool = False) -> AsyncIterator[Writer]:
@@ -313,7 +327,7 @@ class Database:
             autocommit: Every function executes exactly one statement, which commits by itself.
         """
         writer: Writer = (
-            _PostgresWriter(self._backend, autocommit=autocommit)
+            _PostgresWriter(self, self._backend, autocommit=autocommit)
             if isinstance(self._backend, _PostgresBackend)
             else Writer(self)
         )
@@ -426,7 +440,7 @@ class Writer:
 
 
 class _PostgresBackend:
-    def __init__(self, url: URL, schema: str, pool_size: int, trouble: _Trouble) -> None:
+    def __init__(self, url: URL, schema: str, pool_size: int, trouble: _Trouble, seals: Seals) -> None:
         self.trouble = trouble
         self.writers: set[_PostgresWriter] = set()
         settings = {
@@ -445,12 +459,13 @@ class _PostgresBackend:
             pool_timeout=_CHECKOUT_TIMEOUT_SECONDS,
             # The most recently used first: what a quiet service does not need is closed by the server's own limits.
             pool_use_lifo=True,
+            execution_options={OPTION: seals},
         )
         self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._autocommitting = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # A writer repeats few statements: what is planned once, for arrays of any length, is not planned each time.
         writing = postgres_connect_arguments(schema, {**settings, "plan_cache_mode": "force_generic_plan"})
-        self.dedicated = _async_engine(url, writing, poolclass=NullPool)
+        self.dedicated = _async_engine(url, writing, poolclass=NullPool, execution_options={OPTION: seals})
 
     async def write(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self._run(self._engine, fn, repeat_after_disconnect=True)
@@ -510,7 +525,8 @@ class _PostgresBackend:
 class _PostgresWriter(Writer):
     """Keeps one connection outside the pool; after a failure the next run opens another."""
 
-    def __init__(self, backend: _PostgresBackend, *, autocommit: bool) -> None:
+    def __init__(self, db: Database, backend: _PostgresBackend, *, autocommit: bool) -> None:
+        super().__init__(db)
         engine = backend.dedicated
         self._backend = backend
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if autocommit else engine
@@ -521,7 +537,11 @@ class _PostgresWriter(Writer):
         backend.writers.add(self)
 
     async def run(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._in_turn(lambda connection: connection.run_sync(fn, *args, **kwargs))
+        while True:
+            try:
+                return await self._in_turn(lambda connection: connection.run_sync(fn, *args, **kwargs))
+            except MissingKeyError as missing:
+                await self._db.seals.bring(missing)
 
     async def fetch(self, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Executes one statement; see `Writer.fetch`."""
@@ -670,8 +690,9 @@ class _SqliteBackend:
     Writers never meet inside this process, so that SQLITE_BUSY is left for another process that holds the file.
     """
 
-    def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"], trouble: _Trouble) -> None:
+    def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"], trouble: _Trouble, seals: Seals) -> None:
         self._path = path
+        self._seals = seals
         self._trouble = trouble
         _make_private(path)
         _make_write_ahead(path)
@@ -689,6 +710,7 @@ class _SqliteBackend:
             URL.create("sqlite", database=str(self._path)),
             connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_SECONDS},
             hide_parameters=True,
+            execution_options={OPTION: self._seals},
             **options,
         )
 

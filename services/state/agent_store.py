@@ -63,7 +63,7 @@ def put_revision(
                 workspace_id=workspace_id,
                 agent=spec.name,
                 revision=revision,
-                spec=spec.SerializeToString(deterministic=True),
+                spec=db.seals.seal(workspace_id, spec.SerializeToString(deterministic=True)),
                 created_at=now,
             )
             .on_conflict_do_nothing()

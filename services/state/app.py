@@ -17,12 +17,15 @@ from holdfast.api.state.v1.lease_service_pb2_grpc import add_LeaseServiceService
 from holdfast.api.state.v1.operator_service_pb2_grpc import add_OperatorServiceServicer_to_server
 from holdfast.api.state.v1.run_store_service_pb2_grpc import add_RunStoreServiceServicer_to_server
 from holdfast.errors import HoldfastError
+from services.shared.channels import open_channel
 from services.shared.clock import Clock, SystemClock
 from services.shared.database import Database
 from services.shared.migrations import make_ready, upgrade, wait_for_database
+from services.shared.seals import Seals
 from services.shared.server import Process, Server
 from services.shared.telemetry import Telemetry, get_logger
 from services.state.access import ACCESS
+from services.state.data_keys import DataKeys, keep_fresh
 from services.state.ends import Ends
 from services.state.feed_lag import FeedLag
 from services.state.feed_origin import settle_feed
@@ -69,9 +72,21 @@ async def state_server(
     """
     clock = SystemClock() if clock is None else clock
     async with AsyncExitStack() as closing:
-        db = await closing.enter_async_context(
-            Database(settings.database_url, schema=SERVICE, pool_size=settings.database_pool_size, clock=clock)
+        auth = open_channel(
+            settings.auth_address, service=SERVICE, settings=settings, telemetry=telemetry, peer="auth", clock=clock
         )
+        data_keys = DataKeys(await closing.enter_async_context(auth))
+        seals = Seals(data_keys, is_on=settings.seal_payloads)
+        db = await closing.enter_async_context(
+            Database(
+                settings.database_url,
+                schema=SERVICE,
+                pool_size=settings.database_pool_size,
+                clock=clock,
+                seals=seals,
+            )
+        )
+        data_keys.db = db
         await make_ready(db, MIGRATIONS, migrate_on_start=settings.migrate_on_start, stop=stop)
         # Order matters: before anything is written in an order that a restored journal has left behind.
         await settle_feed(db)
@@ -117,6 +132,7 @@ async def state_server(
                 Signals(db, hub, leases.claiming).run(),
                 housekeeping.run(),
                 _report_health(db, server),
+                keep_fresh(seals, clock),
                 FeedLag(db, clock, telemetry.registry).run(),
             )
         )

@@ -201,7 +201,7 @@ def renew_calls(
                     "of_step": row.step,
                     "of_attempt": row.attempt,
                     "due": min(now + new.heartbeat_timeout.ToTimedelta(), row.times_out_at),
-                    "said": details[:MAX_DETAILS] or row.details,
+                    "said": db.seals.seal_text(workspace_id, details[:MAX_DETAILS] or row.details),
                 }
             )
     if beats:

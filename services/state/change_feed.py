@@ -20,6 +20,9 @@ from holdfast.api.state.v1 import change_feed_service_pb2 as feed_pb2
 from holdfast.errors import InvalidArgument, Reason
 from holdfast.ids import is_uuid
 from services.shared.database import Database
+from services.shared.seals import PayloadDamagedError, opened
+from services.shared.telemetry import get_logger
+from services.state import tables as t
 from services.state.feed_origin import HORIZON_SQL, MARK_SQL
 
 MAX_ENTRIES: Final = 2_000
@@ -76,6 +79,8 @@ _POSITIONS: Final = {
     ),
 }
 
+log = get_logger(__name__)
+
 _MAX_POSITION: Final = 2**63 - 1
 _NIL: Final = "00000000-0000-0000-0000-000000000000"
 # A tag of the dialect, the feed's mark, the position, the run and the seq.
@@ -113,7 +118,7 @@ def read_frame(connection: sa.Connection, db: Database, cursor: bytes, limit: in
         after, run_id, seq = position, row_run_id, row_seq
         entry = add(workspace_id=workspace_id)
         event = entry.event
-        event.MergeFromString(body)
+        event.MergeFromString(_opened(body))
         event.run_id = run_id
         event.seq = seq
         event.epoch = epoch
@@ -123,6 +128,15 @@ def read_frame(connection: sa.Connection, db: Database, cursor: bytes, limit: in
     if after or cursor:
         frame.cursor = _CURSOR.pack(_TAGS[db.dialect], now, after, run_id.encode(), seq)
     return frame
+
+
+def _opened(body: bytes) -> bytes:
+    try:
+        return opened(body, gone=t.GONE_EVENT)
+    except PayloadDamagedError:
+        # It keeps its place: the feed of all workspaces does not stand still for one event.
+        log.error("event_damaged")
+        return b""
 
 
 def read_feed(

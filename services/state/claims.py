@@ -18,9 +18,10 @@ import sqlalchemy as sa
 
 from holdfast.api.common.v1 import run_pb2
 from services.shared.database import Database
+from services.shared.seals import MissingKeyError, PayloadDamagedError, opened
 from services.state import tables as t
 from services.state.arrays import array, array_of_text
-from services.state.journal import event_of, to_micros
+from services.state.journal import event_from, to_micros
 from services.state.turns import BATCH, BATCH_SHARE, BEGINNING, Position, Tenant, Turn, lanes, share
 
 MAX_LOOKS: Final = 8
@@ -506,7 +507,11 @@ def _pick_on_sqlite(
 
 
 def short_journals(connection: sa.Connection, run_ids: list[str], max_bytes: int) -> dict[str, list[run_pb2.Event]]:
-    """The journals of these runs where they are short, in one query."""
+    """The journals of these runs where they are short, in one query.
+
+    Not that of a run whose payloads cannot be opened now: a claim is for many workspaces, and does not wait for one's
+    keys. Its executor asks for the journal, and is told why it cannot have it.
+    """
     j = t.journal.c
     short = (
         sa.select(j.run_id)
@@ -514,8 +519,15 @@ def short_journals(connection: sa.Connection, run_ids: list[str], max_bytes: int
         .group_by(j.run_id)
         .having(sa.func.sum(sa.func.length(j.body)) <= max_bytes)
     )
-    query = sa.select(j.run_id, j.seq, j.epoch, j.at, j.body).where(j.run_id.in_(short)).order_by(j.run_id, j.seq)
+    stored = sa.type_coerce(j.body, sa.LargeBinary).label("stored")
+    query = sa.select(j.run_id, j.seq, j.epoch, j.at, stored).where(j.run_id.in_(short)).order_by(j.run_id, j.seq)
     events: dict[str, list[run_pb2.Event]] = {}
+    closed: set[str] = set()
     for row in connection.execute(query):
-        events.setdefault(row.run_id, []).append(event_of(row))
-    return events
+        try:
+            body = opened(bytes(row.stored), gone=t.GONE_EVENT)
+        except (MissingKeyError, PayloadDamagedError):
+            closed.add(row.run_id)
+            continue
+        events.setdefault(row.run_id, []).append(event_from(row, body))
+    return {run_id: found for run_id, found in events.items() if run_id not in closed}

@@ -6,6 +6,9 @@ and operations of one run are committed in the order they came in.
 
 Transitions and new runs have a lane each: on PostgreSQL, one commits while the other does. That is safe, as nothing is
 written to a run before its creation was answered.
+
+Where payloads are sealed, operations of a workspace whose key is not at hand wait for it beside the lanes, in their
+order; those of the others pass.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
 from sqlalchemy.exc import IntegrityError
 
@@ -26,6 +30,7 @@ from holdfast.errors import AlreadyExists, HoldfastError, InvalidArgument, Resou
 from services.shared.clock import Clock, SystemClock
 from services.shared.crash_points import crash_point
 from services.shared.database import Database, Writer
+from services.shared.seals import MissingKeyError
 from services.shared.telemetry import get_logger
 from services.state.hub import Hub
 from services.state.operations import (
@@ -76,11 +81,16 @@ class GroupCommit:
         self._transitions = _TransitionLane(db, hub, clock)
         self._runs = _RunLane(db, hub, clock)
         self._room = asyncio.Semaphore(max_pending)
+        self._seals = db.seals
+        self._clock = clock
+        # By workspace: what waits for its key, with its lane.
+        self._held: dict[str, list[_Held]] = {}
+        self._bringing: set[asyncio.Task[None]] = set()
 
     @property
     def pending(self) -> int:
         """How many operations wait for their commit: a measure of the load."""
-        return self._transitions.pending + self._runs.pending
+        return self._transitions.pending + self._runs.pending + sum(map(len, self._held.values()))
 
     def submit(self, operation: journal_pb2.Operation, answer: Callable[[journal_pb2.OperationResult], None]) -> None:
         """Takes an operation of a stream; `answer` is called once, after its commit. The caller bounds how many."""
@@ -136,17 +146,73 @@ class GroupCommit:
     def _enqueue(self, operation: journal_pb2.Operation, answer: Callable[[Result], None]) -> None:
         kind = operation.WhichOneof("kind")
         if kind == "transition":
-            self._transitions.add(pending_transition(operation.transition, answer))
+            transition = pending_transition(operation.transition, answer)
+            self._add(transition.row.workspace_id, transition, self._transitions.add)
         elif kind == "new_run":
-            self._runs.add(pending_run(operation.new_run, answer))
+            run = pending_run(operation.new_run, answer)
+            self._add(run.new.workspace_id, run, self._runs.add)
         else:
             raise InvalidArgument("an operation has a transition or a new run", field="operations.kind")
 
+    def _add(self, workspace_id: str, pending: P, add: Callable[[P], None]) -> None:
+        held = self._held.get(workspace_id)
+        if held is not None:
+            held.append(_Held(pending.answer, partial(add, pending)))
+        elif self._seals.is_ready(workspace_id):
+            add(pending)
+        else:
+            self._held[workspace_id] = [_Held(pending.answer, partial(add, pending))]
+            task = asyncio.create_task(self._bring_key(workspace_id))
+            self._bringing.add(task)
+            task.add_done_callback(self._bringing.discard)
+
+    async def _bring_key(self, workspace_id: str) -> None:
+        problem: HoldfastError | None = None
+        began = self._clock.monotonic()
+        attempt = 0
+        while True:
+            try:
+                await self._seals.bring(MissingKeyError(workspace_id, None))
+                problem = None
+                break
+            except Unavailable as error:
+                problem = error
+                attempt += 1
+                if self._clock.monotonic() - began >= PATIENCE_SECONDS:
+                    break
+                if attempt == 1:
+                    log.warning("data_key_unavailable", workspace_id=workspace_id, reason=error.reason)
+                pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
+                await self._clock.sleep(random.uniform(pause / 2, pause))
+            except HoldfastError as error:
+                problem = error
+                break
+            except Exception as error:
+                log.error("data_key_failed", workspace_id=workspace_id, exc_info=error)
+                problem = Unavailable("the workspace's data key is not to be had", retry_delay_seconds=10.0)
+                break
+        for held in self._held.pop(workspace_id):
+            if problem is None:
+                held.go_on()
+            else:
+                held.answer(problem)
+
     async def run(self) -> None:
         """Commits until it is cancelled."""
-        async with asyncio.TaskGroup() as lanes:
-            lanes.create_task(self._transitions.run())
-            lanes.create_task(self._runs.run())
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                lanes.create_task(self._transitions.run())
+                lanes.create_task(self._runs.run())
+        finally:
+            for task in self._bringing:
+                task.cancel()
+
+
+class _Held(NamedTuple):
+    """An operation that waits for its workspace's key."""
+
+    answer: Callable[[Result], None]
+    go_on: Callable[[], None]
 
 
 class _Lane(Generic[P]):
@@ -256,7 +322,7 @@ class _TransitionLane(_Lane[PendingTransition]):
         # One statement commits by itself; what carries more than its event needs a transaction around several.
         is_plain = all(pending.row.transition is None for pending in batch)
         if is_plain and self._db.dialect == "postgresql":
-            outcome = await apply_plain_batch(self._single, batch)
+            outcome = await apply_plain_batch(self._single, self._db, batch)
         else:
             outcome = await self._transactional.run(apply_batch, self._db, batch)
         missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]

@@ -19,6 +19,7 @@ from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.errors import InvalidArgument, NotFound, Reason
 from holdfast.ids import is_uuid
 from services.shared.database import Database
+from services.shared.seals import seals_of
 from services.shared.wire import repeated, tag_of
 from services.state import tables as t
 
@@ -84,11 +85,13 @@ def put_blobs(
     Invariant: from here to the commit nobody deletes them. One that is new is this transaction's own; one that was
     there is locked, as by a foreign key; whoever deletes bodies locks them first and then looks for references.
     """
+    seals = seals_of(connection)
     for blob in blobs:
+        data = seals.seal(workspace_id, blob.data)
         if connection.dialect.name == "sqlite":
             values = {"workspace_id": workspace_id, "hash": blob.hash}
             connection.execute(
-                sqlite.insert(t.blobs).values(data=blob.data, created_at=now, **values).on_conflict_do_nothing()
+                sqlite.insert(t.blobs).values(data=data, created_at=now, **values).on_conflict_do_nothing()
             )
             connection.execute(
                 sqlite.insert(t.blob_references).values(run_id=run_id, **values).on_conflict_do_nothing()
@@ -100,7 +103,7 @@ def put_blobs(
             .where(b.workspace_id == workspace_id, b.hash == blob.hash)
             .with_for_update(read=True, key_share=True, of=t.blobs)
         )
-        sent = {"workspace_id": workspace_id, "hash": blob.hash, "run_id": run_id, "data": blob.data, "now": now}
+        sent = {"workspace_id": workspace_id, "hash": blob.hash, "run_id": run_id, "data": data, "now": now}
         while not connection.execute(_POSTGRES_PUT_BLOB, sent).first() and not connection.execute(lock).first():
             # It was there, and was deleted before it could be locked.
             pass
@@ -199,7 +202,7 @@ def append_outside(
             workspace_id=run.workspace_id,
             epoch=0,
             at=now,
-            body=body_of(changes),
+            body=db.seals.seal(run.workspace_id, body_of(changes)),
         )
     )
     connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run.run_id).values(values))
@@ -249,7 +252,12 @@ def read_events(
 
 def event_of(row: Any) -> run_pb2.Event:
     """A journal row as an event."""
-    event = run_pb2.Event.FromString(row.body)
+    return event_from(row, row.body)
+
+
+def event_from(row: Any, body: bytes) -> run_pb2.Event:
+    """A journal row as an event, with a body that is not as it was stored."""
+    event = run_pb2.Event.FromString(body)
     event.run_id = row.run_id
     event.seq = row.seq
     event.epoch = row.epoch

@@ -14,6 +14,7 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import Conflict, FailedPrecondition, NotFound, Reason
 from services.shared.database import Database
+from services.shared.seals import seals_of
 from services.state import tables as t
 from services.state.arrays import array, array_of_text
 from services.state.journal import (
@@ -59,7 +60,12 @@ def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun)
     connection.execute(sa.insert(t.runs).values(run_values(new, now, ordinal, previous, blocked, claimed)))
     connection.execute(
         sa.insert(t.journal).values(
-            run_id=new.run_id, seq=1, workspace_id=new.workspace_id, epoch=0, at=now, body=created_body(new, previous)
+            run_id=new.run_id,
+            seq=1,
+            workspace_id=new.workspace_id,
+            epoch=0,
+            at=now,
+            body=_sealed_body(connection, new, previous),
         )
     )
     _put_grants(connection, [new])
@@ -168,6 +174,10 @@ def created_body(new: journal_pb2.NewRun, previous: str | None) -> bytes:
         traceparent=new.traceparent,
     )
     return body_of([run_pb2.Change(run_created=created)])
+
+
+def _sealed_body(connection: sa.Connection, new: journal_pb2.NewRun, previous: str | None) -> bytes:
+    return seals_of(connection).seal(new.workspace_id, created_body(new, previous))
 
 
 def _join_session(connection: sa.Connection, new: journal_pb2.NewRun, now: datetime) -> tuple[int, str | None]:
@@ -293,7 +303,7 @@ def insert_new_sessions(
 def _insert_new_sessions_on_postgres(
     connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]
 ) -> dict[str, tuple[datetime, bool]]:
-    bodies = [created_body(new, None) for new in batch]
+    bodies = [_sealed_body(connection, new, None) for new in batch]
     sizes = [len(body) for body in bodies]
     values = {
         "run_id": array(new.run_id for new in batch),
@@ -345,7 +355,7 @@ def _insert_new_sessions(
                 "workspace_id": new.workspace_id,
                 "epoch": 0,
                 "at": now,
-                "body": created_body(new, None),
+                "body": _sealed_body(connection, new, None),
             }
             for new in batch
         ],

@@ -151,9 +151,9 @@ def apply_batch(connection: sa.Connection, db: Database, batch: Sequence[Pending
     return _outcome_of(batch, applied)
 
 
-async def apply_plain_batch(writer: Writer, batch: Sequence[PendingTransition]) -> Outcome:
+async def apply_plain_batch(writer: Writer, db: Database, batch: Sequence[PendingTransition]) -> Outcome:
     """Applies transitions that carry nothing beside their event by one statement on PostgreSQL."""
-    rows = await writer.fetch(POSTGRES_BATCH, postgres_values([pending.row for pending in batch]))
+    rows = await writer.fetch(POSTGRES_BATCH, postgres_values([pending.row for pending in batch], db.seals))
     return _outcome_of(batch, applied_of(rows))
 
 

@@ -458,7 +458,11 @@ def decide_approval(
     connection.execute(
         sa.update(t.approvals)
         .where(t.approvals.c.run_id == asked.run_id, t.approvals.c.approval_id == decision.approval_id)
-        .values(state=run_pb2.APPROVAL_STATE_DECIDED, decision=decision.SerializeToString(), decided_at=now)
+        .values(
+            state=run_pb2.APPROVAL_STATE_DECIDED,
+            decision=db.seals.seal(workspace_id, decision.SerializeToString()),
+            decided_at=now,
+        )
     )
     outside = journal.append_outside(connection, db, run, [run_pb2.Change(approval_decided=decision)])
     return get_approval(connection, workspace_id, decision.approval_id), Written(outside, asked.run_id)

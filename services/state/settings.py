@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from services.shared.settings import (
     CommonSettings,
+    auth_address_setting,
     database_pool_size_setting,
     database_url_setting,
     duration_seconds,
     listen_setting,
     migrate_on_start_setting,
+    seal_payloads_setting,
     setting,
 )
 
@@ -23,6 +25,8 @@ class StateSettings(CommonSettings):
     database_url: str = database_url_setting()
     database_pool_size: int = database_pool_size_setting()
     migrate_on_start: bool = migrate_on_start_setting()
+    auth_address: str = auth_address_setting()
+    seal_payloads: bool = seal_payloads_setting()
     housekeeping_interval_seconds: float = setting(
         "HOLDFAST_HOUSEKEEPING_INTERVAL",
         default=60.0,

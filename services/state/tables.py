@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from holdfast.api.common.v1 import run_pb2
 from services.shared.database import Timestamp
+from services.shared.seals import SealedBytes, SealedText
 
 metadata = sa.MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
+
+
+# What is read of an event whose workspace's key was destroyed: followers forget the run.
+GONE_EVENT = run_pb2.Event(
+    changes=[run_pb2.Change(run_erased=run_pb2.RunErased(requested_by="workspace deleted"))]
+).SerializeToString()
 
 
 def _id() -> sa.types.TypeEngine[str]:
@@ -53,7 +61,7 @@ runs = sa.Table(
     sa.Column("cost_usd_nanos", sa.BigInteger, nullable=False),
     # Model calls with usage and no known price: while there is one, the cost is unknown.
     sa.Column("unpriced_calls", sa.Integer, nullable=False),
-    sa.Column("failure", sa.LargeBinary),
+    sa.Column("failure", SealedBytes()),
     # The event that holds the answer; 0 while there is none.
     sa.Column("output_seq", sa.BigInteger, nullable=False),
     sa.Column("previous_run_id", _id()),
@@ -123,7 +131,7 @@ journal = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("at", Timestamp(), nullable=False),
     # A serialized Event that has only `changes`.
-    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("body", SealedBytes(gone=GONE_EVENT), nullable=False),
 )
 
 # On PostgreSQL the journal has one column more, `txid xid8 DEFAULT pg_current_xact_id()`, with an index: the order of
@@ -145,7 +153,7 @@ blobs = sa.Table(
     metadata,
     sa.Column("workspace_id", _id(), primary_key=True),
     sa.Column("hash", sa.LargeBinary(32), primary_key=True),
-    sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("data", SealedBytes(), nullable=False),
     sa.Column("created_at", Timestamp(), nullable=False),
 )
 
@@ -184,9 +192,9 @@ approvals = sa.Table(
     sa.Column("kind", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("state", sa.SmallInteger, nullable=False),
     # The serialized Approval as it was asked.
-    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("body", SealedBytes(), nullable=False),
     # The serialized ApprovalDecided.
-    sa.Column("decision", sa.LargeBinary),
+    sa.Column("decision", SealedBytes()),
     sa.Column("created_at", Timestamp(), nullable=False),
     sa.Column("decided_at", Timestamp()),
     sa.Index("ix_approvals_workspace_id_approval_id", "workspace_id", "approval_id"),
@@ -222,7 +230,7 @@ calls = sa.Table(
     # 1 queued, 2 offered, 3 started, 4 over.
     sa.Column("state", sa.SmallInteger, nullable=False),
     # The serialized NewCall.
-    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("body", SealedBytes(), nullable=False),
     sa.Column("not_before", Timestamp(), nullable=False),
     sa.Column("start_deadline", Timestamp(), nullable=False),
     sa.Column("lease", sa.Text),
@@ -231,7 +239,7 @@ calls = sa.Table(
     # When it is taken from a silent worker; never after `times_out_at`.
     sa.Column("beat_due_at", Timestamp()),
     sa.Column("times_out_at", Timestamp()),
-    sa.Column("details", sa.Text, nullable=False),
+    sa.Column("details", SealedText(), nullable=False),
     # A digest of the first report and the event that it became: the same report again is answered the same.
     sa.Column("report_digest", sa.LargeBinary),
     sa.Column("report_seq", sa.BigInteger),
@@ -280,7 +288,7 @@ agent_revisions = sa.Table(
     sa.Column("workspace_id", _id(), primary_key=True),
     sa.Column("agent", sa.Text, primary_key=True),
     sa.Column("revision", sa.Text, primary_key=True),
-    sa.Column("spec", sa.LargeBinary, nullable=False),
+    sa.Column("spec", SealedBytes(), nullable=False),
     sa.Column("created_at", Timestamp(), nullable=False),
 )
 
@@ -343,6 +351,16 @@ removed_runs = sa.Table(
         sqlite_where=sa.text("left_seq > 0"),
     ),
     sa.Index("ix_removed_runs_erased_at", "erased_at"),
+)
+
+# What payloads are sealed with, wrapped under the workspace's own key, which only auth can use.
+data_keys = sa.Table(
+    "data_keys",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    sa.Column("key_id", _id(), primary_key=True),
+    sa.Column("wrapped", sa.Text, nullable=False),
+    sa.Column("created_at", Timestamp(), nullable=False),
 )
 
 executors = sa.Table(

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from services.shared.database import Database
+from services.shared.seals import Seals, seals_of
 from services.state import tables as t
 from services.state.arrays import array
 from services.state.journal import CALL_OVER, CALL_QUEUED, TOTALS, add_usage, body_of, put_blobs, to_micros
@@ -230,12 +231,12 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
         What was applied, by run. A run that is missing here was not written to at all.
     """
     if db.dialect == "postgresql":
-        return applied_of(connection.exec_driver_sql(POSTGRES_BATCH, postgres_values(rows)))
+        return applied_of(connection.exec_driver_sql(POSTGRES_BATCH, postgres_values(rows, db.seals)))
     now = db.now(connection)
     micros = to_micros(now)
     connection.exec_driver_sql(_SQLITE_CREATE)
     connection.exec_driver_sql("DELETE FROM temp.batch")
-    connection.exec_driver_sql(_SQLITE_FILL, [_sqlite_values(row) for row in rows])
+    connection.exec_driver_sql(_SQLITE_FILL, [_sqlite_values(row) for row in _sealed(rows, db.seals)])
     returned = connection.exec_driver_sql(_SQLITE_UPDATE, {"now": micros}).all()
     updated = [(run, successor, ended_at is not None) for run, successor, ended_at in returned]
     connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps([run for run, _, _ in updated])})
@@ -250,8 +251,9 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
     return applied
 
 
-def postgres_values(rows: Sequence[TransitionRow]) -> dict[str, Any]:
+def postgres_values(rows: Sequence[TransitionRow], seals: Seals) -> dict[str, Any]:
     """The parameters of `POSTGRES_BATCH`."""
+    rows = _sealed(rows, seals)
     columns = dict(zip(_NAMES, zip(*rows, strict=True), strict=False))
     bodies = columns.pop("body")
     sizes = [len(body) for body in bodies]
@@ -293,6 +295,18 @@ def after_ends(connection: sa.Connection, now: datetime, ended: list[str], succe
     connection.execute(sa.update(t.calls).where(t.calls.c.run_id.in_(ended)).values(state=CALL_OVER))
 
 
+def _sealed(rows: Sequence[TransitionRow], seals: Seals) -> Sequence[TransitionRow]:
+    if not seals.is_on:
+        return rows
+    return [
+        row._replace(
+            body=seals.seal(row.workspace_id, row.body),
+            failure=None if row.failure is None else seals.seal(row.workspace_id, row.failure),
+        )
+        for row in rows
+    ]
+
+
 def _sqlite_values(row: TransitionRow) -> tuple[Any, ...]:
     if row.wake_at is not None:
         row = row._replace(wake_at=to_micros(row.wake_at))  # type: ignore[arg-type]
@@ -301,6 +315,7 @@ def _sqlite_values(row: TransitionRow) -> tuple[Any, ...]:
 
 def store_effects(connection: sa.Connection, now: datetime, transitions: Iterable[journal_pb2.Transition]) -> None:
     """Stores what applied transitions carry beside their changes: bodies, questions, workers' calls."""
+    seals = seals_of(connection)
     for transition in transitions:
         put_blobs(connection, transition.workspace_id, transition.run_id, transition.blobs, now)
         for change in transition.changes:
@@ -315,7 +330,7 @@ def store_effects(connection: sa.Connection, now: datetime, transitions: Iterabl
                         step=approval.step,
                         kind=approval.kind,
                         state=run_pb2.APPROVAL_STATE_PENDING,
-                        body=approval.SerializeToString(),
+                        body=seals.seal(transition.workspace_id, approval.SerializeToString()),
                         created_at=now,
                     )
                 )
@@ -338,6 +353,7 @@ def store_effects(connection: sa.Connection, now: datetime, transitions: Iterabl
 def _put_call(
     connection: sa.Connection, now: datetime, transition: journal_pb2.Transition, call: journal_pb2.NewCall
 ) -> None:
+    seals = seals_of(connection)
     c = t.calls.c
     key = (c.run_id == transition.run_id) & (c.step == call.step)
     connection.execute(sa.update(t.calls).where(key, c.state != CALL_OVER).values(state=CALL_OVER))
@@ -351,9 +367,9 @@ def _put_call(
             attempt=call.attempt,
             tool=call.tool,
             state=CALL_QUEUED,
-            body=call.SerializeToString(),
+            body=seals.seal(transition.workspace_id, call.SerializeToString()),
             not_before=call.not_before.ToDatetime(tzinfo=UTC) if call.HasField("not_before") else now,
             start_deadline=call.start_deadline.ToDatetime(tzinfo=UTC),
-            details=before or call.last_heartbeat_details,
+            details=seals.seal_text(transition.workspace_id, before or call.last_heartbeat_details),
         )
     )

@@ -84,7 +84,7 @@ async def serving(
                 )
             )
             authenticator = RemoteAuthenticator(auth)
-        store = SqlTraceStore(db)
+        store = SqlTraceStore(db, keeps_texts=not settings.seal_payloads)
         progress = Progress()
         follower = Follower(
             state,

@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from holdfast.api.common.v1.run_pb2 import Event
+from holdfast.api.common.v1.run_pb2 import Change, Event
 from holdfast.api.state.v1.change_feed_service_pb2 import FeedEntry
 from holdfast.api.state.v1.journal_service_pb2 import ReadJournalResponse
 from holdfast.errors import Conflict
@@ -39,10 +39,13 @@ class SqlTraceStore:
 
     Args:
         db: The database of trace.
+        keeps_texts: Whether the texts of failures are kept beside their reasons; not where state seals its payloads,
+            and a copy in the clear would undo it.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, *, keeps_texts: bool = True) -> None:
         self._db = db
+        self._keeps_texts = keeps_texts
 
     def projection(self) -> AbstractAsyncContextManager[Projection]:
         """Opens the writer."""
@@ -51,7 +54,7 @@ class SqlTraceStore:
     @asynccontextmanager
     async def _projection(self) -> AsyncIterator[Projection]:
         async with self._db.writer() as writer:
-            yield SqlProjection(self._db, writer)
+            yield SqlProjection(self._db, writer, keeps_texts=self._keeps_texts)
 
     async def find_run(self, workspace_id: str, run_id: str) -> RunRecord | None:
         """Returns a run; None when the workspace has none of that id."""
@@ -79,9 +82,10 @@ class SqlProjection:
     lock spares the other replicas useless work; what keeps the rows right is the comparison of the cursor.
     """
 
-    def __init__(self, db: Database, writer: Writer) -> None:
+    def __init__(self, db: Database, writer: Writer, *, keeps_texts: bool) -> None:
         self._db = db
         self._writer = writer
+        self._keeps_texts = keeps_texts
 
     async def try_to_lead(self) -> bool:
         """Tells whether this process is the one that projects."""
@@ -96,7 +100,7 @@ class SqlProjection:
     async def store(self, entries: Sequence[FeedEntry], *, after: bytes, cursor: bytes) -> StoredEntries:
         """Stores events, summaries and the cursor in one transaction."""
         # Everything that does not need the database is done once, outside: a transaction may be repeated.
-        batch = [_to_entry(entry) for entry in entries]
+        batch = [_to_entry(entry, keeps_texts=self._keeps_texts) for entry in entries]
         return await self._writer.run(_store, batch, after, cursor)
 
 
@@ -108,19 +112,48 @@ class _Entry:
     body: bytes
 
 
-def _to_entry(entry: FeedEntry) -> _Entry:
+def _to_entry(entry: FeedEntry, *, keeps_texts: bool) -> _Entry:
     event = entry.event
     run_id = event.run_id
     # The row's key has it.
     event.ClearField("run_id")
-    # What was said stays where it is stored, in state: no span needs it, and it is erased in one place.
     for change in event.changes:
-        kind = change.WhichOneof("kind")
-        if kind == "step_finished" and change.step_finished.message.HasField("message"):
-            change.step_finished.message.message.ClearField("parts")
-        elif kind == "run_created" and change.run_created.input.HasField("message"):
-            change.run_created.input.message.ClearField("parts")
+        _leave_out(change, keeps_texts=keeps_texts)
     return _Entry(entry.workspace_id, run_id, event, event.SerializeToString())
+
+
+# Of each kind of change, where a failure's text or a person's stands.
+_TEXTS: Final = {
+    "attempt_failed": ("failure", "message"),
+    "step_finished": ("failure", "message"),
+    "step_in_doubt": ("failure", "message"),
+    "run_state_changed": ("failure", "message"),
+    "cancel_requested": ("", "reason"),
+}
+
+
+def _leave_out(change: Change, *, keeps_texts: bool) -> None:
+    """What was said stays where it is stored, in state: no span needs it, and it is erased in one place."""
+    kind = change.WhichOneof("kind")
+    if kind == "step_finished" and change.step_finished.message.HasField("message"):
+        change.step_finished.message.message.ClearField("parts")
+    elif kind == "run_created" and change.run_created.input.HasField("message"):
+        change.run_created.input.message.ClearField("parts")
+    elif kind == "approval_requested":
+        for field in ("prompt", "answer_schema", "arguments_json"):
+            change.approval_requested.approval.ClearField(field)
+    elif kind == "approval_decided":
+        for field in ("answer_json", "comment"):
+            change.approval_decided.ClearField(field)
+    elif kind == "late_result":
+        change.late_result.ClearField("content")
+    if not keeps_texts and kind in _TEXTS:
+        inside, field = _TEXTS[kind]
+        holder = getattr(change, kind)
+        if not inside:
+            holder.ClearField(field)
+        elif holder.HasField(inside):
+            getattr(holder, inside).ClearField(field)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

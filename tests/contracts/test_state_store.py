@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -26,10 +27,12 @@ from holdfast.errors import (
     Reason,
 )
 from holdfast.ids import new_uuid7
+from services.shared.seals import NO_SEALS, Seals
 from services.state import agent_store, call_store, change_feed, claims, journal, lease_store, new_runs, run_store
 from services.state import tables as t
 from services.state.idempotence import write_once
 from services.state.servicers.change_feed import DEFAULT_ENTRIES
+from tests.fakes.data_keys import MemoryKeys
 from tests.state.support import (
     CANCELLED,
     FAILED,
@@ -60,10 +63,20 @@ from tests.state.support import (
 pytest_plugins = ["tests.state.sql_fixtures"]
 
 
+@pytest.fixture(params=["sqlite", "postgresql", "sealed"])
+def either_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of each kind, and one more for sealed payloads."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state.db'}"
+    url: str = request.getfixturevalue("postgres_state")
+    return url
+
+
 @pytest.fixture
-async def store(either_url: str) -> AsyncIterator[Store]:
-    """The store on either database."""
-    async with emptied(either_url) as store:
+async def store(either_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """The store on it."""
+    is_sealed = request.node.callspec.params["either_url"] == "sealed"
+    async with emptied(either_url, Seals(MemoryKeys(), is_on=True) if is_sealed else NO_SEALS) as store:
         yield store
 
 

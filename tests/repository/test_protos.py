@@ -29,13 +29,20 @@ READING_VERBS = (
     "Check",
     "Resolve",
     "Export",
+    "Unwrap",
     # Signs something; nothing is stored.
     "Issue",
 )
 # State is internal: its positions, epochs and leases are chosen by the services that call it.
 INTERNAL = "holdfast.api.state."
 # What a second one does is a newer token, which is as good.
-REPEATABLE = {"holdfast.api.auth.v1.ConnectionService.RefreshConnection"}
+REPEATABLE = {
+    "holdfast.api.auth.v1.ConnectionService.RefreshConnection",
+    # Once more makes one more key, which nothing was sealed with.
+    "holdfast.api.auth.v1.DataKeyService.CreateDataKey",
+    "holdfast.api.auth.v1.WorkspaceService.CloseWorkspace",
+    "holdfast.api.auth.v1.WorkspaceService.DeleteWorkspace",
+}
 # A lease, or the id of each record, makes it idempotent: the same report twice is answered the same.
 BY_LEASE = {
     "holdfast.api.auth.v1.CredentialService.RecordCredentialUses",

@@ -21,6 +21,7 @@ from holdfast.ids import new_uuid7
 from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
+from services.shared.seals import NO_SEALS, Seals
 from services.state import call_store, claims, journal, lease_store, run_store
 from services.state import tables as t
 from services.state.app import MIGRATIONS, SERVICE
@@ -290,10 +291,10 @@ def sqlite_url(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def migrated(url: str, clock: Clock | None = None) -> AsyncIterator[Database]:
+async def migrated(url: str, clock: Clock | None = None, seals: Seals = NO_SEALS) -> AsyncIterator[Database]:
     """The service's database, with its tables."""
     # NORMAL: what a power cut would lose is no subject here, and each commit is faster.
-    async with Database(url, schema=SERVICE, synchronous="NORMAL", clock=clock) as db:
+    async with Database(url, schema=SERVICE, synchronous="NORMAL", clock=clock, seals=seals) as db:
         await upgrade(db, MIGRATIONS)
         yield db
 
@@ -312,14 +313,14 @@ async def committing(db: Database, **options: Any) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def emptied(url: str) -> AsyncIterator[Store]:
+async def emptied(url: str, seals: Seals = NO_SEALS) -> AsyncIterator[Store]:
     """A store on a database that other tests have used."""
 
     def empty(connection: sa.Connection) -> None:
         for table in t.metadata.sorted_tables:
             connection.execute(sa.delete(table))
 
-    async with migrated(url) as db:
+    async with migrated(url, seals=seals) as db:
         await db.write(empty)
         async with committing(db) as store:
             yield store

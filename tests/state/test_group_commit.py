@@ -12,12 +12,14 @@ import pytest
 
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
-from holdfast.errors import HoldfastError, Reason, ResourceExhausted, Unavailable
+from holdfast.errors import HoldfastError, NotFound, Reason, ResourceExhausted, Unavailable
 from holdfast.ids import new_uuid7
 from services.shared.clock import Clock
 from services.shared.database import Database
+from services.shared.seals import Seals
 from services.state import group_commit
 from tests.fakes.clock import FakeClock
+from tests.fakes.data_keys import MemoryKeys
 from tests.state.builders import asks, in_blob, model_says, new_run, starts, transition
 from tests.state.sql_store import SqlStateStore, migrated, opened, sqlite
 
@@ -197,3 +199,79 @@ async def test_operation_is_answered_once(tmp_path: Path) -> None:
             await all_answered.wait()
         assert sorted(answer.id for answer in answers) == list(range(20))
         assert {answer.WhichOneof("kind") for answer in answers} == {"committed"}
+
+
+# ----------------------------------------------------------------------------------------------------- sealed payloads
+
+
+@asynccontextmanager
+async def sealing(folder: Path, keys: MemoryKeys, clock: Clock | None = None) -> AsyncIterator[SqlStateStore]:
+    async with migrated(sqlite(folder)):
+        pass
+    seals = Seals(keys, is_on=True)
+    async with (
+        Database(sqlite(folder), schema="state", synchronous="NORMAL", seals=seals) as db,
+        opened(db, clock) as store,
+    ):
+        yield store
+
+
+async def test_operations_wait_for_their_key_in_their_order_and_delay_nobody(tmp_path: Path) -> None:
+    keys = SlowKeys()
+    async with sealing(tmp_path, keys) as store:
+        slow, quick = new_run(), new_run()
+        keys.slow = slow.workspace_id
+        quick.workspace_id = new_uuid7()
+        first = asyncio.create_task(store.commit(slow))
+        await keys.asked_for_slow.wait()
+        again = asyncio.create_task(store.commit(new_run(workspace_id=slow.workspace_id)))
+        (answer,) = await store.commit(quick)
+        assert not isinstance(answer, HoldfastError)
+        assert not (first.done() or again.done())
+        keys.go_on.set()
+        for (answer,) in (await first, await again):
+            assert not isinstance(answer, HoldfastError)
+        assert keys.brought == 2, "one key for each workspace"
+
+
+async def test_what_cannot_have_a_key_is_refused(tmp_path: Path) -> None:
+    keys = MemoryKeys()
+    keys.trouble = NotFound("there is no such workspace", reason=Reason.WORKSPACE_NOT_FOUND)
+    async with sealing(tmp_path, keys) as store:
+        (answer,) = await store.commit(new_run())
+        assert reason_of(answer) == Reason.WORKSPACE_NOT_FOUND
+        keys.trouble = None
+        (answer,) = await store.commit(new_run())
+        assert not isinstance(answer, HoldfastError)
+
+
+async def test_keys_that_are_away_are_waited_for_as_long_as_the_storage(tmp_path: Path) -> None:
+    keys = MemoryKeys()
+    keys.trouble = Unavailable("auth is away", reason=Reason.AUTH_UNAVAILABLE)
+    clock = FakeClock()
+    async with sealing(tmp_path, keys, clock) as store:
+        waiting = asyncio.create_task(store.commit(new_run()))
+        while not waiting.done():
+            await clock.advance(1)
+            await asyncio.sleep(0)
+        (answer,) = await waiting
+        assert reason_of(answer) == Reason.AUTH_UNAVAILABLE
+        assert clock.monotonic() >= group_commit.PATIENCE_SECONDS
+
+
+class SlowKeys(MemoryKeys):
+    """Makes one workspace wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = ""
+        self.asked_for_slow = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.brought = 0
+
+    async def current(self, workspace_id: str) -> tuple[bytes, bytes]:
+        if workspace_id == self.slow:
+            self.asked_for_slow.set()
+            await self.go_on.wait()
+        self.brought += 1
+        return await super().current(workspace_id)

@@ -25,15 +25,19 @@ from holdfast.api.auth.v1 import (
     connection_feed_service_pb2,
     connection_service_pb2,
     credential_service_pb2,
+    data_key_service_pb2,
     grant_service_pb2,
     integration_service_pb2,
 )
+from holdfast.api.auth.v1 import workspace_service_pb2 as auth_workspace_pb2
+from holdfast.api.auth.v1 import workspace_service_pb2_grpc as auth_workspace_grpc
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceStub
 from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
 from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import ConnectionFeedServiceStub
 from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
+from holdfast.api.auth.v1.data_key_service_pb2_grpc import DataKeyServiceStub
 from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
 from holdfast.api.auth.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from holdfast.api.common.v1 import agent_pb2, run_pb2, workspace_pb2
@@ -359,7 +363,11 @@ INTERNAL = {
     "ConnectionFeedService/WatchConnections",
     "CredentialService/RecordCredentialUses",
     "CredentialService/ResolveCredential",
+    "DataKeyService/CreateDataKey",
+    "DataKeyService/UnwrapDataKey",
     "GrantService/IssueRunGrant",
+    "WorkspaceService/CloseWorkspace",
+    "WorkspaceService/DeleteWorkspace",
 }
 
 
@@ -521,7 +529,17 @@ async def test_the_services_own_calls_accept_no_key_at_all(walls: Walls) -> None
         "ConnectionFeedService/WatchConnections": (("auth", ConnectionFeedServiceStub), watch),
         "CredentialService/RecordCredentialUses": (("auth", CredentialServiceStub), record),
         "CredentialService/ResolveCredential": (("auth", CredentialServiceStub), resolve),
+        "DataKeyService/CreateDataKey": (("auth", DataKeyServiceStub), data_key_service_pb2.CreateDataKeyRequest()),
+        "DataKeyService/UnwrapDataKey": (("auth", DataKeyServiceStub), data_key_service_pb2.UnwrapDataKeyRequest()),
         "GrantService/IssueRunGrant": (("auth", GrantServiceStub), grant),
+        "WorkspaceService/CloseWorkspace": (
+            ("auth", auth_workspace_grpc.WorkspaceServiceStub),
+            auth_workspace_pb2.CloseWorkspaceRequest(),
+        ),
+        "WorkspaceService/DeleteWorkspace": (
+            ("auth", auth_workspace_grpc.WorkspaceServiceStub),
+            auth_workspace_pb2.DeleteWorkspaceRequest(),
+        ),
     }
     assert calls.keys() == INTERNAL
     for method, (target, request) in calls.items():

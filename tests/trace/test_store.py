@@ -83,6 +83,14 @@ def without_content(events: Iterable[run_pb2.Event]) -> list[run_pb2.Event]:
                 change.run_created.input.message.ClearField("parts")
             elif change.HasField("step_finished") and change.step_finished.HasField("message"):
                 change.step_finished.message.message.ClearField("parts")
+            elif change.HasField("approval_requested"):
+                for field in ("prompt", "answer_schema", "arguments_json"):
+                    change.approval_requested.approval.ClearField(field)
+            elif change.HasField("approval_decided"):
+                for field in ("answer_json", "comment"):
+                    change.approval_decided.ClearField(field)
+            elif change.HasField("late_result"):
+                change.late_result.ClearField("content")
     return kept
 
 
@@ -92,6 +100,24 @@ async def test_what_was_said_is_not_stored(db: Database) -> None:
     bodies = await db.read(lambda connection: connection.execute(sa.select(chunks.c.body)).scalars().all())
     assert bodies
     assert b"on its way" not in b"".join(bodies)
+
+
+async def test_texts_of_failures_are_not_stored_where_payloads_are_sealed(db: Database) -> None:
+    journal = troubled_run()
+    failures = {
+        text
+        for event in journal.events
+        for change in event.changes
+        for text in (change.attempt_failed.failure.message, change.step_finished.failure.message)
+        if text
+    }
+    assert failures
+    async with SqlTraceStore(db, keeps_texts=False).projection() as projection:
+        await projection.store(copies(journal.entries), after=b"", cursor=b"1")
+    bodies = b"".join(await db.read(lambda connection: connection.execute(sa.select(chunks.c.body)).scalars().all()))
+    assert not any(text.encode() in bodies for text in failures)
+    history = await SqlTraceStore(db).find_history(WORKSPACE, journal.run_id)
+    assert history is not None and history.run.failed_attempts > 0
 
 
 async def test_events_of_an_older_release_are_read_with_the_newer_ones(db: Database) -> None:

@@ -25,6 +25,7 @@ from services.auth.connection_store_sql import save_connection
 from services.auth.request_sql import answer_request, claim_request
 from services.auth.store import Action, Request
 from services.auth.tables import connect_sessions, connections, integrations, workspaces
+from services.auth.workspace_sql import require_open
 from services.shared.database import Database
 
 _OPEN: Final = tuple(state.value for state in OPEN_STATES)
@@ -214,6 +215,7 @@ def _create(connection: sa.Connection, db: Database, new: NewSession, request: R
         user_id=new.user_id or None,
         run_id=new.run_id or None,
     )
+    require_open(connection, new.workspace_id)
     answer_request(connection, new.workspace_id, request, _Created(new.session_id))
     found = _get(connection, new.session_id)
     assert found is not None

@@ -6,24 +6,43 @@ from typing import Any
 
 from holdfast.api.auth.v1 import workspace_service_pb2 as pb
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceServicer
+from services.auth.closing import Closing
 from services.auth.servicers.messages import to_timestamp
+from services.auth.store import Workspace
 from services.auth.workspaces import Workspaces
-from services.shared.interceptors import current_workspace
+from services.shared.interceptors import current_identity, current_workspace
 
 
 class WorkspaceServicer(WorkspaceServiceServicer):
     """Serves WorkspaceService."""
 
-    def __init__(self, workspaces: Workspaces) -> None:
+    def __init__(self, workspaces: Workspaces, closing: Closing) -> None:
         self._workspaces = workspaces
+        self._closing = closing
 
     async def GetWorkspace(self, request: pb.GetWorkspaceRequest, context: Any) -> pb.GetWorkspaceResponse:
         """Returns the caller's workspace."""
         workspace = await self._workspaces.get(current_workspace())
-        return pb.GetWorkspaceResponse(
-            workspace=pb.Workspace(
-                workspace_id=workspace.workspace_id,
-                name=workspace.name,
-                create_time=to_timestamp(workspace.create_time),
-            )
+        return pb.GetWorkspaceResponse(workspace=_message(workspace))
+
+    async def CloseWorkspace(self, request: pb.CloseWorkspaceRequest, context: Any) -> pb.CloseWorkspaceResponse:
+        """Closes a workspace."""
+        workspace = await self._closing.close(request.name, actor=current_identity().name)
+        return pb.CloseWorkspaceResponse(workspace=_message(workspace))
+
+    async def DeleteWorkspace(self, request: pb.DeleteWorkspaceRequest, context: Any) -> pb.DeleteWorkspaceResponse:
+        """Deletes what is stored of a closed workspace."""
+        deleted = await self._closing.delete(request.name, actor=current_identity().name)
+        return pb.DeleteWorkspaceResponse(
+            workspace=_message(deleted.workspace), deleted_connections=deleted.connections
         )
+
+
+def _message(workspace: Workspace) -> pb.Workspace:
+    return pb.Workspace(
+        workspace_id=workspace.workspace_id,
+        name=workspace.name,
+        create_time=to_timestamp(workspace.create_time),
+        close_time=to_timestamp(workspace.close_time),
+        delete_time=to_timestamp(workspace.delete_time),
+    )

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any, Final
 
 import httpcore
@@ -283,6 +284,8 @@ def _pool(backend: CheckedBackend, ssl_context: ssl.SSLContext) -> httpcore.Asyn
     )
 
 
+# Shared, as reading the authorities takes a while: nobody changes it.
+@cache
 def _ssl_context() -> ssl.SSLContext:
     # certifi's authorities, as small images have none of their own, and the system's, where an operator adds one.
     context = httpcore.default_ssl_context()

@@ -25,19 +25,27 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,holdfast/api/auth/v1/workspace_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\tWorkspace\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x15\n\x13GetWorkspaceRequest\"J\n\x14GetWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace2y\n\x10WorkspaceService\x12\x65\n\x0cGetWorkspace\x12).holdfast.api.auth.v1.GetWorkspaceRequest\x1a*.holdfast.api.auth.v1.GetWorkspaceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,holdfast/api/auth/v1/workspace_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\tWorkspace\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x15\n\x13GetWorkspaceRequest\"J\n\x14GetWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\"%\n\x15\x43loseWorkspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x16\x43loseWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\"&\n\x16\x44\x65leteWorkspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"j\n\x17\x44\x65leteWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\x12\x1b\n\x13\x64\x65leted_connections\x18\x02 \x01(\x05\x32\xd6\x02\n\x10WorkspaceService\x12\x65\n\x0cGetWorkspace\x12).holdfast.api.auth.v1.GetWorkspaceRequest\x1a*.holdfast.api.auth.v1.GetWorkspaceResponse\x12k\n\x0e\x43loseWorkspace\x12+.holdfast.api.auth.v1.CloseWorkspaceRequest\x1a,.holdfast.api.auth.v1.CloseWorkspaceResponse\x12n\n\x0f\x44\x65leteWorkspace\x12,.holdfast.api.auth.v1.DeleteWorkspaceRequest\x1a-.holdfast.api.auth.v1.DeleteWorkspaceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.api.auth.v1.workspace_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKSPACE']._serialized_start=103
-  _globals['_WORKSPACE']._serialized_end=199
-  _globals['_GETWORKSPACEREQUEST']._serialized_start=201
-  _globals['_GETWORKSPACEREQUEST']._serialized_end=222
-  _globals['_GETWORKSPACERESPONSE']._serialized_start=224
-  _globals['_GETWORKSPACERESPONSE']._serialized_end=298
-  _globals['_WORKSPACESERVICE']._serialized_start=300
-  _globals['_WORKSPACESERVICE']._serialized_end=421
+  _globals['_WORKSPACE']._serialized_start=104
+  _globals['_WORKSPACE']._serialized_end=297
+  _globals['_GETWORKSPACEREQUEST']._serialized_start=299
+  _globals['_GETWORKSPACEREQUEST']._serialized_end=320
+  _globals['_GETWORKSPACERESPONSE']._serialized_start=322
+  _globals['_GETWORKSPACERESPONSE']._serialized_end=396
+  _globals['_CLOSEWORKSPACEREQUEST']._serialized_start=398
+  _globals['_CLOSEWORKSPACEREQUEST']._serialized_end=435
+  _globals['_CLOSEWORKSPACERESPONSE']._serialized_start=437
+  _globals['_CLOSEWORKSPACERESPONSE']._serialized_end=513
+  _globals['_DELETEWORKSPACEREQUEST']._serialized_start=515
+  _globals['_DELETEWORKSPACEREQUEST']._serialized_end=553
+  _globals['_DELETEWORKSPACERESPONSE']._serialized_start=555
+  _globals['_DELETEWORKSPACERESPONSE']._serialized_end=661
+  _globals['_WORKSPACESERVICE']._serialized_start=664
+  _globals['_WORKSPACESERVICE']._serialized_end=1006
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,16 @@ class WorkspaceServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceResponse.FromString,
                 _registered_method=True)
+        self.CloseWorkspace = channel.unary_unary(
+                '/holdfast.api.auth.v1.WorkspaceService/CloseWorkspace',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.CloseWorkspaceRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.CloseWorkspaceResponse.FromString,
+                _registered_method=True)
+        self.DeleteWorkspace = channel.unary_unary(
+                '/holdfast.api.auth.v1.WorkspaceService/DeleteWorkspace',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.DeleteWorkspaceRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.DeleteWorkspaceResponse.FromString,
+                _registered_method=True)
 
 
 class WorkspaceServiceServicer(object):
@@ -53,6 +63,24 @@ class WorkspaceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CloseWorkspace(self, request, context):
+        """For the operator: closes a workspace for good. Its API keys are revoked, its people are refused, and nothing new
+        begins in it; what is stored of it stays. May be repeated. Errors: NOT_FOUND (WORKSPACE_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWorkspace(self, request, context):
+        """For the operator: deletes what auth has of a closed workspace, for good. Grants are revoked at their providers as
+        far as those take it, credentials are deleted, and at last the workspace's key is destroyed: whatever was sealed
+        under it can be read by nobody any more, in no copy or backup. Its audit records stay. May be repeated, and goes on
+        where it was broken off. Errors: NOT_FOUND (WORKSPACE_NOT_FOUND), FAILED_PRECONDITION (WORKSPACE_NOT_CLOSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkspaceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +88,16 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.GetWorkspace,
                     request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceResponse.SerializeToString,
+            ),
+            'CloseWorkspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseWorkspace,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.CloseWorkspaceRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.CloseWorkspaceResponse.SerializeToString,
+            ),
+            'DeleteWorkspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorkspace,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.DeleteWorkspaceRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.DeleteWorkspaceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +128,60 @@ class WorkspaceService(object):
             '/holdfast.api.auth.v1.WorkspaceService/GetWorkspace',
             holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceRequest.SerializeToString,
             holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseWorkspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.auth.v1.WorkspaceService/CloseWorkspace',
+            holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.CloseWorkspaceRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.CloseWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorkspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.auth.v1.WorkspaceService/DeleteWorkspace',
+            holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.DeleteWorkspaceRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.DeleteWorkspaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

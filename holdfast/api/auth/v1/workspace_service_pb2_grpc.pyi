@@ -18,6 +18,16 @@ class WorkspaceServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetWorkspaceRequest, _workspace_service_pb2.GetWorkspaceResponse]
     """The workspace of the caller's key."""
+    CloseWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CloseWorkspaceRequest, _workspace_service_pb2.CloseWorkspaceResponse]
+    """For the operator: closes a workspace for good. Its API keys are revoked, its people are refused, and nothing new
+    begins in it; what is stored of it stays. May be repeated. Errors: NOT_FOUND (WORKSPACE_NOT_FOUND).
+    """
+    DeleteWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.DeleteWorkspaceRequest, _workspace_service_pb2.DeleteWorkspaceResponse]
+    """For the operator: deletes what auth has of a closed workspace, for good. Grants are revoked at their providers as
+    far as those take it, credentials are deleted, and at last the workspace's key is destroyed: whatever was sealed
+    under it can be read by nobody any more, in no copy or backup. Its audit records stay. May be repeated, and goes on
+    where it was broken off. Errors: NOT_FOUND (WORKSPACE_NOT_FOUND), FAILED_PRECONDITION (WORKSPACE_NOT_CLOSED).
+    """
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Workspaces, the tenants: nothing of one can be read or influenced from another."""
@@ -29,5 +39,27 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_workspace_service_pb2.GetWorkspaceRequest, _abc.Awaitable[_workspace_service_pb2.GetWorkspaceResponse]],
     ) -> _abc.Awaitable[_workspace_service_pb2.GetWorkspaceResponse]:
         """The workspace of the caller's key."""
+
+    @_abc_1.abstractmethod
+    def CloseWorkspace(
+        self,
+        request: _workspace_service_pb2.CloseWorkspaceRequest,
+        context: _aio.ServicerContext[_workspace_service_pb2.CloseWorkspaceRequest, _abc.Awaitable[_workspace_service_pb2.CloseWorkspaceResponse]],
+    ) -> _abc.Awaitable[_workspace_service_pb2.CloseWorkspaceResponse]:
+        """For the operator: closes a workspace for good. Its API keys are revoked, its people are refused, and nothing new
+        begins in it; what is stored of it stays. May be repeated. Errors: NOT_FOUND (WORKSPACE_NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteWorkspace(
+        self,
+        request: _workspace_service_pb2.DeleteWorkspaceRequest,
+        context: _aio.ServicerContext[_workspace_service_pb2.DeleteWorkspaceRequest, _abc.Awaitable[_workspace_service_pb2.DeleteWorkspaceResponse]],
+    ) -> _abc.Awaitable[_workspace_service_pb2.DeleteWorkspaceResponse]:
+        """For the operator: deletes what auth has of a closed workspace, for good. Grants are revoked at their providers as
+        far as those take it, credentials are deleted, and at last the workspace's key is destroyed: whatever was sealed
+        under it can be read by nobody any more, in no copy or backup. Its audit records stay. May be repeated, and goes on
+        where it was broken off. Errors: NOT_FOUND (WORKSPACE_NOT_FOUND), FAILED_PRECONDITION (WORKSPACE_NOT_CLOSED).
+        """
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: _aio.Server) -> None: ...

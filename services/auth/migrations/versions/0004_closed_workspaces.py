@@ -1,0 +1,19 @@
+"""Workspaces can be closed, and then deleted."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+from services.shared.database import Timestamp
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Adds the columns: all workspaces are open."""
+    op.add_column("workspaces", sa.Column("close_time", Timestamp))
+    op.add_column("workspaces", sa.Column("delete_time", Timestamp))

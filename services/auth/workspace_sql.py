@@ -1,0 +1,88 @@
+"""Statements about workspaces and their end.
+
+Invariant: when a workspace's `close_time` is committed, all of its API keys are revoked, and no transaction that
+commits later gives it a key, an integration, a connection or a connect session: each of them looks at the row when its
+audit record has locked it, which closing waits for and makes wait.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from holdfast.errors import FailedPrecondition, Reason
+from services.auth.audit_sql import append_audit
+from services.auth.sql import insert_ignore
+from services.auth.store import Action, Workspace
+from services.auth.tables import api_keys, connect_sessions, connection_events, connections, requests, workspaces
+from services.shared.database import Database
+
+
+def workspace_by(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Workspace | None:
+    """Returns the workspace that meets a condition."""
+    row = connection.execute(sa.select(workspaces).where(condition)).one_or_none()
+    return None if row is None else _workspace_of(row)
+
+
+def _workspace_of(row: Any) -> Workspace:
+    return Workspace(
+        workspace_id=row.workspace_id,
+        name=row.name,
+        create_time=row.create_time,
+        close_time=row.close_time,
+        delete_time=row.delete_time,
+    )
+
+
+def ensure_workspace(connection: sa.Connection, db: Database, name: str, workspace_id: str, actor: str) -> Workspace:
+    """Returns the workspace of the name, and makes it when there is none."""
+    now = db.now(connection)
+    if insert_ignore(connection, workspaces, workspace_id=workspace_id, name=name, create_time=now):
+        append_audit(connection, workspace_id, now, actor, Action.WORKSPACE_CREATED)
+    found = workspace_by(connection, workspaces.c.name == name)
+    assert found is not None
+    return found
+
+
+def require_open(connection: sa.Connection, workspace_id: str) -> None:
+    """Returns when the workspace is open; called after `append_audit`, which has locked its row.
+
+    Raises:
+        FailedPrecondition: WORKSPACE_CLOSED: nothing may be kept of the transaction.
+    """
+    found = sa.select(workspaces.c.close_time).where(workspaces.c.workspace_id == workspace_id)
+    if connection.execute(found).scalar() is not None:
+        raise FailedPrecondition("the workspace is closed", reason=Reason.WORKSPACE_CLOSED)
+
+
+def close_workspace(connection: sa.Connection, db: Database, name: str, actor: str) -> Workspace | None:
+    """Closes the workspace of the name and revokes its API keys; None when there is none."""
+    row = connection.execute(sa.select(workspaces).where(workspaces.c.name == name).with_for_update()).one_or_none()
+    if row is None or row.close_time is not None:
+        return None if row is None else _workspace_of(row)
+    now = db.now(connection)
+    is_it = workspaces.c.workspace_id == row.workspace_id
+    connection.execute(workspaces.update().where(is_it).values(close_time=now))
+    connection.execute(
+        api_keys.update()
+        .where(api_keys.c.workspace_id == row.workspace_id, api_keys.c.revoke_time.is_(None))
+        .values(revoke_time=now)
+    )
+    append_audit(connection, row.workspace_id, now, actor, Action.WORKSPACE_CLOSED)
+    return workspace_by(connection, is_it)
+
+
+def forget_workspace(connection: sa.Connection, db: Database, workspace_id: str, actor: str) -> Workspace:
+    """Deletes the rows of a closed workspace whose credentials and key are gone; its audit records stay."""
+    is_it = workspaces.c.workspace_id == workspace_id
+    row = connection.execute(sa.select(workspaces).where(is_it).with_for_update()).one()
+    if row.delete_time is None:
+        now = db.now(connection)
+        for table in (connect_sessions, connections, connection_events, requests):
+            connection.execute(table.delete().where(table.c.workspace_id == workspace_id))
+        connection.execute(workspaces.update().where(is_it).values(delete_time=now))
+        append_audit(connection, workspace_id, now, actor, Action.WORKSPACE_DELETED)
+    found = workspace_by(connection, is_it)
+    assert found is not None
+    return found

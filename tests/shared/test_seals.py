@@ -1,0 +1,177 @@
+"""Sealed payloads: opened as they were, readable by nobody without their key, and asked for when a key is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.errors import Reason, Unavailable
+from holdfast.ids import new_uuid7
+from services.shared.database import Database
+from services.shared.seals import (
+    NO_SEALS,
+    SEAL_BYTES,
+    MissingKeyError,
+    PayloadDamagedError,
+    SealedBytes,
+    SealedText,
+    Seals,
+    opened,
+    seals_of,
+)
+from tests.fakes.data_keys import MemoryKeys
+
+GONE = b"gone"
+
+
+async def ready(keys: MemoryKeys, *workspaces: str) -> Seals:
+    """Seals that have the keys of some workspaces."""
+    seals = Seals(keys, is_on=True)
+    for workspace in workspaces:
+        await seals.bring(MissingKeyError(workspace, None))
+    return seals
+
+
+@given(st.binary(max_size=200))
+def test_without_sealing_everything_is_read_as_it_was_written(payload: bytes) -> None:
+    for body in (payload, b"\x00hf" + payload, b"\x00hf\x01" + payload):
+        assert opened(NO_SEALS.seal("any", body)) == body
+
+
+async def test_what_is_sealed_is_opened_and_shows_nothing() -> None:
+    workspace = new_uuid7()
+    seals = await ready(MemoryKeys(), workspace)
+    payload = b"the customer's words, the customer's words"
+    stored = seals.seal(workspace, payload)
+    assert opened(stored) == payload
+    assert b"customer" not in stored
+    assert len(stored) == len(payload) + SEAL_BYTES
+    assert stored != seals.seal(workspace, payload), "the same words twice cannot be told from others"
+
+
+async def test_a_payload_that_was_altered_is_not_read() -> None:
+    workspace = new_uuid7()
+    seals = await ready(MemoryKeys(), workspace)
+    stored = bytearray(seals.seal(workspace, b"pay 10"))
+    stored[-20] ^= 1
+    with pytest.raises(PayloadDamagedError):
+        opened(bytes(stored))
+
+
+async def test_a_key_of_one_workspace_opens_nothing_of_another() -> None:
+    one, other = new_uuid7(), new_uuid7()
+    seals = await ready(MemoryKeys(), one, other)
+    ours, theirs = seals.seal(one, b"ours"), seals.seal(other, b"theirs")
+    # The header of one before what belongs to the other.
+    with pytest.raises(PayloadDamagedError):
+        opened(ours[:36] + theirs[36:])
+
+
+async def test_a_missing_key_says_which(tmp_path: Path) -> None:
+    workspace = new_uuid7()
+    keys = MemoryKeys()
+    with pytest.raises(MissingKeyError) as missing:
+        Seals(keys, is_on=True).seal(workspace, b"x")
+    assert (missing.value.workspace_id, missing.value.key_id) == (workspace, None)
+    stored = (await ready(keys, workspace)).seal(workspace, b"x")
+    [key_id] = keys.keys[workspace]
+    assert opened(stored) == b"x"
+    assert key_id in stored
+
+
+async def test_a_destroyed_key_leaves_nothing_to_read() -> None:
+    workspace = new_uuid7()
+    keys = MemoryKeys()
+    seals = await ready(keys, workspace)
+    stored = seals.seal(workspace, b"secret words")
+    text = seals.seal_text(workspace, "secret words")
+    keys.destroyed.add(workspace)
+    opened(stored)
+    await seals.refresh()
+    assert opened(stored, gone=GONE) == GONE
+    assert SealedBytes(gone=GONE).process_result_value(stored, sa.engine.default.DefaultDialect()) == GONE
+    assert SealedText().process_result_value(text, sa.engine.default.DefaultDialect()) == ""
+    with pytest.raises(MissingKeyError):
+        seals.seal(workspace, b"more")
+
+
+async def test_keys_stay_while_they_cannot_be_asked_for_and_go_when_nobody_uses_them() -> None:
+    workspace = new_uuid7()
+    keys = MemoryKeys()
+    seals = await ready(keys, workspace)
+    stored = seals.seal(workspace, b"x")
+    keys.trouble = Unavailable("away", reason=Reason.AUTH_UNAVAILABLE)
+    with pytest.raises(Unavailable):
+        await seals.refresh()
+    assert opened(stored) == b"x" and seals.is_ready(workspace)
+    keys.trouble = None
+    await seals.refresh()
+    assert seals.is_ready(workspace)
+    await seals.refresh()
+    assert not seals.is_ready(workspace)
+    with pytest.raises(MissingKeyError):
+        opened(stored)
+
+
+async def test_texts_are_sealed_as_texts() -> None:
+    workspace = new_uuid7()
+    seals = await ready(MemoryKeys(), workspace)
+    column = SealedText()
+    dialect = sa.engine.default.DefaultDialect()
+    for text in ("", "half done", "ünï \u2420hf:x"):
+        for writer in (seals, NO_SEALS):
+            stored = writer.seal_text(workspace, text)
+            assert column.process_result_value(stored, dialect) == text
+    assert "half" not in seals.seal_text(workspace, "half done")
+
+
+# ------------------------------------------------------------------------------------------------------- in a database
+
+notes = sa.Table("notes", sa.MetaData(), sa.Column("n", sa.Integer, primary_key=True), sa.Column("body", SealedBytes()))
+
+
+def _write(connection: sa.Connection, workspace: str, body: bytes) -> None:
+    notes.metadata.create_all(connection)
+    connection.execute(notes.insert().values(body=seals_of(connection).seal(workspace, body)))
+
+
+def _read(connection: sa.Connection) -> list[bytes]:
+    return list(connection.execute(sa.select(notes.c.body)).scalars())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'notes.db'}"
+    found: str = request.getfixturevalue("postgres_database")
+    return found
+
+
+async def test_a_database_brings_the_keys_that_its_functions_need(url: str) -> None:
+    workspace = new_uuid7()
+    keys = MemoryKeys()
+    async with Database(url, schema="notes", seals=Seals(keys, is_on=True)) as db:
+        await db.ensure_schema()
+        await db.write(_write, workspace, b"one")
+        async with db.writer() as writer:
+            await writer.run(_write, workspace, b"two")
+        assert await db.read(_read) == [b"one", b"two"]
+        await db.seals.refresh()
+        await db.seals.refresh()
+        asked = keys.asked
+        assert await db.read(_read) == [b"one", b"two"]
+        assert keys.asked == asked + 1
+        await db.seals.refresh()
+        await db.seals.refresh()
+        keys.trouble = Unavailable("away", reason=Reason.AUTH_UNAVAILABLE)
+        with pytest.raises(Unavailable):
+            await db.read(_read)
+        keys.trouble = None
+        keys.keys.clear()
+        with pytest.raises(PayloadDamagedError):
+            await db.read(_read)
