@@ -183,6 +183,7 @@ def described(counts: workspace_pb2.DataCounts) -> str:
             ("event", counts.events),
             ("body", counts.blobs),
             ("agent", counts.agents),
+            ("connection", counts.connections),
         )
         if number
     ]

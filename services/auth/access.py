@@ -38,6 +38,7 @@ ACCESS: Final[Mapping[str, Access]] = {
             "UpdateConnection": Access(scope="connections:write"),
             "RevokeConnection": Access(scope="connections:write"),
             "RefreshConnection": Access(scope="connections:write"),
+            "EraseUserConnections": Access(services=("executor",)),
         },
     ),
     **service_access(

@@ -1,4 +1,6 @@
-"""The end of a workspace: it is closed, so that nothing new begins; then what auth has of it is deleted for good.
+"""The end of a workspace, and of what a user has in it.
+
+A workspace is closed, so that nothing new begins; then what auth has of it is deleted for good.
 
 Between the two its journal is erased in state, which still can read it then. Deleting goes from the outside to the key:
 grants are revoked at their providers with what the workspace still has, credentials are deleted, and the key is
@@ -9,11 +11,12 @@ stray secrets, whose rows are not the workspace's.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from holdfast.errors import FailedPrecondition, NotFound, Reason
 from services.auth.callers import ADMIN, Caller
-from services.auth.connection_store import ConnectionState, ConnectionStore
+from services.auth.connection_store import Connection, ConnectionState, ConnectionStore
 from services.auth.connections import Connections
 from services.auth.envelopes import Envelopes
 from services.auth.integrations import Integrations
@@ -58,6 +61,32 @@ class Closing:
         self._integrations = integrations
         self._envelopes = envelopes
 
+    async def erase_user(self, workspace_id: str, user_id: str, *, actor: str, only_look: bool = False) -> int:
+        """Revokes a user's connections, and removes what is stored of them; returns how many there were.
+
+        Revoking comes first, so that whatever dies in between leaves revoked connections, which the repetition removes.
+        """
+        if only_look:
+            return len([found async for found in self._connections_of(workspace_id, user_id, tuple(ConnectionState))])
+        caller = Caller(workspace_id, actor, frozenset({ADMIN}))
+        async for connection in self._connections_of(workspace_id, user_id, _STATES):
+            await self._connections.revoke(caller, connection.name, user_id=user_id)
+        crash_point("auth.user.after_connections")
+        return await self._store.forget_user(workspace_id, user_id, actor=actor)
+
+    async def _connections_of(
+        self, workspace_id: str, user_id: str | None, states: Sequence[ConnectionState]
+    ) -> AsyncIterator[Connection]:
+        user_ids = None if user_id is None else (user_id,)
+        for state in states:
+            after: tuple[str, str] | None = None
+            while page := await self._connection_store.list_connections(
+                workspace_id, limit=_BATCH, after=after, user_ids=user_ids, integration_id=None, state=state
+            ):
+                for connection in page:
+                    yield connection
+                after = (page[-1].name, page[-1].user_id)
+
     async def close(self, name: str, *, actor: str) -> Workspace:
         """Closes a workspace for good. May be repeated.
 
@@ -91,13 +120,9 @@ class Closing:
             for integration in integrations:
                 count += await self._integrations.delete(caller, integration.name)
         crash_point("auth.workspace.after_integrations")
-        for state in _STATES:
-            while connections := await self._connection_store.list_connections(
-                workspace_id, limit=_BATCH, after=None, user_ids=None, integration_id=None, state=state
-            ):
-                for connection in connections:
-                    await self._connections.revoke(caller, connection.name, user_id=connection.user_id)
-                    count += 1
+        async for connection in self._connections_of(workspace_id, None, _STATES):
+            await self._connections.revoke(caller, connection.name, user_id=connection.user_id)
+            count += 1
         crash_point("auth.workspace.after_connections")
         await self._envelopes.destroy(workspace_id)
         crash_point("auth.workspace.after_key")

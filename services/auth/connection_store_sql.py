@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from holdfast.errors import Conflict
 from services.auth import stray_sql
 from services.auth.audit_sql import append_audit
 from services.auth.connection_store import (
@@ -342,7 +343,8 @@ def save_connection(
     old = None
     if not is_new:
         old = _find_connection(connection, is_it, for_update=True)
-        assert old is not None  # rows of connections are never deleted while their workspace is there
+        if old is None:
+            raise Conflict("the user's connections are being erased; try again")
         if old.state is not ConnectionState.REVOKED and not replace:
             raise connection_exists(new.name)
         changed = {"version": old.version + 1} if replace else {**created, "last_use_time": None}

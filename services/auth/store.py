@@ -75,6 +75,7 @@ class Action(StrEnum):
     """What an audit record is about."""
 
     WORKSPACE_CREATED = "workspace.create"
+    USER_ERASED = "user.erase"
     WORKSPACE_CLOSED = "workspace.close"
     WORKSPACE_DELETED = "workspace.delete"
     API_KEY_CREATED = "api_key.create"
@@ -172,6 +173,10 @@ class AuthStore(Protocol):
 
         What would give it something new afterwards is refused (WORKSPACE_CLOSED).
         """
+
+    async def forget_user(self, workspace_id: str, user_id: str, *, actor: str) -> int:
+        """Deletes what is stored of a user's revoked connections and of the user's sign-ins; returns how many
+        connections there were."""
 
     async def forget_workspace(self, workspace_id: str, *, actor: str) -> Workspace:
         """Deletes the rows of a closed workspace, but for itself, its revoked keys and its audit records."""

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from holdfast.errors import AlreadyExists
 from services.auth.audit_sql import append_audit, append_uses, read_records
+from services.auth.connection_store import ConnectionState
 from services.auth.request_sql import answer_request, answer_to, claim_request, release_request
 from services.auth.sql import insert_ignore
 from services.auth.store import (
@@ -27,6 +28,7 @@ from services.auth.tables import api_keys, audit_records, requests, workspaces
 from services.auth.workspace_sql import (
     close_workspace,
     ensure_workspace,
+    forget_user,
     forget_workspace,
     require_open,
     workspace_by,
@@ -58,6 +60,11 @@ class SqlAuthStore:
     async def close_workspace(self, name: str, *, actor: str) -> Workspace | None:
         """See `AuthStore.close_workspace`."""
         return await self._db.write(close_workspace, self._db, name, actor)
+
+    async def forget_user(self, workspace_id: str, user_id: str, *, actor: str) -> int:
+        """See `AuthStore.forget_user`."""
+        revoked = ConnectionState.REVOKED.value
+        return await self._db.write(forget_user, self._db, workspace_id, user_id, revoked, actor)
 
     async def forget_workspace(self, workspace_id: str, *, actor: str) -> Workspace:
         """See `AuthStore.forget_workspace`."""

@@ -1,4 +1,4 @@
-"""Statements about workspaces and their end.
+"""Statements about workspaces, and about their end and that of their users.
 
 Invariant: when a workspace's `close_time` is committed, all of its API keys are revoked, and no transaction that
 commits later gives it a key, an integration, a connection or a connect session: each of them looks at the row when its
@@ -71,6 +71,21 @@ def close_workspace(connection: sa.Connection, db: Database, name: str, actor: s
     )
     append_audit(connection, row.workspace_id, now, actor, Action.WORKSPACE_CLOSED)
     return workspace_by(connection, is_it)
+
+
+def forget_user(
+    connection: sa.Connection, db: Database, workspace_id: str, user_id: str, revoked: str, actor: str
+) -> int:
+    """Deletes the rows of a user's revoked connections and of the user's sign-ins; returns how many connections."""
+    c, s = connections.c, connect_sessions.c
+    of_user = sa.and_(c.workspace_id == workspace_id, c.user_id == user_id)
+    count = connection.execute(connections.delete().where(of_user, c.state == revoked)).rowcount
+    sessions = connection.execute(
+        connect_sessions.delete().where(s.workspace_id == workspace_id, s.user_id == user_id)
+    ).rowcount
+    if count or sessions:
+        append_audit(connection, workspace_id, db.now(connection), actor, Action.USER_ERASED, user_id=user_id)
+    return count
 
 
 def forget_workspace(connection: sa.Connection, db: Database, workspace_id: str, actor: str) -> Workspace:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
 from holdfast.api.auth.v1.connection_feed_service_pb2_grpc import ConnectionFeedServiceStub
+from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
 from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
 from holdfast.api.executor.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
@@ -154,7 +155,9 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         server.add(add_ApprovalServiceServicer_to_server, ApprovalServicer(stubs, revisions, connect, page_key=key))
         results = CallResults(stubs, revisions, call_credentials)
         server.add(add_ToolWorkerServiceServicer_to_server, ToolWorkerServicer(hub, results, call_credentials))
-        server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs))
+        server.add(
+            add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs, ConnectionServiceStub(auth_channel))
+        )
         # Order matters: workers first, so that what they finish while the runs drain is still stored.
         server.on_drain(hub.drain)
         server.on_drain(scheduler.drain)

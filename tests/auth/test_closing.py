@@ -6,7 +6,13 @@ import asyncio
 
 import pytest
 
-from holdfast.api.auth.v1 import api_key_service_pb2, connect_service_pb2, data_key_service_pb2, integration_service_pb2
+from holdfast.api.auth.v1 import (
+    api_key_service_pb2,
+    connect_service_pb2,
+    connection_service_pb2,
+    data_key_service_pb2,
+    integration_service_pb2,
+)
 from holdfast.api.auth.v1 import workspace_service_pb2 as pb
 from holdfast.api.auth.v1.data_key_service_pb2_grpc import DataKeyServiceStub
 from holdfast.errors import (
@@ -199,3 +205,61 @@ async def test_only_the_operator_closes_and_deletes(auth: Auth) -> None:
             caller.workspaces.DeleteWorkspace(pb.DeleteWorkspaceRequest(name="acme")),
         ):
             assert isinstance(await failure(call), PermissionDenied)
+
+
+# ---------------------------------------------------------------------------------------------------------- one user
+
+
+async def erase_user(auth: Auth, workspace_id: str, user_id: str, *, only_look: bool = False) -> int:
+    answer = await auth.as_service("executor").connections.EraseUserConnections(
+        connection_service_pb2.EraseUserConnectionsRequest(
+            workspace_id=workspace_id, user_id=user_id, requested_by="key-1", validate_only=only_look
+        )
+    )
+    return answer.connections
+
+
+async def test_an_erased_user_has_no_connections_and_the_others_keep_theirs(auth: Auth) -> None:
+    client, workspace_id = await filled(auth, "acme")
+    _, other_id = await filled(auth, "other")
+    await client.connections.CreateConnection(new_connection(name="gone", user_id="ann"))
+    await client.connections.RevokeConnection(
+        connection_service_pb2.RevokeConnectionRequest(name="gone", user_id="ann")
+    )
+    await client.connect.StartConnect(connect_service_pb2.StartConnectRequest(integration="code", user_id="ann"))
+    assert await erase_user(auth, workspace_id, "ann", only_look=True) == 2
+    assert (await auth.resolve(workspace_id, user_id="ann")).secret == "sk-acme-ann"
+
+    assert await erase_user(auth, workspace_id, "ann") == 2
+
+    listed = await client.connections.ListConnections(connection_service_pb2.ListConnectionsRequest())
+    assert {(found.name, found.user_id) for found in listed.connections} == {
+        ("openai", ""),
+        ("openai", "bob"),
+        ("off", ""),
+    }
+    # What is left for the user's runs is what everybody has.
+    assert (await auth.resolve(workspace_id, user_id="ann")).secret == "sk-acme-"
+    assert (await auth.resolve(other_id, user_id="ann")).secret == "sk-other-ann"
+    assert await erase_user(auth, workspace_id, "ann") == 0
+    records = await audit_of(auth.settings, workspace_id)
+    erased = [record for record in records if record.action == "user.erase"]
+    assert [(record.user_id, record.actor) for record in erased] == [("ann", "key-1")]
+    again = await client.connections.CreateConnection(new_connection(key="sk-new", user_id="ann"))
+    assert again.connection.state == connection_service_pb2.CONNECTION_STATE_ACTIVE
+    assert type(await failure(erase_user(auth, workspace_id, ""))) is InvalidArgument
+
+
+async def test_a_user_is_erased_while_connections_are_made(auth: Auth) -> None:
+    client, workspace_id = await auth.workspace("acme")
+    making = [
+        asyncio.create_task(
+            outcome(client.connections.CreateConnection(new_connection(key=f"sk-{n}", user_id="ann", replace=True)))
+        )
+        for n in range(8)
+    ]
+    await erase_user(auth, workspace_id, "ann")
+    assert {error.reason for error in await asyncio.gather(*making) if error is not None} <= {Reason.CONFLICT}
+    await erase_user(auth, workspace_id, "ann")
+    listed = await client.connections.ListConnections(connection_service_pb2.ListConnectionsRequest())
+    assert not listed.connections

@@ -86,8 +86,9 @@ OF_ALL = {
     "ConnectionFeedService/WatchConnections",
     "CredentialService/RecordCredentialUses",
 }
-# For state, and for the operator, of all workspaces: test_closing.py.
+# For the executor, for state, and for the operator, of all workspaces: test_closing.py.
 NOT_FOR_KEYS = {
+    "ConnectionService/EraseUserConnections",
     "DataKeyService/CreateDataKey",
     "DataKeyService/UnwrapDataKey",
     "WorkspaceService/CloseWorkspace",

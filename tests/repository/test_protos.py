@@ -38,6 +38,7 @@ INTERNAL = "holdfast.api.state."
 # What a second one does is a newer token, which is as good.
 REPEATABLE = {
     "holdfast.api.auth.v1.ConnectionService.RefreshConnection",
+    "holdfast.api.auth.v1.ConnectionService.EraseUserConnections",
     # Once more makes one more key, which nothing was sealed with.
     "holdfast.api.auth.v1.DataKeyService.CreateDataKey",
     "holdfast.api.auth.v1.WorkspaceService.CloseWorkspace",

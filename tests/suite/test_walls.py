@@ -361,6 +361,7 @@ INTERNAL = {
     "ConnectService/RequestSignIn",
     "ConnectionFeedService/CheckSignIns",
     "ConnectionFeedService/WatchConnections",
+    "ConnectionService/EraseUserConnections",
     "CredentialService/RecordCredentialUses",
     "CredentialService/ResolveCredential",
     "DataKeyService/CreateDataKey",
@@ -527,6 +528,10 @@ async def test_the_services_own_calls_accept_no_key_at_all(walls: Walls) -> None
         "ConnectService/RequestSignIn": (("auth", ConnectServiceStub), sign_in),
         "ConnectionFeedService/CheckSignIns": (("auth", ConnectionFeedServiceStub), check),
         "ConnectionFeedService/WatchConnections": (("auth", ConnectionFeedServiceStub), watch),
+        "ConnectionService/EraseUserConnections": (
+            ("auth", ConnectionServiceStub),
+            connection_service_pb2.EraseUserConnectionsRequest(user_id="ann"),
+        ),
         "CredentialService/RecordCredentialUses": (("auth", CredentialServiceStub), record),
         "CredentialService/ResolveCredential": (("auth", CredentialServiceStub), resolve),
         "DataKeyService/CreateDataKey": (("auth", DataKeyServiceStub), data_key_service_pb2.CreateDataKeyRequest()),

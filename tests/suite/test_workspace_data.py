@@ -72,15 +72,20 @@ async def test_what_is_erased_is_gone_from_state_and_trace(stage: Stage) -> None
     for handle in (erased, kept):
         assert (await stage.client.trace.tree(handle.id, min_seq=handle.run.last_seq)).spans
     assert {record.run.run_id for record in await records_of(stage, user_id=user)} - {""} == {erased.id}
+    for owner in (user, other):
+        await stage.client.connections.create("openai", f"sk-of-{owner}", name="model", user_id=owner)
     code, out, _ = await holdfast(stage, "erase", "--user", user, "--dry-run", "--json")
-    assert (code, json.loads(out)["would_erase"]["runs"]) == (0, "1")
+    would_erase = json.loads(out)["would_erase"]
+    assert (code, would_erase["runs"], would_erase["connections"]) == (0, "1", "1")
     code, _, err = await holdfast(stage, "erase", "--user", user)
     assert code == 1 and "--yes" in err
 
     code, out, err = await holdfast(stage, "erase", "--user", user, "--yes")
 
     assert code == 0, err
-    assert out.startswith("erased 1 conversation, 1 run, ")
+    assert out.startswith("erased 1 conversation, 1 run, ") and "1 connection" in out
+    assert {connection.user_id async for connection in stage.client.connections.list()} >= {other}
+    assert user not in {connection.user_id async for connection in stage.client.connections.list()}
     assert await records_of(stage, user_id=user) == []
     with pytest.raises(NotFound):
         await stage.client.run(erased.id)

@@ -7,6 +7,7 @@ from typing import Any
 from holdfast.api.auth.v1 import connection_service_pb2 as pb
 from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceServicer
 from holdfast.errors import InvalidArgument
+from services.auth.closing import Closing
 from services.auth.connection_store import ConnectionChange, ConnectionState
 from services.auth.connections import Connections
 from services.auth.refresh.on_request import RefreshOnRequest
@@ -21,11 +22,13 @@ class ConnectionServicer(ConnectionServiceServicer):
     Args:
         connections: The rules.
         refresh: Renews tokens when somebody asks for it.
+        closing: Erases what a user has.
         page_key: Signs page tokens.
     """
 
-    def __init__(self, connections: Connections, refresh: RefreshOnRequest, page_key: bytes) -> None:
+    def __init__(self, connections: Connections, refresh: RefreshOnRequest, closing: Closing, page_key: bytes) -> None:
         self._connections = connections
+        self._closing = closing
         self._refresh = refresh
         self._page_key = page_key
 
@@ -102,6 +105,20 @@ class ConnectionServicer(ConnectionServiceServicer):
         """Renews a connection's token."""
         connection = await self._refresh.refresh(current_caller(), request.name, user_id=request.user_id)
         return pb.RefreshConnectionResponse(connection=to_connection(connection))
+
+    async def EraseUserConnections(
+        self, request: pb.EraseUserConnectionsRequest, context: Any
+    ) -> pb.EraseUserConnectionsResponse:
+        """Erases what auth has of a user."""
+        if not request.user_id:
+            raise InvalidArgument("user_id is required", field="user_id")
+        count = await self._closing.erase_user(
+            request.workspace_id,
+            request.user_id,
+            actor=request.requested_by,
+            only_look=request.validate_only,
+        )
+        return pb.EraseUserConnectionsResponse(connections=count)
 
 
 def _state(state: pb.ConnectionState) -> ConnectionState | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from holdfast.api.auth.v1 import connection_service_pb2
+from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.common.v1 import workspace_pb2
 from holdfast.api.executor.v1 import workspace_service_pb2 as api
 from holdfast.api.executor.v1.workspace_service_pb2_grpc import WorkspaceServiceServicer
@@ -18,6 +20,8 @@ from services.shared.interceptors import current_identity, current_workspace
 _MAX_ETAG_CHARACTERS: Final = 64
 # A workspace with millions of runs is counted row by row.
 _COUNTING_SECONDS: Final = 60.0
+# Each of a user's grants is revoked at its provider.
+_REVOKING_SECONDS: Final = 120.0
 
 
 class WorkspaceServicer(WorkspaceServiceServicer):
@@ -25,10 +29,12 @@ class WorkspaceServicer(WorkspaceServiceServicer):
 
     Args:
         state: The state service.
+        connections: Auth's, for what it has of users.
     """
 
-    def __init__(self, state: StateStubs) -> None:
+    def __init__(self, state: StateStubs, connections: ConnectionServiceStub) -> None:
         self._housekeeping = state.housekeeping
+        self._connections = connections
 
     async def GetWorkspaceSettings(
         self, request: api.GetWorkspaceSettingsRequest, context: Any
@@ -81,8 +87,23 @@ class WorkspaceServicer(WorkspaceServiceServicer):
             requested_by=current_identity().key_id or "",
             request_id=request_id_field(request.request_id),
         )
+        connections = 0
+        if asked.scope.user_id:
+            # First: what acts on the user's behalf ends before the account of it does.
+            with calling("auth"):
+                answer = await self._connections.EraseUserConnections(
+                    connection_service_pb2.EraseUserConnectionsRequest(
+                        workspace_id=asked.workspace_id,
+                        user_id=asked.scope.user_id,
+                        requested_by=asked.requested_by,
+                        validate_only=asked.validate_only,
+                    ),
+                    timeout=_REVOKING_SECONDS,
+                )
+            connections = answer.connections
         with calling("state"):
             async for frame in self._housekeeping.EraseData(asked):
+                frame.erased.connections = connections
                 yield api.EraseWorkspaceDataResponse(erased=frame.erased, is_done=frame.is_done)
 
     async def GetWorkspaceStorage(

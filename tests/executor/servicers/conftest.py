@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 
 from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
+from holdfast.api.auth.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
 from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
 from holdfast.api.common.v1 import run_pb2
@@ -163,7 +164,8 @@ class Executor:
             add_ApprovalServiceServicer_to_server,
             ApprovalServicer(stubs, revisions, ConnectServiceStub(auth_channel), page_key=key),
         )
-        self.server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs))
+        connections = ConnectionServiceStub(auth_channel)
+        self.server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(stubs, connections))
         stub, connect = CredentialServiceStub(auth_channel), ConnectServiceStub(auth_channel)
         credentials = Credentials(stub, connect, grants, CredentialUses(stub, SystemClock()))
         call_credentials = CallCredentials(stubs, revisions, credentials)

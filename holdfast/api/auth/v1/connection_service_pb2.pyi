@@ -190,3 +190,21 @@ class RefreshConnectionResponse(_message.Message):
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
     connection: Connection
     def __init__(self, connection: _Optional[_Union[Connection, _Mapping]] = ...) -> None: ...
+
+class EraseUserConnectionsRequest(_message.Message):
+    __slots__ = ("workspace_id", "user_id", "requested_by", "validate_only")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUESTED_BY_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    user_id: str
+    requested_by: str
+    validate_only: bool
+    def __init__(self, workspace_id: _Optional[str] = ..., user_id: _Optional[str] = ..., requested_by: _Optional[str] = ..., validate_only: bool = ...) -> None: ...
+
+class EraseUserConnectionsResponse(_message.Message):
+    __slots__ = ("connections",)
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    connections: int
+    def __init__(self, connections: _Optional[int] = ...) -> None: ...

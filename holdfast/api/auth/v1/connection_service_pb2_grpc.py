@@ -66,6 +66,11 @@ class ConnectionServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionResponse.FromString,
                 _registered_method=True)
+        self.EraseUserConnections = channel.unary_unary(
+                '/holdfast.api.auth.v1.ConnectionService/EraseUserConnections',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.EraseUserConnectionsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.EraseUserConnectionsResponse.FromString,
+                _registered_method=True)
 
 
 class ConnectionServiceServicer(object):
@@ -122,6 +127,14 @@ class ConnectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseUserConnections(self, request, context):
+        """Internal, for the executor's erasure of a user: revokes all connections of the user as RevokeConnection does, and
+        removes what is stored of them and of the user's sign-ins. Audit records stay. May be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConnectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -154,6 +167,11 @@ def add_ConnectionServiceServicer_to_server(servicer, server):
                     servicer.RefreshConnection,
                     request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionResponse.SerializeToString,
+            ),
+            'EraseUserConnections': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseUserConnections,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.EraseUserConnectionsRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.EraseUserConnectionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -320,6 +338,33 @@ class ConnectionService(object):
             '/holdfast.api.auth.v1.ConnectionService/RefreshConnection',
             holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionRequest.SerializeToString,
             holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.RefreshConnectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseUserConnections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.auth.v1.ConnectionService/EraseUserConnections',
+            holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.EraseUserConnectionsRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2.EraseUserConnectionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

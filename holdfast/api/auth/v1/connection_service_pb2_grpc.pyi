@@ -41,6 +41,10 @@ class ConnectionServiceStub:
     provider has proved that the grant is gone. May be repeated. Errors: NOT_FOUND (CONNECTION_NOT_FOUND);
     FAILED_PRECONDITION (CONNECTION_NOT_REFRESHABLE); UNAVAILABLE when the provider or the store can't be reached.
     """
+    EraseUserConnections: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.EraseUserConnectionsRequest, _connection_service_pb2.EraseUserConnectionsResponse]
+    """Internal, for the executor's erasure of a user: revokes all connections of the user as RevokeConnection does, and
+    removes what is stored of them and of the user's sign-ins. Audit records stay. May be repeated.
+    """
 
 class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Connections: credentials of third parties. The secret goes in and never comes out through this service. A connection
@@ -104,6 +108,16 @@ class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Renews an OAuth connection's token now, whatever its age. It ends ACTIVE or DEGRADED, or NEEDS_REAUTH when the
         provider has proved that the grant is gone. May be repeated. Errors: NOT_FOUND (CONNECTION_NOT_FOUND);
         FAILED_PRECONDITION (CONNECTION_NOT_REFRESHABLE); UNAVAILABLE when the provider or the store can't be reached.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseUserConnections(
+        self,
+        request: _connection_service_pb2.EraseUserConnectionsRequest,
+        context: _aio.ServicerContext[_connection_service_pb2.EraseUserConnectionsRequest, _abc.Awaitable[_connection_service_pb2.EraseUserConnectionsResponse]],
+    ) -> _abc.Awaitable[_connection_service_pb2.EraseUserConnectionsResponse]:
+        """Internal, for the executor's erasure of a user: revokes all connections of the user as RevokeConnection does, and
+        removes what is stored of them and of the user's sign-ins. Audit records stay. May be repeated.
         """
 
 def add_ConnectionServiceServicer_to_server(servicer: ConnectionServiceServicer, server: _aio.Server) -> None: ...

@@ -72,20 +72,22 @@ class ExportRecord(_message.Message):
     def __init__(self, agent: _Optional[_Union[_agent_pb2.Agent, _Mapping]] = ..., agent_revision: _Optional[_Union[_agent_pb2.AgentRevision, _Mapping]] = ..., session: _Optional[_Union[ExportedSession, _Mapping]] = ..., run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ..., event: _Optional[_Union[_run_pb2.Event, _Mapping]] = ..., approval: _Optional[_Union[_run_pb2.Approval, _Mapping]] = ..., blob: _Optional[_Union[_content_pb2.Blob, _Mapping]] = ...) -> None: ...
 
 class DataCounts(_message.Message):
-    __slots__ = ("sessions", "runs", "events", "blobs", "agents", "unfinished_runs")
+    __slots__ = ("sessions", "runs", "events", "blobs", "agents", "unfinished_runs", "connections")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     AGENTS_FIELD_NUMBER: _ClassVar[int]
     UNFINISHED_RUNS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     sessions: int
     runs: int
     events: int
     blobs: int
     agents: int
     unfinished_runs: int
-    def __init__(self, sessions: _Optional[int] = ..., runs: _Optional[int] = ..., events: _Optional[int] = ..., blobs: _Optional[int] = ..., agents: _Optional[int] = ..., unfinished_runs: _Optional[int] = ...) -> None: ...
+    connections: int
+    def __init__(self, sessions: _Optional[int] = ..., runs: _Optional[int] = ..., events: _Optional[int] = ..., blobs: _Optional[int] = ..., agents: _Optional[int] = ..., unfinished_runs: _Optional[int] = ..., connections: _Optional[int] = ...) -> None: ...
 
 class RunCount(_message.Message):
     __slots__ = ("state", "runs")

@@ -92,7 +92,8 @@ class WorkspaceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EraseWorkspaceData(self, request, context):
-        """Removes data for good, in small batches, and tells how far it is. It stops when the caller goes away; the same call
+        """Removes data for good, in small batches, and tells how far it is. Of a user, the connections are revoked and removed
+        first. It stops when the caller goes away; the same call
         again goes on, and finds nothing when there is nothing left. Traces forget the erased runs shortly after.
         Errors: FAILED_PRECONDITION (SESSION_BUSY) while runs of the scope have not ended and `cancel_first` is not set, or
         when they do not end within half a minute; NOT_FOUND (SESSION_NOT_FOUND).

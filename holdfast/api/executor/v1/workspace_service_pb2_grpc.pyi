@@ -29,7 +29,8 @@ class WorkspaceServiceStub:
     meanwhile appears as it is when it is reached. Resumable by `cursor`. Errors: NOT_FOUND (SESSION_NOT_FOUND).
     """
     EraseWorkspaceData: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.EraseWorkspaceDataRequest, _workspace_service_pb2.EraseWorkspaceDataResponse]
-    """Removes data for good, in small batches, and tells how far it is. It stops when the caller goes away; the same call
+    """Removes data for good, in small batches, and tells how far it is. Of a user, the connections are revoked and removed
+    first. It stops when the caller goes away; the same call
     again goes on, and finds nothing when there is nothing left. Traces forget the erased runs shortly after.
     Errors: FAILED_PRECONDITION (SESSION_BUSY) while runs of the scope have not ended and `cancel_first` is not set, or
     when they do not end within half a minute; NOT_FOUND (SESSION_NOT_FOUND).
@@ -76,7 +77,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_service_pb2.EraseWorkspaceDataRequest,
         context: _aio.ServicerContext[_workspace_service_pb2.EraseWorkspaceDataRequest, _abc.AsyncIterator[_workspace_service_pb2.EraseWorkspaceDataResponse]],
     ) -> _abc.AsyncIterator[_workspace_service_pb2.EraseWorkspaceDataResponse]:
-        """Removes data for good, in small batches, and tells how far it is. It stops when the caller goes away; the same call
+        """Removes data for good, in small batches, and tells how far it is. Of a user, the connections are revoked and removed
+        first. It stops when the caller goes away; the same call
         again goes on, and finds nothing when there is nothing left. Traces forget the erased runs shortly after.
         Errors: FAILED_PRECONDITION (SESSION_BUSY) while runs of the scope have not ended and `cancel_first` is not set, or
         when they do not end within half a minute; NOT_FOUND (SESSION_NOT_FOUND).
