@@ -21,8 +21,12 @@ install: $(DEV) ## make .venv and install everything needed to develop
 demo: $(SERVER) ## start the suite, run an agent, kill the executor half-way, see the run end
 	@$(PY) examples/demo.py
 
+# Half of the suite's time is waiting, for leases, processes and answers: two cores carry four workers. Each has its own
+# PostgreSQL; the tests of a file stay together, as many share a running suite.
+WORKERS ?= 4
+
 test: $(DEV) ## run all tests (one part: make test T=tests/state)
-	@$(VENV)/bin/pytest $(T)
+	@$(VENV)/bin/pytest $(or $(T),--numprocesses $(WORKERS) --dist loadfile)
 
 lint: $(DEV) ## ruff (rules and format) and buf lint
 	@$(VENV)/bin/ruff check .

@@ -431,6 +431,7 @@ async def play(database_url: str, history: list[Step], seen: set[tuple[int, int]
 
 @pytest.mark.promise("P3")
 @pytest.mark.promise("P7")
+@pytest.mark.timeout(400)
 def test_random_histories_agree_with_the_model(either_url: str) -> None:
     async def prepare() -> None:
         async with migrated(either_url):

@@ -35,6 +35,7 @@ async def run_until(world: World, replicas: list[Replica], *, versions: int, lim
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 async def test_ten_thousand_due_in_the_same_second_are_one_call_each_and_no_herd(clock: FakeClock) -> None:
     world = World(clock, MemoryTokenEndpoint(clock, answer_seconds=0.1), has_escrows=False)
     replicas = [world.replica() for _ in range(REPLICAS)]
