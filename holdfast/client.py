@@ -9,7 +9,7 @@ from typing import Self
 from holdfast.agent import Agent
 from holdfast.api.auth.v1 import workspace_service_pb2
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
-from holdfast.api.common.v1 import agent_pb2
+from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.audit import Audit
 from holdfast.connecting import ConnectHandle, ConnectMode, get_connect, start_connect
 from holdfast.connections import Connections, Integrations
@@ -174,6 +174,14 @@ class Client:
     async def run(self, run_id: str) -> RunHandle:
         """Returns an existing run."""
         return await self.runs.get(run_id)
+
+    async def pause(self, run_id: str, reason: str = "") -> run_pb2.Run:
+        """As `RunHandle.pause`."""
+        return await self.runs.handle(run_id).pause(reason)
+
+    async def resume(self, run_id: str, reason: str = "") -> run_pb2.Run:
+        """As `RunHandle.resume`."""
+        return await self.runs.handle(run_id).resume(reason)
 
     async def workspace(self) -> workspace_service_pb2.Workspace:
         """Returns the workspace of the client's key."""

@@ -134,6 +134,10 @@ class Runs:
         response = await self._transport.call("executor", self._stub.StartRun, request)
         return RunHandle(self._transport, response.run)
 
+    def handle(self, run_id: str) -> RunHandle:
+        """Returns a run that nobody has looked at yet."""
+        return RunHandle(self._transport, run_pb2.Run(run_id=run_id))
+
     async def get(self, run_id: str) -> RunHandle:
         """Returns an existing run."""
         request = run_service_pb2.GetRunRequest(run_id=run_id)

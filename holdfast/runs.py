@@ -158,6 +158,26 @@ class RunHandle:
         self.run = (await self._transport.call("executor", self._stub.CancelRun, request)).run
         return self.run
 
+    async def pause(self, reason: str = "") -> run_pb2.Run:
+        """Lets the run rest until it is resumed: at once, or at its next safe point while it is driven.
+
+        Raises:
+            FailedPrecondition: It has ended.
+        """
+        request = run_service_pb2.PauseRunRequest(run_id=self.id, reason=reason, request_id=new_uuid7())
+        self.run = (await self._transport.call("executor", self._stub.PauseRun, request)).run
+        return self.run
+
+    async def resume(self, reason: str = "") -> run_pb2.Run:
+        """Goes on with a paused run; where it is only to be paused, that is withdrawn.
+
+        Raises:
+            FailedPrecondition: It has ended.
+        """
+        request = run_service_pb2.ResumeRunRequest(run_id=self.id, reason=reason, request_id=new_uuid7())
+        self.run = (await self._transport.call("executor", self._stub.ResumeRun, request)).run
+        return self.run
+
     async def result(self, *, timeout: float | None = None) -> str:
         """Waits for the end of the run and returns the text of its answer.
 

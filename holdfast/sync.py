@@ -91,6 +91,14 @@ class SyncRunHandle:
         """As `RunHandle.cancel`."""
         return self._loop.call(self._handle.cancel(reason))
 
+    def pause(self, reason: str = "") -> run_pb2.Run:
+        """As `RunHandle.pause`."""
+        return self._loop.call(self._handle.pause(reason))
+
+    def resume(self, reason: str = "") -> run_pb2.Run:
+        """As `RunHandle.resume`."""
+        return self._loop.call(self._handle.resume(reason))
+
     def wait(self) -> run_pb2.Run:
         """As `RunHandle.wait`."""
         return self._loop.call(self._handle.wait())
@@ -187,6 +195,14 @@ class SyncClient:
     def run(self, run_id: str) -> SyncRunHandle:
         """As `Client.run`."""
         return SyncRunHandle(self._loop.call(self._client.run(run_id)), self._loop)
+
+    def pause(self, run_id: str, reason: str = "") -> run_pb2.Run:
+        """As `Client.pause`."""
+        return self._loop.call(self._client.pause(run_id, reason))
+
+    def resume(self, run_id: str, reason: str = "") -> run_pb2.Run:
+        """As `Client.resume`."""
+        return self._loop.call(self._client.resume(run_id, reason))
 
     def workspace(self) -> workspace_service_pb2.Workspace:
         """As `Client.workspace`."""

@@ -41,8 +41,8 @@ class ExitCode(enum.IntEnum):
 
 
 EPILOG: Final = (
-    "Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 4 run cancelled, 5 run waits for a person (--no-wait), "
-    "69 service unavailable, 77 not permitted, 130 interrupted. Every command takes --json."
+    "Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 4 run cancelled, 5 run waits for a person or is paused "
+    "(--no-wait), 69 service unavailable, 77 not permitted, 130 interrupted. Every command takes --json."
 )
 
 STATE_STYLES: Final[Mapping[str, str]] = {
@@ -52,6 +52,7 @@ STATE_STYLES: Final[Mapping[str, str]] = {
     "WAITING": "magenta",
     "RUNNING": "cyan",
     "QUEUED": "blue",
+    "PAUSED": "magenta",
     "PENDING": "magenta",
     "ACTIVE": "green",
     "DEGRADED": "yellow",

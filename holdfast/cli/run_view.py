@@ -191,6 +191,13 @@ class RunView:
     async def _on_cancel_requested(self, cancel: run_pb2.CancelRequested, event: RunEvent) -> None:
         self._line(Text("  cancel was asked for" + (f": {cancel.reason}" if cancel.reason else ""), style="yellow"))
 
+    async def _on_pause_requested(self, pause: run_pb2.PauseRequested, event: RunEvent) -> None:
+        self._line(Text("  pause was asked for" + (f": {pause.reason}" if pause.reason else ""), style="yellow"))
+
+    async def _on_resume_requested(self, resume: run_pb2.ResumeRequested, event: RunEvent) -> None:
+        self._open_steps.pop(0, None)
+        self._line(Text("  resume was asked for" + (f": {resume.reason}" if resume.reason else ""), style="yellow"))
+
     async def _on_late_result(self, late: run_pb2.LateResult, event: RunEvent) -> None:
         self._line(Text(f"  {late.step:>3} … a late result does not count: {_short(late.content)}", style="dim"))
 
@@ -199,6 +206,9 @@ class RunView:
             text = f"waits {_WAITS.get(changed.wait_reason, '')}".rstrip()
             when = moment(changed.wake_time)
             self._open_steps[0] = text + (f", until {when} at the latest" if when else "")
+            return
+        if changed.state == run_pb2.RUN_STATE_PAUSED:
+            self._open_steps[0] = "is paused"
             return
         self._open_steps.clear()
         self._close_line()

@@ -13,15 +13,16 @@ from rich.text import Text
 
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1 import run_service_pb2
-from holdfast.cli.app import JsonOption, LimitOption, app, read_text, with_client
+from holdfast.cli.app import JsonOption, LimitOption, app, group, read_text, with_client
 from holdfast.cli.console import ExitCode, age, cost, err, note, out, print_json, print_table, say, state_text, tokens
 from holdfast.cli.run_view import PERSON, RunView, summary
 from holdfast.client import Client
 from holdfast.runs import ENDED, RunEvent, RunHandle, TextDelta, state_name, text_of
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
+ReasonOption = Annotated[str, typer.Option(help="Why, for the record.")]
 NoWaitOption = Annotated[
-    bool, typer.Option("--no-wait", help="Leave with exit code 5 when the run waits for a person.")
+    bool, typer.Option("--no-wait", help="Leave with exit code 5 when the run waits for a person or is paused.")
 ]
 
 _EXIT_CODES = {
@@ -154,11 +155,12 @@ async def _follow(handle: RunHandle, position: list[int], *, as_json: bool, no_w
 
 
 async def _waits_for_a_person(handle: RunHandle, event: RunEvent) -> bool:
-    if event.state != run_pb2.RUN_STATE_WAITING:
+    if event.state not in (run_pb2.RUN_STATE_WAITING, run_pb2.RUN_STATE_PAUSED):
         return False
     run = await handle.get()
     # An event of the past may have been answered since.
-    return run.state == run_pb2.RUN_STATE_WAITING and run.wait_reason in PERSON
+    is_asked = run.state == run_pb2.RUN_STATE_WAITING and run.wait_reason in PERSON
+    return is_asked or run.state == run_pb2.RUN_STATE_PAUSED
 
 
 def _delta_json(run_id: str, delta: TextDelta) -> run_service_pb2.WatchRunResponse:
@@ -167,19 +169,25 @@ def _delta_json(run_id: str, delta: TextDelta) -> run_service_pb2.WatchRunRespon
     )
 
 
-@app.command()
-def runs(
+runs = group("runs", "Runs; alone it lists them, newest first.")
+
+
+@runs.callback()
+def list_runs(
+    context: typer.Context,
     agent: Annotated[str, typer.Option(help="Only runs of this agent.")] = "",
     state: Annotated[
         list[str] | None,
-        typer.Option(help="Only runs in this state: queued, running, waiting, succeeded, failed, cancelled."),
+        typer.Option(help="Only runs in this state: queued, running, waiting, paused, succeeded, failed, cancelled."),
     ] = None,
     session: Annotated[str, typer.Option(help="Only runs of this conversation.")] = "",
     user: Annotated[str, typer.Option(help="Only runs on behalf of this user.")] = "",
     limit: LimitOption = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """List runs, newest first."""
+    """Runs; alone it lists them, newest first."""
+    if context.invoked_subcommand is not None:
+        return
     states = [_state(name) for name in state or ()]
 
     async def read(client: Client) -> list[run_pb2.Run]:
@@ -231,13 +239,37 @@ def _why(item: run_pb2.Run) -> str:
         return run_pb2.WaitReason.Name(item.wait_reason).removeprefix("WAIT_REASON_").lower().replace("_", " ")
     if item.state == run_pb2.RUN_STATE_FAILED:
         return item.failure.reason
-    return "cancelling" if item.cancel_requested and item.state not in ENDED else ""
+    if item.state in ENDED or item.state == run_pb2.RUN_STATE_PAUSED:
+        return ""
+    return "cancelling" if item.cancel_requested else "pausing" if item.pause_requested else ""
+
+
+@runs.command()
+def pause(run_id: RunArgument, reason: ReasonOption = "", as_json: JsonOption = False) -> None:
+    """Let a run rest until it is resumed; what is under way ends before."""
+    found = with_client(lambda client: client.pause(run_id, reason))
+    if as_json:
+        print_json(found)
+        return
+    word = "will pause at its next safe point"
+    if found.state == run_pb2.RUN_STATE_PAUSED:
+        word = "is paused"
+    elif found.cancel_requested:
+        word = "is being cancelled, and is not paused"
+    say(f"run {found.run_id} {word}")
+
+
+@runs.command()
+def resume(run_id: RunArgument, reason: ReasonOption = "", as_json: JsonOption = False) -> None:
+    """Go on with a paused run, or withdraw that it was to be paused."""
+    found = with_client(lambda client: client.resume(run_id, reason))
+    print_json(found) if as_json else say(f"run {found.run_id} goes on")
 
 
 @app.command()
 def cancel(
     run_id: RunArgument,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    reason: ReasonOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Ask a run to stop; it ends at its next safe point."""

@@ -89,6 +89,8 @@ def _show_tree(tree: query_service_pb2.GetRunTreeResponse) -> None:
         f"{run.failed_attempts} failed attempts",
         f"{run.claims} claims",
     ]
+    if run.paused_duration.ToTimedelta():
+        parts.insert(2, f"paused {span(run.paused_duration.ToTimedelta())}")
     used = run.usage.input_tokens + run.usage.output_tokens
     if used:
         parts.append(f"{tokens(used)} tokens")

@@ -46,6 +46,8 @@ ACCESS: Final[Mapping[str, Access]] = {
             "ListRuns": _RUNS_READ,
             "WatchRun": Access(scope="runs:read", traced=False),
             "CancelRun": _RUNS_WRITE,
+            "PauseRun": _RUNS_WRITE,
+            "ResumeRun": _RUNS_WRITE,
             "GetBlob": _RUNS_READ,
         },
     ),

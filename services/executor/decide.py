@@ -127,7 +127,8 @@ class Planner:
             outcomes: Results of local calls: a StepFinished or AttemptFailed each, with the bodies it refers to.
             now: The time.
             running: Steps whose local calls are under way.
-            only_outcomes: Store what calls brought and begin nothing, because the executor is about to stop.
+            only_outcomes: Store what calls brought and begin nothing, because the executor is about to stop. The same
+                holds while the run is to be paused; it is, once nothing is under way.
         """
         plan = self._plan = Plan()
         view = self._view
@@ -141,7 +142,12 @@ class Planner:
             step = view.steps.get(getattr(change, kind).step)
             if step is not None and step.is_open:
                 self._append(change, outcome.blobs)
-        if only_outcomes:
+        if only_outcomes or view.is_pausing:
+            if view.cancel is None:
+                self._succeed_if_answered()
+            # Invariant: a run is paused when every call of it that was dispatched here is over and stored.
+            if view.is_pausing and not running and not view.has_ended():
+                self._add(run_state_changed=run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_PAUSED))
             if claims and len(plan.changes) == 1:
                 plan.changes.clear()
                 view.claimed_epoch = 0
@@ -205,11 +211,18 @@ class Planner:
                 self._begin_calls(missing, now)
                 if view.has_ended():
                     return
-            if turn.is_answered and not turn.calls:
-                self._end(run_pb2.RUN_STATE_SUCCEEDED)
+            if self._succeed_if_answered():
                 return
         if not view.open_steps and (turn is None or turn.is_answered) and not view.has_ended():
             self._begin_model_step()
+
+    def _succeed_if_answered(self) -> bool:
+        """The model's answer ends the run, in the transition that holds it; nothing is begun by that."""
+        turn = self._view.turn
+        if turn is None or turn.calls or self._view.open_steps:
+            return False
+        self._end(run_pb2.RUN_STATE_SUCCEEDED)
+        return True
 
     def _begin_model_step(self) -> None:
         if not self._has_room_for(1):

@@ -151,11 +151,15 @@ class Driver:
                 return DriveEnd.ENDED
             if self._view.cancel is not None:
                 await self._stop_local_calls()
+            elif self._view.is_pausing:
+                await self._stop_sleeping_calls()
             plan = await self._take_next_transition()
             if plan is None:
                 continue
             if self._view.has_ended():
                 return DriveEnd.ENDED
+            if self._view.state == run_pb2.RUN_STATE_PAUSED:
+                return DriveEnd.PARKED
             crash_point("executor.after_intent")
             self._launch(plan, tasks)
             if self._outcomes:
@@ -272,7 +276,7 @@ class Driver:
         may_park = all(r.begins is not None and r.begins - now > LONGEST_WAIT_IN_MEMORY for r in self._running.values())
         # A call under way here is not due: it makes the news itself when it ends.
         due = self._planner.next_due(() if may_park else self._running)
-        if self._is_stopping:
+        if self._is_stopping or self._view.is_pausing:
             # Nothing is begun any more, so that nothing is due: only the ends of calls under way are waited for.
             due, may_park = None, False
         until_due = (due - now).total_seconds() if due is not None else None
@@ -306,11 +310,18 @@ class Driver:
         return await self._commit(self._planner.park(self._now()))
 
     async def _stop_local_calls(self) -> None:
-        running = [entry.task for entry in self._running.values()]
-        self._running.clear()
-        for task in running:
+        await self._stop_calls(list(self._running))
+
+    async def _stop_sleeping_calls(self) -> None:
+        """What sleeps was never dispatched: it is made when the run goes on. What is under way ends by itself."""
+        await self._stop_calls([step for step, running in self._running.items() if running.begins is not None])
+
+    async def _stop_calls(self, steps: list[int]) -> None:
+        # Order matters: nothing is waited for between the look at what sleeps and its cancellation.
+        tasks = [self._running.pop(step).task for step in steps]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- reading ----------------------------------------------------------------------------------------------
 

@@ -126,6 +126,8 @@ class RunView:
         self.created: run_pb2.RunCreated | None = None
         self.state: run_pb2.RunState = run_pb2.RUN_STATE_QUEUED
         self.cancel: run_pb2.CancelRequested | None = None
+        # Asked for and not withdrawn.
+        self.pause: run_pb2.PauseRequested | None = None
         self.steps: dict[int, StepView] = {}
         self.open_steps: dict[int, StepView] = {}
         self.step_count = 0
@@ -139,6 +141,11 @@ class RunView:
     def has_ended(self) -> bool:
         """Whether the run is over."""
         return self.state in ENDED
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether the run is to rest: nothing is begun any more. Whoever cancels it goes first."""
+        return self.pause is not None and self.cancel is None
 
     @property
     def input(self) -> content_pb2.Message:
@@ -223,8 +230,19 @@ class RunView:
             self.questions.pop(change.approval_closed.approval_id, None)
         elif kind == "cancel_requested":
             self.cancel = change.cancel_requested
+        elif kind == "pause_requested":
+            self.pause = change.pause_requested
+        elif kind == "resume_requested":
+            self.pause = None
         elif kind == "run_state_changed":
             self.state = change.run_state_changed.state
+            if self.state == run_pb2.RUN_STATE_PAUSED:
+                # A driver pauses a run only when nothing of it runs there, so what it began itself was not dispatched.
+                # What an earlier one had begun, that was lost, may have been: it stays as it is, and is looked into by
+                # whoever goes on.
+                for step in self.open_steps.values():
+                    if step.dispatch_epoch == epoch:
+                        step.dispatch_epoch = 0
             if self.state == run_pb2.RUN_STATE_WAITING:
                 # A run is parked only when nothing of it runs in its executor, so no open attempt was dispatched by it.
                 for step in self.open_steps.values():

@@ -55,6 +55,8 @@ ACCESS: Final[Mapping[str, Access]] = {
             "GetRun": _READERS,
             "ListRuns": _EXECUTOR,
             "RequestCancel": _EXECUTOR,
+            "RequestPause": _EXECUTOR,
+            "RequestResume": _EXECUTOR,
             "CreateSession": _EXECUTOR,
             "GetSession": _EXECUTOR,
             "ListSessions": _EXECUTOR,

@@ -162,7 +162,7 @@ def start_call(
         raise lost()
     started = run_pb2.CallStarted(step=row.step, attempt=row.attempt, worker_id=worker_id)
     # Nothing can be decided from this, so a waiting run is left alone.
-    outside = journal.append_outside(connection, db, run, [run_pb2.Change(call_started=started)], wake=False)
+    outside = journal.append_outside(connection, db, run, [run_pb2.Change(call_started=started)], wakes=journal.NOBODY)
     return CallEvent(row.run_id, outside)
 
 
@@ -284,7 +284,7 @@ def complete_call(
         outside = journal.append_outside(connection, db, run, [change])
     else:
         late.step, late.attempt, late.worker_id = row.step, row.attempt, worker_id
-        outside = journal.append_outside(connection, db, run, [run_pb2.Change(late_result=late)], wake=False)
+        outside = journal.append_outside(connection, db, run, [run_pb2.Change(late_result=late)], wakes=journal.NOBODY)
     values: dict[str, Any] = {"state": CALL_OVER} if counts else {}
     if counts or row.report_digest is None:
         values.update(report_digest=digest, report_seq=outside.seq)

@@ -48,8 +48,8 @@ CHECKS: Final[tuple[Check, ...]] = (
     ),
     Check(
         "a_way_forward",
-        "Every unfinished run can go on: it is ready, driven, behind an unfinished run, or waits for what may still "
-        "come.",
+        "Every unfinished run can go on: it is ready, driven, behind an unfinished run, waits for what may still come, "
+        "or somebody asked to pause it.",
         f"These runs stay where they are for ever. `holdfast cancel RUN` ends one. {_REPORT}",
     ),
     Check(

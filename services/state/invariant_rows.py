@@ -13,7 +13,7 @@ from services.state import tables as t
 from services.state.invariant_list import FIRED_WITHIN, ORPHANS_KEPT, SWEPT_WITHIN, Findings
 from services.state.journal import CALL_OFFERED, CALL_QUEUED, CALL_STARTED
 from services.state.journal_check import TOTALS
-from services.state.transitions import ENDED, QUEUED, RUNNING, WAITING
+from services.state.transitions import ENDED, PAUSED, QUEUED, RUNNING, WAITING
 
 FIRST: Final = "00000000-0000-0000-0000-000000000000"
 LAST: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
@@ -67,6 +67,7 @@ RUN_COLUMNS = [
         "state",
         "wait_reason",
         "blocked",
+        "pause_requested",
         "epoch",
         "holder",
         "last_seq",
@@ -193,6 +194,8 @@ def _look_at_run(
     found.looked_at("one_holder")
     if (run.holder is not None) != (run.state == RUNNING):
         found.broken("one_holder", f"run {run.run_id}: {_state(run)} {'with' if run.holder else 'without'} a holder")
+    if run.state == PAUSED and run.wake_at is not None:
+        found.broken("a_way_forward", f"run {run.run_id}: PAUSED, and a time would wake it")
     if run.state not in ENDED:
         found.looked_at("a_way_forward")
         stuck = _stuck(run, neighbours, executors, expected)
@@ -222,6 +225,8 @@ def _stuck(run: Any, neighbours: dict[str, Any], executors: set[str], expected: 
         return "" if run.holder is None or run.holder in executors else "its executor is not known any more"
     if run.state == WAITING:
         return "" if run.wake_at is not None or run.run_id in expected else "and nothing can wake it"
+    if run.state == PAUSED:
+        return "" if run.pause_requested else "and nobody asked for it"
     return "which is no state"
 
 

@@ -175,19 +175,30 @@ class Outside:
     became_ready: bool
 
 
+WAITING = frozenset({run_pb2.RUN_STATE_WAITING})
+# Of a run that somebody asks to end or to go on, also while it is paused.
+RESTING = frozenset({run_pb2.RUN_STATE_WAITING, run_pb2.RUN_STATE_PAUSED})
+NOBODY: frozenset[run_pb2.RunState] = frozenset()
+
+
 def append_outside(
-    connection: sa.Connection, db: Database, run: sa.Row[Any], changes: Sequence[run_pb2.Change], *, wake: bool = True
+    connection: sa.Connection,
+    db: Database,
+    run: sa.Row[Any],
+    changes: Sequence[run_pb2.Change],
+    *,
+    wakes: frozenset[run_pb2.RunState] = WAITING,
 ) -> Outside:
-    """Writes an event for somebody outside, and makes a waiting run ready in the same transaction.
+    """Writes an event for somebody outside, and makes a run that rests ready in the same transaction.
 
     Args:
         run: The run's row, locked in this transaction.
-        wake: Whether the event is worth waking the run for.
+        wakes: The states in which the event makes the run ready. What a paused run waited for does not.
     """
     now = db.now(connection)
     seq = run.last_seq + 1
     values: dict[str, Any] = {"last_seq": seq}
-    becomes_ready = wake and run.state == run_pb2.RUN_STATE_WAITING
+    becomes_ready = run.state in wakes
     if becomes_ready:
         values.update(state=run_pb2.RUN_STATE_QUEUED, wait_reason=0, wake_at=None, ready_at=now, updated_at=now)
     usage: dict[str, Any] = {}

@@ -202,6 +202,9 @@ def _join_session(connection: sa.Connection, new: journal_pb2.NewRun, now: datet
     return session.run_count + 1, session.last_run_id
 
 
+# What the row of a new run has by default.
+_NOT_YET = {"failure": None, "ended_at": None, "wake_at": None, "pause_requested": False}
+
 # Of a new run's row, what is the same for every run that begins a session. {now} is the time of the write.
 _NEW_RUN_CONSTANTS = {
     "ordinal": "1",
@@ -296,7 +299,7 @@ def insert_new_sessions(
             if new.blobs:
                 put_blobs(connection, new.workspace_id, new.run_id, new.blobs, now)
             values = run_values(new, now, 1, None, False, is_claimed)
-            rows[new.run_id] = SimpleNamespace(**values, failure=None, ended_at=None, wake_at=None)
+            rows[new.run_id] = SimpleNamespace(**values, **_NOT_YET)
     return rows
 
 

@@ -31,6 +31,7 @@ def run_of(row: Any) -> run_pb2.Run:
         state=row.state,
         wait_reason=row.wait_reason,
         cancel_requested=row.cancel_requested,
+        pause_requested=row.pause_requested,
         last_seq=row.last_seq,
         step_count=row.step_count,
         usage=content_pb2.Usage(

@@ -134,7 +134,8 @@ def request_cancel(
     if row.blocked:
         outside = _cancel_blocked(connection, db, row, asked)
     else:
-        outside = journal.append_outside(connection, db, row, [asked])
+        # A paused run is made ready too: cancelling goes before pausing, and its next driver ends it.
+        outside = journal.append_outside(connection, db, row, [asked], wakes=journal.RESTING)
         connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run_id).values(cancel_requested=True))
     leases = connection.execute(
         sa.select(t.calls.c.lease).where(

@@ -69,6 +69,8 @@ runs = sa.Table(
     sa.Column("created_at", Timestamp(), nullable=False),
     sa.Column("updated_at", Timestamp(), nullable=False),
     sa.Column("ended_at", Timestamp()),
+    # Asked for and not withdrawn. Invariant: set while the state is PAUSED; no transition writes it.
+    sa.Column("pause_requested", sa.Boolean, nullable=False, server_default=sa.text("false")),
     sa.Index("ix_runs_workspace_id_run_id", "workspace_id", "run_id"),
     sa.Index("ix_runs_session_id_ordinal", "session_id", "ordinal"),
     # What is claimed, in the order of claims; runs of agents with a limit apart, each agent a queue of its own, so that

@@ -17,13 +17,15 @@ WAITING: Final = run_pb2.RUN_STATE_WAITING
 SUCCEEDED: Final = run_pb2.RUN_STATE_SUCCEEDED
 FAILED: Final = run_pb2.RUN_STATE_FAILED
 CANCELLED: Final = run_pb2.RUN_STATE_CANCELLED
+PAUSED: Final = run_pb2.RUN_STATE_PAUSED
 
 ENDED: Final = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
 ALLOWED: Final[dict[run_pb2.RunState, frozenset[run_pb2.RunState]]] = {
-    QUEUED: frozenset({RUNNING, CANCELLED}),
-    RUNNING: frozenset({QUEUED, WAITING, *ENDED}),
-    WAITING: frozenset({QUEUED}),
+    QUEUED: frozenset({RUNNING, PAUSED, CANCELLED}),
+    RUNNING: frozenset({QUEUED, WAITING, PAUSED, *ENDED}),
+    WAITING: frozenset({QUEUED, PAUSED}),
+    PAUSED: frozenset({QUEUED, CANCELLED}),
     SUCCEEDED: frozenset(),
     FAILED: frozenset(),
     CANCELLED: frozenset(),
@@ -83,7 +85,7 @@ def check_transition(transition: journal_pb2.Transition) -> None:
             if index != last:
                 raise _wrong(f"changes[{index}]", "run_state_changed is the last change")
             if change.run_state_changed.state not in BY_DRIVER:
-                raise _wrong(f"changes[{index}].run_state_changed.state", "a driver makes a run wait or end")
+                raise _wrong(f"changes[{index}].run_state_changed.state", "a driver makes a run wait, pause or end")
             if transition.calls and change.run_state_changed.state in ENDED:
                 raise _wrong("calls", "a run that ends has no calls to make")
     for index, call in enumerate(transition.calls):

@@ -57,6 +57,10 @@ CALLER_TRACEPARENT: Final = "holdfast.caller.traceparent"
 CANCEL_REQUESTED_BY: Final = "holdfast.cancel.requested_by"
 CANCEL_REASON: Final = "holdfast.cancel.reason"
 CANCEL_REQUEST_TIME: Final = "holdfast.cancel.request_time"
+# How often it was paused, and who asked last.
+PAUSE_COUNT: Final = "holdfast.pause.count"
+PAUSE_REQUESTED_BY: Final = "holdfast.pause.requested_by"
+PAUSE_REASON: Final = "holdfast.pause.reason"
 
 SEGMENT_NUMBER: Final = "holdfast.segment.number"
 """On a segment its number; on steps and attempts the segment that began them."""

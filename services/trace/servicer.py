@@ -174,6 +174,7 @@ def _run_summary(run: RunRecord) -> pb.RunSummary:
         queued_duration=_duration(run.queued_micros),
         active_duration=_duration(run.active_so_far_micros),
         waiting_duration=_duration(run.waiting_micros),
+        paused_duration=_duration(run.paused_micros),
         model_calls=run.model_calls,
         tool_calls=run.tool_calls,
         failed_attempts=run.failed_attempts,

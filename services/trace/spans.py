@@ -149,6 +149,10 @@ class SpanBuilder:
             attributes[semconv.CANCEL_REQUEST_TIME] = timeline.cancel_requested_at.isoformat()
             _put(attributes, semconv.CANCEL_REQUESTED_BY, timeline.cancel.requested_by)
             _put(attributes, semconv.CANCEL_REASON, timeline.cancel.reason[:200])
+        if timeline.pause is not None:
+            attributes[semconv.PAUSE_COUNT] = timeline.pauses
+            _put(attributes, semconv.PAUSE_REQUESTED_BY, timeline.pause.requested_by)
+            _put(attributes, semconv.PAUSE_REASON, timeline.pause.reason[:200])
         return self._span(
             f"invoke_agent {run.agent}",
             SpanKind.RUN,

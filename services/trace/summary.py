@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from holdfast.api.common.v1.run_pb2 import (
     RUN_STATE_CANCELLED,
     RUN_STATE_FAILED,
+    RUN_STATE_PAUSED,
     RUN_STATE_QUEUED,
     RUN_STATE_RUNNING,
     RUN_STATE_SUCCEEDED,
@@ -47,7 +48,12 @@ def micros_between(start: datetime, end: datetime) -> int:
 
 def _wakes(event: Event) -> bool:
     # That a worker takes a call, or says something too late, gives a waiting run nothing to do.
-    return any(change.WhichOneof("kind") not in ("call_started", "late_result") for change in event.changes)
+    return any(change.WhichOneof("kind") not in _WAKES_NOBODY for change in event.changes)
+
+
+_WAKES_NOBODY: Final = frozenset({"call_started", "late_result", "pause_requested", "resume_requested"})
+# What makes a paused run ready; whatever else comes is stored and waits with it.
+_ENDS_A_PAUSE: Final = frozenset({"resume_requested", "cancel_requested"})
 
 
 @dataclass(slots=True)
@@ -89,6 +95,8 @@ class RunRecord:
     open_steps: dict[int, int] = field(default_factory=dict)
     last_seq: int = 0
     newest_seq: int = 0
+    paused_micros: int = 0
+    paused_since: datetime | None = None
 
     @property
     def has_gap(self) -> bool:
@@ -119,6 +127,9 @@ class RunRecord:
             # Somebody outside did what the run waited for; state queued it in the same transaction.
             self._end_waiting(time)
             self.state = RUN_STATE_QUEUED
+        elif self.state == RUN_STATE_PAUSED and any(c.WhichOneof("kind") in _ENDS_A_PAUSE for c in event.changes):
+            self._end_pause(time)
+            self.state = RUN_STATE_QUEUED
         for change in event.changes:
             match change.WhichOneof("kind"):
                 case "step_started":
@@ -131,7 +142,7 @@ class RunRecord:
                 case "run_claimed":
                     self._claim(change.run_claimed, time)
                 case "run_state_changed":
-                    self._change_state(change.run_state_changed, time)
+                    self._change_state(change.run_state_changed, time, epoch)
                 case "run_created":
                     self._create(change.run_created, time)
 
@@ -147,9 +158,8 @@ class RunRecord:
     def _claim(self, claimed: RunClaimed, time: datetime) -> None:
         if self.queued_micros is None and self.created_at is not None:
             self.queued_micros = micros_between(self.created_at, time)
-        # A wait that ended by itself has no event of its own: it was over when it was due.
-        due = self.wake_at
-        self._end_waiting(due if due is not None and due < time else time)
+        self._end_waiting(time)
+        self._end_pause(time)
         # A segment that is still open belongs to an executor that was lost: it lasted until its newest event.
         self.active_micros = self.active_so_far_micros
         self.segment_epoch = claimed.epoch
@@ -157,14 +167,18 @@ class RunRecord:
         self.claims += 1
         self.state = RUN_STATE_RUNNING
 
-    def _change_state(self, changed: RunStateChanged, time: datetime) -> None:
+    def _change_state(self, changed: RunStateChanged, time: datetime, epoch: int) -> None:
         if self.segment_started_at is not None:
-            self.active_micros += micros_between(self.segment_started_at, time)
+            # Under the segment's own lease, or for somebody outside after its executor was lost.
+            self.active_micros = self.active_so_far_micros
             self.segment_epoch = 0
             self.segment_started_at = self.segment_last_at = None
         self._end_waiting(time)
+        self._end_pause(time)
         self.state = changed.state
-        if changed.state == RUN_STATE_WAITING:
+        if changed.state == RUN_STATE_PAUSED:
+            self.paused_since = time
+        elif changed.state == RUN_STATE_WAITING:
             self.wait_reason = changed.wait_reason
             self.waiting_since = time
             self.wake_at = to_datetime(changed.wake_time) if changed.HasField("wake_time") else None
@@ -176,9 +190,16 @@ class RunRecord:
 
     def _end_waiting(self, time: datetime) -> None:
         if self.waiting_since is not None:
-            self.waiting_micros += micros_between(self.waiting_since, time)
+            # A wait that ended by itself has no event of its own: it was over when it was due.
+            end = time if self.wake_at is None else min(time, self.wake_at)
+            self.waiting_micros += micros_between(self.waiting_since, end)
         self.wait_reason = WAIT_REASON_UNSPECIFIED
         self.waiting_since = self.wake_at = None
+
+    def _end_pause(self, time: datetime) -> None:
+        if self.paused_since is not None:
+            self.paused_micros += micros_between(self.paused_since, time)
+            self.paused_since = None
 
     def _finish_step(self, finished: StepFinished) -> None:
         kind = self.open_steps.pop(finished.step, None)

@@ -81,6 +81,8 @@ runs: Final = sa.Table(
     sa.Column("last_seq", sa.BigInteger, nullable=False),
     # The newest event that is stored; beyond `last_seq` only while an event between them is missing.
     sa.Column("newest_seq", sa.BigInteger, nullable=False),
+    sa.Column("paused_micros", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("paused_since", Timestamp),
     # No index holds a column that changes with each event, so that updates stay within their page.
     sa.Index("runs_by_time", "workspace_id", "created_at", "run_id"),
     sa.Index("runs_by_agent", "workspace_id", "agent", "created_at", "run_id"),

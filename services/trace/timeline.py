@@ -16,6 +16,7 @@ from holdfast.api.common.v1.run_pb2 import (
     APPROVAL_STATE_DECIDED,
     APPROVAL_STATE_PENDING,
     RUN_STATE_FAILED,
+    RUN_STATE_PAUSED,
     RUN_STATE_SUCCEEDED,
     RUN_STATE_WAITING,
     STEP_STATE_CANCELLED,
@@ -28,6 +29,7 @@ from holdfast.api.common.v1.run_pb2 import (
     Change,
     Event,
     ModelIntent,
+    PauseRequested,
     RunClaimed,
     RunCreated,
     RunStateChanged,
@@ -63,6 +65,7 @@ class SegmentEnd(StrEnum):
     """Why a segment ended."""
 
     WAITING = "waiting"
+    PAUSED = "paused"
     ENDED = "ended"
     LOST = "lost"
 
@@ -146,6 +149,8 @@ _OUTCOMES: Final[dict[StepState, Outcome]] = {
     STEP_STATE_CANCELLED: Outcome.CANCELLED,
 }
 
+_SEGMENT_ENDS: Final = {RUN_STATE_WAITING: SegmentEnd.WAITING, RUN_STATE_PAUSED: SegmentEnd.PAUSED}
+
 
 class Timeline:
     """Everything that happened to one run, as far as its events tell.
@@ -162,6 +167,9 @@ class Timeline:
         self.failure: Failure | None = None
         self.cancel: CancelRequested | None = None
         self.cancel_requested_at: datetime | None = None
+        # The newest request, and how often the run was paused.
+        self.pause: PauseRequested | None = None
+        self.pauses = 0
         self.segments: list[Segment] = []
         self.steps: dict[int, Step] = {}
         self._step_of_question: dict[str, int] = {}
@@ -178,9 +186,9 @@ class Timeline:
         if segment is not None and segment.epoch == event.epoch:
             segment.last_at = time
         for change in event.changes:
-            self._apply_change(change, time)
+            self._apply_change(change, time, event.epoch)
 
-    def _apply_change(self, change: Change, time: datetime) -> None:
+    def _apply_change(self, change: Change, time: datetime, epoch: int) -> None:
         match change.WhichOneof("kind"):
             case "run_created":
                 self.created = change.run_created
@@ -230,8 +238,10 @@ class Timeline:
                 if self.cancel is None:
                     self.cancel = change.cancel_requested
                     self.cancel_requested_at = time
+            case "pause_requested":
+                self.pause = change.pause_requested
             case "run_state_changed":
-                self._change_state(change.run_state_changed, time)
+                self._change_state(change.run_state_changed, time, epoch)
 
     # ------------------------------------------------------------------------------------------------- segments
 
@@ -253,11 +263,15 @@ class Timeline:
             )
         )
 
-    def _change_state(self, changed: RunStateChanged, time: datetime) -> None:
+    def _change_state(self, changed: RunStateChanged, time: datetime, epoch: int) -> None:
         segment = self._open_segment
-        if segment is not None:
+        if segment is not None and segment.epoch != epoch:
+            # Done for somebody outside, to a run that nobody drove any more.
+            segment.ended_at, segment.end = segment.last_at, SegmentEnd.LOST
+        elif segment is not None:
             segment.ended_at = time
-            segment.end = SegmentEnd.WAITING if changed.state == RUN_STATE_WAITING else SegmentEnd.ENDED
+            segment.end = _SEGMENT_ENDS.get(changed.state, SegmentEnd.ENDED)
+        self.pauses += changed.state == RUN_STATE_PAUSED
         if changed.state not in END_STATES:
             return
         self.ended_at = time

@@ -535,3 +535,144 @@ def test_a_sign_in_that_never_helps_is_not_asked_for_for_ever() -> None:
         drive.plan()
     assert asked == MAX_SIGN_INS
     assert kinds(plan) == ["attempt_failed", "step_finished", "step_started"]
+
+
+# ------------------------------------------------------------------------------------------------------------ pauses
+
+
+def pause_asked() -> run_pb2.Change:
+    return run_pb2.Change(pause_requested=run_pb2.PauseRequested(requested_by="ada", reason="lunch"))
+
+
+def resume_asked() -> run_pb2.Change:
+    return run_pb2.Change(resume_requested=run_pb2.ResumeRequested(requested_by="ada"))
+
+
+def written(drive: Drive, *changes: run_pb2.Change) -> None:
+    """Somebody outside writes, and the driver reads on."""
+    drive.journal.write(0, changes)
+    drive.view.apply_events(drive.journal.events)
+
+
+def test_a_run_is_paused_when_what_is_under_way_is_stored() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    drive.plan(drive.model_says(("look", {}), ("pay", {"amount": 5})))
+    written(drive, pause_asked())
+    assert drive.plan().changes == [], "two calls are under way: nothing is interrupted, nothing begun"
+    assert kinds(drive.plan(drive.result(2))) == ["step_finished"]
+    plan = drive.plan(drive.result(3))
+    assert kinds(plan) == ["step_finished", "run_state_changed"]
+    assert last_state(plan).state == run_pb2.RUN_STATE_PAUSED
+    assert not plan.local_calls
+
+
+def test_a_resumed_run_goes_on_where_it_was() -> None:
+    journal = Journal()
+    drive = journal.claim()
+    drive.plan()
+    written(drive, pause_asked())
+    # The calls of the answer have no steps yet: the run was paused before.
+    assert last_state(drive.plan(drive.model_says(("look", {})))).state == run_pb2.RUN_STATE_PAUSED
+    journal.write(0, [resume_asked()])
+    plan = journal.claim().plan()
+    assert kinds(plan) == ["run_claimed", "step_started"]
+    assert plan.local_calls[0].step.number == 2
+
+
+def test_an_answer_ends_a_run_that_is_to_be_paused() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    written(drive, pause_asked())
+    plan = drive.plan(drive.model_says(text="done"))
+    assert kinds(plan) == ["step_finished", "run_state_changed"]
+    assert last_state(plan).state == run_pb2.RUN_STATE_SUCCEEDED
+
+
+def test_an_answer_that_comes_while_its_executor_stops_ends_the_run_in_its_own_event() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    plan = drive.planner.plan([drive.model_says(text="done")], NOW, set(), only_outcomes=True)
+    assert kinds(plan) == ["step_finished", "run_state_changed"]
+    assert last_state(plan).state == run_pb2.RUN_STATE_SUCCEEDED
+
+
+def test_a_pause_that_is_withdrawn_in_time_changes_nothing() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    drive.plan(drive.model_says(("look", {}), ("noop", {})))
+    written(drive, pause_asked())
+    assert drive.plan(drive.result(3)).changes
+    written(drive, resume_asked())
+    assert kinds(drive.plan(drive.result(2))) == ["step_finished", "step_started"]
+
+
+def test_cancelling_goes_before_pausing() -> None:
+    drive = Journal().claim()
+    drive.plan()
+    written(drive, pause_asked(), run_pb2.Change(cancel_requested=run_pb2.CancelRequested()))
+    drive.running.clear()
+    assert last_state(drive.plan()).state == run_pb2.RUN_STATE_CANCELLED
+
+
+@pytest.mark.parametrize("paused_by", ["driver", "state"])
+def test_a_call_that_was_lost_before_a_pause_is_in_doubt_after_it(paused_by: str) -> None:
+    journal = Journal()
+    lost = journal.claim()
+    lost.plan()
+    lost.plan(lost.model_says(("pay", {"amount": 5})))
+    # Its executor dies here. Whoever pauses the run has not made the call and knows nothing of it.
+    if paused_by == "state":
+        paused = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_PAUSED)
+        journal.write(0, [pause_asked(), run_pb2.Change(run_state_changed=paused)])
+    else:
+        journal.write(0, [pause_asked()])
+        assert kinds(journal.claim().plan()) == ["run_claimed", "run_state_changed"]
+    journal.write(0, [resume_asked()])
+    plan = journal.claim().plan()
+    assert kinds(plan) == ["run_claimed", "attempt_failed", "step_in_doubt", "approval_requested"]
+    assert not plan.local_calls, "it may have been made"
+
+
+def test_an_attempt_that_slept_when_its_run_was_paused_is_made_once_it_goes_on() -> None:
+    journal = Journal()
+    drive = journal.claim()
+    drive.plan()
+    drive.plan(drive.model_says(("look", {})))
+    plan = drive.plan(drive.failed(2, content_pb2.FAILURE_CLASS_RATE_LIMITED, retry_after_millis=4_000))
+    assert kinds(plan) == ["attempt_failed", "attempt_started"]
+    written(drive, pause_asked())
+    # The driver stops what sleeps.
+    drive.running.clear()
+    assert last_state(drive.plan()).state == run_pb2.RUN_STATE_PAUSED
+    journal.write(0, [resume_asked()])
+    resumed = journal.claim()
+    assert not resumed.plan().local_calls, "it is not due"
+    plan = resumed.plan(now=NOW + timedelta(minutes=5))
+    assert kinds(plan) == ["run_claimed", "attempt_started"]
+    assert [call.attempt for call in plan.local_calls] == [2]
+
+
+def test_a_resumed_run_waits_again_for_what_has_not_come() -> None:
+    journal = Journal()
+    drive = journal.claim()
+    drive.plan()
+    drive.plan(drive.model_says(("ask_user", {"question": "Sure?"})))
+    drive.store(drive.planner.park(NOW))
+    paused = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_PAUSED)
+    journal.write(0, [pause_asked(), run_pb2.Change(run_state_changed=paused)])
+    journal.write(0, [resume_asked()])
+    resumed = journal.claim()
+    assert not resumed.plan().changes
+    parked = last_state(resumed.planner.park(NOW))
+    assert (parked.state, parked.wait_reason) == (run_pb2.RUN_STATE_WAITING, run_pb2.WAIT_REASON_INPUT)
+    # Answered while it was paused: its driver finds that in the journal.
+    approval_id = next(iter(resumed.view.questions))
+    again = Journal()
+    again.events = journal.events[:4]
+    again.epoch = 1
+    again.write(
+        0, [run_pb2.Change(approval_decided=run_pb2.ApprovalDecided(approval_id=approval_id, answer_json='"y"'))]
+    )
+    again.write(0, [resume_asked()])
+    assert kinds(again.claim().plan()) == ["run_claimed", "step_finished", "step_started"]

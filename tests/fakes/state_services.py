@@ -115,6 +115,8 @@ class FakeState:
                     "GetRun",
                     "ListRuns",
                     "RequestCancel",
+                    "RequestPause",
+                    "RequestResume",
                     "CreateSession",
                     "GetSession",
                     "ListSessions",
@@ -364,6 +366,34 @@ class FakeRunStore(RunStoreServiceServicer):
             cancel = run_pb2.CancelRequested(requested_by=request.requested_by, reason=request.reason)
             await self.state.append(known, run_pb2.Change(cancel_requested=cancel))
         return run_store.RequestCancelResponse(run=known.run)
+
+    async def RequestPause(
+        self, request: run_store.RequestPauseRequest, context: Any
+    ) -> run_store.RequestPauseResponse:
+        known = self._unfinished(request.workspace_id, request.run_id)
+        if not known.run.pause_requested:
+            known.run.pause_requested = True
+            known.run.state = run_pb2.RUN_STATE_PAUSED
+            asked = run_pb2.PauseRequested(requested_by=request.requested_by, reason=request.reason)
+            await self.state.append(known, run_pb2.Change(pause_requested=asked))
+        return run_store.RequestPauseResponse(run=known.run)
+
+    async def RequestResume(
+        self, request: run_store.RequestResumeRequest, context: Any
+    ) -> run_store.RequestResumeResponse:
+        known = self._unfinished(request.workspace_id, request.run_id)
+        if known.run.pause_requested:
+            known.run.pause_requested = False
+            known.run.state = run_pb2.RUN_STATE_QUEUED
+            asked = run_pb2.ResumeRequested(requested_by=request.requested_by, reason=request.reason)
+            await self.state.append(known, run_pb2.Change(resume_requested=asked))
+        return run_store.RequestResumeResponse(run=known.run)
+
+    def _unfinished(self, workspace_id: str, run_id: str) -> FakeRun:
+        known = self.state.run_of(workspace_id, run_id)
+        if known.run.state in (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED):
+            raise FailedPrecondition("the run has ended", reason=Reason.RUN_ENDED)
+        return known
 
     async def CreateSession(
         self, request: run_store.CreateSessionRequest, context: Any

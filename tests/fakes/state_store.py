@@ -18,6 +18,7 @@ from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import Conflict, FailedPrecondition, HoldfastError, InvalidArgument, LeaseLost, NotFound, Reason
 
 QUEUED, RUNNING, WAITING = run_pb2.RUN_STATE_QUEUED, run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_WAITING
+PAUSED = run_pb2.RUN_STATE_PAUSED
 ENDS = (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED)
 
 Operation = journal_pb2.Transition | journal_pb2.NewRun
@@ -63,6 +64,12 @@ class StateStore(Protocol):
 
     async def cancel(self, run_id: str, workspace_id: str = ...) -> run_pb2.Run:
         """Asks to cancel. Raises NotFound, FailedPrecondition (RUN_ENDED)."""
+
+    async def pause(self, run_id: str, workspace_id: str = ...) -> run_pb2.Run:
+        """Asks to pause; at once where nobody drives it. Raises NotFound, FailedPrecondition (RUN_ENDED)."""
+
+    async def resume(self, run_id: str, workspace_id: str = ...) -> run_pb2.Run:
+        """Goes on with it, or forgets that it was to be paused. Raises NotFound, FailedPrecondition (RUN_ENDED)."""
 
     async def decide(self, decision: run_pb2.ApprovalDecided, workspace_id: str = ...) -> run_pb2.Approval:
         """The first decision counts. Raises NotFound, FailedPrecondition (APPROVAL_ALREADY_DECIDED)."""
@@ -283,7 +290,8 @@ class ModelStateStore:
         for other in self._runs.values():
             if other.behind == stored.run.run_id:
                 other.behind = ""
-                self._make_ready(other)
+                if other.run.state != PAUSED:
+                    self._make_ready(other)
 
     def _write(self, stored: _Run, epoch: int, changes: Sequence[run_pb2.Change]) -> int:
         seq = len(stored.events) + 1
@@ -422,6 +430,8 @@ class ModelStateStore:
         asked = run_pb2.Change(cancel_requested=run_pb2.CancelRequested(requested_by="key-1", reason="enough"))
         if not stored.behind:
             self._write_outside(stored, asked)
+            if stored.run.state == PAUSED:
+                self._make_ready(stored)
             return self._copy(stored)
         ended = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_CANCELLED)
         self._write(stored, 0, [asked, run_pb2.Change(run_state_changed=ended)])
@@ -433,6 +443,35 @@ class ModelStateStore:
                 other.behind = stored.behind
                 other.run.previous_run_id = stored.run.previous_run_id
         stored.behind = ""
+        return self._copy(stored)
+
+    async def pause(self, run_id: str, workspace_id: str = "") -> run_pb2.Run:
+        stored = self._find(run_id, workspace_id)
+        run = stored.run
+        if stored.has_ended:
+            raise FailedPrecondition("ended", reason=Reason.RUN_ENDED)
+        is_driven = run.state == RUNNING
+        if run.state == PAUSED or run.cancel_requested or (is_driven and run.pause_requested):
+            return self._copy(stored)
+        asked = run_pb2.Change(pause_requested=run_pb2.PauseRequested(requested_by="key-1", reason="lunch"))
+        changes = [] if run.pause_requested else [asked]
+        run.pause_requested = True
+        if not is_driven:
+            changes.append(run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=PAUSED)))
+            run.state, run.wait_reason, stored.wake_at = PAUSED, run_pb2.WAIT_REASON_UNSPECIFIED, None
+        self._write(stored, 0, changes)
+        return self._copy(stored)
+
+    async def resume(self, run_id: str, workspace_id: str = "") -> run_pb2.Run:
+        stored = self._find(run_id, workspace_id)
+        if stored.has_ended:
+            raise FailedPrecondition("ended", reason=Reason.RUN_ENDED)
+        if stored.run.pause_requested or stored.run.state == PAUSED:
+            stored.run.pause_requested = False
+            asked = run_pb2.ResumeRequested(requested_by="key-1", reason="back")
+            self._write(stored, 0, [run_pb2.Change(resume_requested=asked)])
+            if stored.run.state == PAUSED:
+                self._make_ready(stored)
         return self._copy(stored)
 
     async def decide(self, decision: run_pb2.ApprovalDecided, workspace_id: str = "") -> run_pb2.Approval:

@@ -23,6 +23,7 @@ WAITING: Final = run_pb2.RUN_STATE_WAITING
 SUCCEEDED: Final = run_pb2.RUN_STATE_SUCCEEDED
 FAILED: Final = run_pb2.RUN_STATE_FAILED
 CANCELLED: Final = run_pb2.RUN_STATE_CANCELLED
+PAUSED: Final = run_pb2.RUN_STATE_PAUSED
 
 
 def timestamp(moment: datetime) -> Timestamp:
@@ -150,6 +151,11 @@ def waits(reason: run_pb2.WaitReason = run_pb2.WAIT_REASON_INPUT, *, wake_at: da
     if wake_at is not None:
         changed.wake_time.FromDatetime(wake_at)
     return run_pb2.Change(run_state_changed=changed)
+
+
+def becomes_paused() -> run_pb2.Change:
+    """A run that rests until it is resumed."""
+    return run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=PAUSED))
 
 
 def asks(approval_id: str, step: int = 1) -> run_pb2.Change:

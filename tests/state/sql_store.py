@@ -19,7 +19,7 @@ from holdfast.ids import new_uuid7
 from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
-from services.state import call_store, change_feed, claims, journal, lease_store, run_store, tables
+from services.state import call_store, change_feed, claims, journal, lease_store, pauses, run_store, tables
 from services.state.app import MIGRATIONS
 from services.state.group_commit import GroupCommit
 from services.state.hub import Hub
@@ -102,6 +102,14 @@ class SqlStateStore:
 
     async def cancel(self, run_id: str, workspace_id: str = WORKSPACE) -> run_pb2.Run:
         run, _ = await self.db.write(run_store.request_cancel, self.db, workspace_id, run_id, "key-1", "enough")
+        return run
+
+    async def pause(self, run_id: str, workspace_id: str = WORKSPACE) -> run_pb2.Run:
+        run, _ = await self.db.write(pauses.request_pause, self.db, workspace_id, run_id, "key-1", "lunch")
+        return run
+
+    async def resume(self, run_id: str, workspace_id: str = WORKSPACE) -> run_pb2.Run:
+        run, _ = await self.db.write(pauses.request_resume, self.db, workspace_id, run_id, "key-1", "back")
         return run
 
     async def decide(self, decision: run_pb2.ApprovalDecided, workspace_id: str = WORKSPACE) -> run_pb2.Approval:

@@ -22,7 +22,7 @@ from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
 from services.shared.seals import NO_SEALS, Seals
-from services.state import call_store, claims, journal, lease_store, run_store
+from services.state import call_store, claims, journal, lease_store, pauses, run_store
 from services.state import tables as t
 from services.state.app import MIGRATIONS, SERVICE
 from services.state.group_commit import GroupCommit
@@ -35,6 +35,7 @@ WAITING = run_pb2.RUN_STATE_WAITING
 SUCCEEDED = run_pb2.RUN_STATE_SUCCEEDED
 FAILED = run_pb2.RUN_STATE_FAILED
 CANCELLED = run_pb2.RUN_STATE_CANCELLED
+PAUSED = run_pb2.RUN_STATE_PAUSED
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
@@ -240,6 +241,14 @@ class Store:
             run_store.request_cancel, self.db, run.workspace, run.run_id, "key-1", "enough"
         )
         return cancelled
+
+    async def pause(self, run: Held) -> run_pb2.Run:
+        paused, _ = await self.db.write(pauses.request_pause, self.db, run.workspace, run.run_id, "key-1", "lunch")
+        return paused
+
+    async def resume(self, run: Held) -> run_pb2.Run:
+        resumed, _ = await self.db.write(pauses.request_resume, self.db, run.workspace, run.run_id, "key-2", "back")
+        return resumed
 
     async def call_rows(self, run: Held) -> list[sa.Row[Any]]:
         def read(connection: sa.Connection) -> list[sa.Row[Any]]:

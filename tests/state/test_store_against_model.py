@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,10 +25,12 @@ from tests.fakes.state_store import ModelStateStore, StateStore
 from tests.state.builders import (
     CANCELLED,
     FAILED,
+    PAUSED,
     RUNNING,
     WORKSPACE,
     answers,
     asks,
+    becomes_paused,
     call,
     ends,
     finishes,
@@ -56,7 +58,7 @@ _index = st.integers(0, 7)
 _executor = st.integers(0, len(EXECUTORS) - 1)
 _worker = st.integers(0, len(WORKERS) - 1)
 _kind = st.sampled_from(
-    ["start", "finish", "end", "fail", "wait", "nap", "ask", "queue", "queue_hasty", "close", "again"]
+    ["start", "finish", "end", "fail", "wait", "rest", "nap", "ask", "queue", "queue_hasty", "close", "again"]
 )
 
 # Which run, under which of its epochs counted from the newest, how far from the next seq, what happens.
@@ -82,12 +84,26 @@ _STEPS = [
     st.tuples(st.just("give_back"), _executor, _index),
     st.tuples(st.just("sweep")),
     st.tuples(st.just("cancel"), _index),
+    st.tuples(st.just("pause"), _index),
+    st.tuples(st.just("resume"), _index),
+    *[st.tuples(st.just("shelve"), _executor, _index, st.sampled_from(["ask", "nap", "queue"]))] * 2,
+    *[st.tuples(st.just("drive"), _executor, _index, st.sampled_from(["end", "fail", "wait", "rest"]))] * 2,
+    st.tuples(st.just("withdraw"), _index),
     st.tuples(st.just("decide"), _index, st.sampled_from(['"yes"', '"no"'])),
     st.tuples(st.just("beat"), _worker, _index),
     st.tuples(st.just("return"), _worker, _index),
 ]
 # Without a beginning, most histories would be over before a run is driven.
-_BEGINNING: list[Step] = [("create", "alone", 0), ("create", "session", 0), ("create", "alone", 1), ("claim", 0)]
+_BEGINNING: list[Step] = [
+    ("create", "alone", 0),
+    ("create", "session", 0),
+    ("create", "alone", 1),
+    ("claim", 0),
+    # One that never begins.
+    ("create", "session", 0),
+    ("pause", 3),
+    ("cancel", 3),
+]
 HISTORY = st.lists(st.integers(0, len(_STEPS) - 1).flatmap(_STEPS.__getitem__), min_size=10, max_size=60).map(
     lambda steps: [*_BEGINNING, *steps]
 )
@@ -176,6 +192,7 @@ class Pair:
                 "end": [finishes(step), ends()],
                 "fail": [ends(FAILED)],
                 "wait": [waits()],
+                "rest": [becomes_paused()],
                 "nap": [waits(run_pb2.WAIT_REASON_TIMER, wake_at=PAST)],
                 "close": [tool_result(step)],
             }
@@ -240,6 +257,39 @@ class Pair:
         async def act(store: StateStore, side: int) -> Any:
             run = await store.cancel(new.run_id)
             return run.state, run.cancel_requested, run.last_seq
+
+        await self.both(act)
+
+    async def do_pause(self, index: int) -> None:
+        await self.do_ask(index, lambda store, run_id: store.pause(run_id))
+
+    async def do_resume(self, index: int) -> None:
+        await self.do_ask(index, lambda store, run_id: store.resume(run_id))
+
+    async def do_drive(self, executor: int, index: int, kind: str) -> None:
+        await self.do_claim(executor)
+        await self.do_write(index, 0, 0, kind)
+
+    async def do_shelve(self, executor: int, index: int, kind: str) -> None:
+        # A run waits for something and is paused; what it waits for may come before it is resumed, or not.
+        await self.do_drive(executor, index, kind)
+        await self.do_pause(index)
+
+    async def do_withdraw(self, index: int) -> None:
+        # A run that never began is taken out of its session's chain.
+        known = len(self.history.created)
+        await self.do_create("session", index)
+        if len(self.history.created) > known:
+            await self.do_cancel(known)
+
+    async def do_ask(self, index: int, ask: Callable[[StateStore, str], Awaitable[run_pb2.Run]]) -> None:
+        new = self.pick(self.history.created, index)
+        if new is None:
+            return
+
+        async def act(store: StateStore, side: int) -> Any:
+            run = await ask(store, new.run_id)
+            return run.state, run.pause_requested, run.wait_reason, run.last_seq
 
         await self.both(act)
 
@@ -326,7 +376,15 @@ class Pair:
         ]
         assert len(finished) == len(set(finished)), "a worker's step is finished once"
         return (
-            (run.state, run.wait_reason, run.cancel_requested, run.step_count, run.previous_run_id, run.output),
+            (
+                run.state,
+                run.wait_reason,
+                run.cancel_requested,
+                run.pause_requested,
+                run.step_count,
+                run.previous_run_id,
+                run.output,
+            ),
             [(event.epoch, list(event.changes)) for event in events],
         )
 
@@ -347,7 +405,12 @@ _NOT_STATES = {
     "timers_have_fired",
     "calls_are_swept",
 }
-_ON_PURPOSE = ("WAITING, and nothing can wake it", "whose step is over", "which is over")
+_ON_PURPOSE = (
+    "WAITING, and nothing can wake it",
+    "PAUSED, and nobody asked for it",
+    "whose step is over",
+    "which is over",
+)
 
 
 async def check_invariants(db: Database) -> None:
@@ -424,7 +487,7 @@ async def play(database_url: str, history: list[Step], seen: set[tuple[int, int]
                     assert await real.commit(transition(run_id, epoch, seq, ends(CANCELLED))) == [seq]
                 await states.look()
             left = [(await real.run(new.run_id)) for new in pair.history.created]
-            waiting = {run.session_id for run in left if run.state == run_pb2.RUN_STATE_WAITING}
+            waiting = {run.session_id for run in left if run.state in (run_pb2.RUN_STATE_WAITING, PAUSED)}
             ended = (run_pb2.RUN_STATE_SUCCEEDED, FAILED, CANCELLED)
             assert all(run.state in ended or run.session_id in waiting for run in left)
 

@@ -212,6 +212,8 @@ def requests_of(walls: Walls, absent: bool) -> dict[str, tuple[Any, Message]]:
         "RunService/WaitRun": ((executor, RunServiceStub), r.WaitRunRequest(run_id=run_id)),
         "RunService/WatchRun": ((executor, RunServiceStub), r.WatchRunRequest(run_id=run_id)),
         "RunService/CancelRun": ((executor, RunServiceStub), r.CancelRunRequest(run_id=run_id)),
+        "RunService/PauseRun": ((executor, RunServiceStub), r.PauseRunRequest(run_id=run_id)),
+        "RunService/ResumeRun": ((executor, RunServiceStub), r.ResumeRunRequest(run_id=run_id)),
         "RunService/GetBlob": ((executor, RunServiceStub), r.GetBlobRequest(hash=blob)),
         "SessionService/GetSession": ((executor, SessionServiceStub), s.GetSessionRequest(session_id=session_id)),
         "SessionService/ListMessages": ((executor, SessionServiceStub), s.ListMessagesRequest(session_id=session_id)),

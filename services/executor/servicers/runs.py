@@ -1,4 +1,4 @@
-"""`RunService`: start, look, follow, cancel."""
+"""`RunService`: start, look, follow, pause, resume, cancel."""
 
 from __future__ import annotations
 
@@ -144,6 +144,37 @@ class RunServicer(RunServiceServicer):
                 )
             )
         return api.CancelRunResponse(run=cancelled.run)
+
+    async def PauseRun(self, request: api.PauseRunRequest, context: Any) -> api.PauseRunResponse:
+        """Lets a run rest."""
+        # As with cancelling: the same again changes nothing.
+        request_id_field(request.request_id)
+        run_id = uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
+        with calling("state"):
+            paused = await self._state.runs.RequestPause(
+                store.RequestPauseRequest(
+                    workspace_id=current_workspace(),
+                    run_id=run_id,
+                    requested_by=current_identity().key_id or "",
+                    reason=comment_field("reason", request.reason),
+                )
+            )
+        return api.PauseRunResponse(run=paused.run)
+
+    async def ResumeRun(self, request: api.ResumeRunRequest, context: Any) -> api.ResumeRunResponse:
+        """Goes on with a paused run."""
+        request_id_field(request.request_id)
+        run_id = uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
+        with calling("state"):
+            resumed = await self._state.runs.RequestResume(
+                store.RequestResumeRequest(
+                    workspace_id=current_workspace(),
+                    run_id=run_id,
+                    requested_by=current_identity().key_id or "",
+                    reason=comment_field("reason", request.reason),
+                )
+            )
+        return api.ResumeRunResponse(run=resumed.run)
 
     async def GetBlob(self, request: api.GetBlobRequest, context: Any) -> AsyncIterator[api.GetBlobResponse]:
         """A large body in pieces."""

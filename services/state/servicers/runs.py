@@ -11,7 +11,7 @@ from holdfast.api.state.v1 import run_store_service_pb2 as pb
 from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceServicer
 from holdfast.errors import InvalidArgument
 from services.shared.database import Database
-from services.state import run_store
+from services.state import pauses, run_store
 from services.state.hub import Hub
 from services.state.idempotence import write_once
 
@@ -59,6 +59,30 @@ class RunStoreServicer(RunStoreServiceServicer):
         )
         self._tell(written)
         return pb.RequestCancelResponse(run=run)
+
+    async def RequestPause(self, request: pb.RequestPauseRequest, context: Context) -> pb.RequestPauseResponse:
+        run, written = await self._db.write(
+            pauses.request_pause,
+            self._db,
+            request.workspace_id,
+            request.run_id,
+            request.requested_by,
+            request.reason,
+        )
+        self._tell(written)
+        return pb.RequestPauseResponse(run=run)
+
+    async def RequestResume(self, request: pb.RequestResumeRequest, context: Context) -> pb.RequestResumeResponse:
+        run, written = await self._db.write(
+            pauses.request_resume,
+            self._db,
+            request.workspace_id,
+            request.run_id,
+            request.requested_by,
+            request.reason,
+        )
+        self._tell(written)
+        return pb.RequestResumeResponse(run=run)
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.CreateSessionResponse:
         session = await write_once(

@@ -23,6 +23,7 @@ class RunState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUN_STATE_SUCCEEDED: _ClassVar[RunState]
     RUN_STATE_FAILED: _ClassVar[RunState]
     RUN_STATE_CANCELLED: _ClassVar[RunState]
+    RUN_STATE_PAUSED: _ClassVar[RunState]
 
 class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -84,6 +85,7 @@ RUN_STATE_WAITING: RunState
 RUN_STATE_SUCCEEDED: RunState
 RUN_STATE_FAILED: RunState
 RUN_STATE_CANCELLED: RunState
+RUN_STATE_PAUSED: RunState
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_INTERACTIVE: Priority
 PRIORITY_BATCH: Priority
@@ -119,7 +121,7 @@ IN_DOUBT_RESOLUTION_TELL_MODEL: InDoubtResolution
 IN_DOUBT_RESOLUTION_FAIL_RUN: InDoubtResolution
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested", "last_seq", "step_count", "usage", "failure", "output", "create_time", "update_time", "end_time", "wake_time", "previous_run_id", "priority")
+    __slots__ = ("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested", "last_seq", "step_count", "usage", "failure", "output", "create_time", "update_time", "end_time", "wake_time", "previous_run_id", "priority", "pause_requested")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +141,7 @@ class Run(_message.Message):
     WAKE_TIME_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session_id: str
     agent: str
@@ -158,7 +161,8 @@ class Run(_message.Message):
     wake_time: _timestamp_pb2.Timestamp
     previous_run_id: str
     priority: Priority
-    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., cancel_requested: bool = ..., last_seq: _Optional[int] = ..., step_count: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    pause_requested: bool
+    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., cancel_requested: bool = ..., last_seq: _Optional[int] = ..., step_count: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., pause_requested: bool = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("run_id", "seq", "time", "epoch", "changes")
@@ -175,7 +179,7 @@ class Event(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., seq: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., epoch: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("run_created", "run_claimed", "step_started", "attempt_started", "attempt_failed", "step_finished", "step_in_doubt", "run_state_changed", "cancel_requested", "approval_requested", "approval_decided", "approval_closed", "call_started", "late_result", "run_erased")
+    __slots__ = ("run_created", "run_claimed", "step_started", "attempt_started", "attempt_failed", "step_finished", "step_in_doubt", "run_state_changed", "cancel_requested", "approval_requested", "approval_decided", "approval_closed", "call_started", "late_result", "run_erased", "pause_requested", "resume_requested")
     RUN_CREATED_FIELD_NUMBER: _ClassVar[int]
     RUN_CLAIMED_FIELD_NUMBER: _ClassVar[int]
     STEP_STARTED_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +195,8 @@ class Change(_message.Message):
     CALL_STARTED_FIELD_NUMBER: _ClassVar[int]
     LATE_RESULT_FIELD_NUMBER: _ClassVar[int]
     RUN_ERASED_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_REQUESTED_FIELD_NUMBER: _ClassVar[int]
+    RESUME_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     run_created: RunCreated
     run_claimed: RunClaimed
     step_started: StepStarted
@@ -206,7 +212,9 @@ class Change(_message.Message):
     call_started: CallStarted
     late_result: LateResult
     run_erased: RunErased
-    def __init__(self, run_created: _Optional[_Union[RunCreated, _Mapping]] = ..., run_claimed: _Optional[_Union[RunClaimed, _Mapping]] = ..., step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., attempt_failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., step_in_doubt: _Optional[_Union[StepInDoubt, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., cancel_requested: _Optional[_Union[CancelRequested, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_decided: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., approval_closed: _Optional[_Union[ApprovalClosed, _Mapping]] = ..., call_started: _Optional[_Union[CallStarted, _Mapping]] = ..., late_result: _Optional[_Union[LateResult, _Mapping]] = ..., run_erased: _Optional[_Union[RunErased, _Mapping]] = ...) -> None: ...
+    pause_requested: PauseRequested
+    resume_requested: ResumeRequested
+    def __init__(self, run_created: _Optional[_Union[RunCreated, _Mapping]] = ..., run_claimed: _Optional[_Union[RunClaimed, _Mapping]] = ..., step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., attempt_failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., step_in_doubt: _Optional[_Union[StepInDoubt, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., cancel_requested: _Optional[_Union[CancelRequested, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_decided: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., approval_closed: _Optional[_Union[ApprovalClosed, _Mapping]] = ..., call_started: _Optional[_Union[CallStarted, _Mapping]] = ..., late_result: _Optional[_Union[LateResult, _Mapping]] = ..., run_erased: _Optional[_Union[RunErased, _Mapping]] = ..., pause_requested: _Optional[_Union[PauseRequested, _Mapping]] = ..., resume_requested: _Optional[_Union[ResumeRequested, _Mapping]] = ...) -> None: ...
 
 class RunCreated(_message.Message):
     __slots__ = ("session_id", "agent", "revision", "user_id", "input", "previous_run_id", "traceparent")
@@ -345,6 +353,22 @@ class RunStateChanged(_message.Message):
     def __init__(self, state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ...) -> None: ...
 
 class CancelRequested(_message.Message):
+    __slots__ = ("requested_by", "reason")
+    REQUESTED_BY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    requested_by: str
+    reason: str
+    def __init__(self, requested_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PauseRequested(_message.Message):
+    __slots__ = ("requested_by", "reason")
+    REQUESTED_BY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    requested_by: str
+    reason: str
+    def __init__(self, requested_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ResumeRequested(_message.Message):
     __slots__ = ("requested_by", "reason")
     REQUESTED_BY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]

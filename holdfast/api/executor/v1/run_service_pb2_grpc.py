@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RunServiceStub(object):
-    """Runs: start, look, follow, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
+    """Runs: start, look, follow, pause, resume, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
     last `seq` it has seen.
     """
 
@@ -71,6 +71,16 @@ class RunServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/holdfast.api.executor.v1.RunService/PauseRun',
+                request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.PauseRunResponse.FromString,
+                _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/holdfast.api.executor.v1.RunService/ResumeRun',
+                request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
         self.GetBlob = channel.unary_stream(
                 '/holdfast.api.executor.v1.RunService/GetBlob',
                 request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetBlobRequest.SerializeToString,
@@ -79,7 +89,7 @@ class RunServiceStub(object):
 
 
 class RunServiceServicer(object):
-    """Runs: start, look, follow, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
+    """Runs: start, look, follow, pause, resume, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
     last `seq` it has seen.
     """
 
@@ -142,6 +152,26 @@ class RunServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseRun(self, request, context):
+        """Lets a run rest until it is resumed. One that nobody drives is PAUSED when this answers. One that is driven is at its
+        next safe point: a model or tool call under way ends and its result is stored, and nothing is begun any more. What a
+        paused run waited for goes on being waited for: workers finish calls that they were given, questions can be
+        answered and signed in for, and all of it counts when the run is resumed. Times pass, too. Pausing a run that is
+        paused, or is being cancelled, changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """Goes on with a paused run: it is QUEUED when this answers. Where pausing was asked for and has not happened yet, the
+        request is withdrawn. Resuming any other unfinished run changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND);
+        FAILED_PRECONDITION (RUN_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetBlob(self, request, context):
         """A large body that an event refers to, in pieces. Errors: NOT_FOUND (BLOB_NOT_FOUND).
         """
@@ -187,6 +217,16 @@ def add_RunServiceServicer_to_server(servicer, server):
                     request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.CancelRunRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.CancelRunResponse.SerializeToString,
             ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.PauseRunRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.PauseRunResponse.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.ResumeRunRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.ResumeRunResponse.SerializeToString,
+            ),
             'GetBlob': grpc.unary_stream_rpc_method_handler(
                     servicer.GetBlob,
                     request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetBlobRequest.FromString,
@@ -201,7 +241,7 @@ def add_RunServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RunService(object):
-    """Runs: start, look, follow, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
+    """Runs: start, look, follow, pause, resume, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
     last `seq` it has seen.
     """
 
@@ -384,6 +424,60 @@ class RunService(object):
             '/holdfast.api.executor.v1.RunService/CancelRun',
             holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
             holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.executor.v1.RunService/PauseRun',
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.PauseRunRequest.SerializeToString,
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.PauseRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.executor.v1.RunService/ResumeRun',
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.ResumeRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

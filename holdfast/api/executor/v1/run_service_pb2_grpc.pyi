@@ -13,7 +13,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RunServiceStub:
-    """Runs: start, look, follow, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
+    """Runs: start, look, follow, pause, resume, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
     last `seq` it has seen.
     """
 
@@ -47,11 +47,23 @@ class RunServiceStub:
     recorded. Cancelling a cancelled run changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION
     (RUN_ENDED) when it ended otherwise.
     """
+    PauseRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.PauseRunRequest, _run_service_pb2.PauseRunResponse]
+    """Lets a run rest until it is resumed. One that nobody drives is PAUSED when this answers. One that is driven is at its
+    next safe point: a model or tool call under way ends and its result is stored, and nothing is begun any more. What a
+    paused run waited for goes on being waited for: workers finish calls that they were given, questions can be
+    answered and signed in for, and all of it counts when the run is resumed. Times pass, too. Pausing a run that is
+    paused, or is being cancelled, changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED).
+    """
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]
+    """Goes on with a paused run: it is QUEUED when this answers. Where pausing was asked for and has not happened yet, the
+    request is withdrawn. Resuming any other unfinished run changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND);
+    FAILED_PRECONDITION (RUN_ENDED).
+    """
     GetBlob: _aio.UnaryStreamMultiCallable[_run_service_pb2.GetBlobRequest, _run_service_pb2.GetBlobResponse]
     """A large body that an event refers to, in pieces. Errors: NOT_FOUND (BLOB_NOT_FOUND)."""
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs: start, look, follow, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
+    """Runs: start, look, follow, pause, resume, cancel. A client that goes away changes nothing; it re-attaches with WatchRun and the
     last `seq` it has seen.
     """
 
@@ -124,6 +136,30 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         """Asks to stop a run. It ends CANCELLED at its next safe point; what was dispatched and can't be recalled is
         recorded. Cancelling a cancelled run changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION
         (RUN_ENDED) when it ended otherwise.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseRun(
+        self,
+        request: _run_service_pb2.PauseRunRequest,
+        context: _aio.ServicerContext[_run_service_pb2.PauseRunRequest, _abc.Awaitable[_run_service_pb2.PauseRunResponse]],
+    ) -> _abc.Awaitable[_run_service_pb2.PauseRunResponse]:
+        """Lets a run rest until it is resumed. One that nobody drives is PAUSED when this answers. One that is driven is at its
+        next safe point: a model or tool call under way ends and its result is stored, and nothing is begun any more. What a
+        paused run waited for goes on being waited for: workers finish calls that they were given, questions can be
+        answered and signed in for, and all of it counts when the run is resumed. Times pass, too. Pausing a run that is
+        paused, or is being cancelled, changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _run_service_pb2.ResumeRunRequest,
+        context: _aio.ServicerContext[_run_service_pb2.ResumeRunRequest, _abc.Awaitable[_run_service_pb2.ResumeRunResponse]],
+    ) -> _abc.Awaitable[_run_service_pb2.ResumeRunResponse]:
+        """Goes on with a paused run: it is QUEUED when this answers. Where pausing was asked for and has not happened yet, the
+        request is withdrawn. Resuming any other unfinished run changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND);
+        FAILED_PRECONDITION (RUN_ENDED).
         """
 
     @_abc_1.abstractmethod

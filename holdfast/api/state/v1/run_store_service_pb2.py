@@ -27,7 +27,7 @@ from holdfast.api.common.v1 import content_pb2 as holdfast_dot_api_dot_common_do
 from holdfast.api.common.v1 import run_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-holdfast/api/state/v1/run_store_service.proto\x12\x15holdfast.api.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"z\n\rStoredSession\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x13\n\x0blast_run_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\rGetRunRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\":\n\x0eGetRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"\xea\x01\n\x0fListRunsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x15\n\rbefore_run_id\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0f\n\x07user_id\x18\x06 \x01(\t\x12\x30\n\x06states\x18\x07 \x03(\x0e\x32 .holdfast.api.common.v1.RunState\x12\x31\n\rcreated_after\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x10ListRunsResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.holdfast.api.common.v1.Run\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"b\n\x14RequestCancelRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x14\n\x0crequested_by\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"A\n\x15RequestCancelResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"\x82\x01\n\x14\x43reateSessionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x05 \x01(\x0c\"N\n\x15\x43reateSessionResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.state.v1.StoredSession\"=\n\x11GetSessionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"K\n\x12GetSessionResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.state.v1.StoredSession\"j\n\x13ListSessionsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x19\n\x11\x62\x65\x66ore_session_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\"`\n\x14ListSessionsResponse\x12\x36\n\x08sessions\x18\x01 \x03(\x0b\x32$.holdfast.api.state.v1.StoredSession\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"\x82\x01\n\x1aListSessionMessagesRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x10\n\x08position\x18\x04 \x01(\t\x12\x15\n\rbefore_run_id\x18\x05 \x01(\t\"s\n\x1bListSessionMessagesResponse\x12=\n\x08messages\x18\x01 \x03(\x0b\x32+.holdfast.api.state.v1.StoredSessionMessage\x12\x15\n\rnext_position\x18\x02 \x01(\t\"\x9d\x01\n\x14StoredSessionMessage\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x30\n\x07message\x18\x04 \x01(\x0b\x32\x1f.holdfast.api.common.v1.Message\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x12GetApprovalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61pproval_id\x18\x02 \x01(\t\"I\n\x13GetApprovalResponse\x12\x32\n\x08\x61pproval\x18\x01 \x01(\x0b\x32 .holdfast.api.common.v1.Approval\"\xa1\x01\n\x14ListApprovalsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x1a\n\x12\x62\x65\x66ore_approval_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x34\n\x05state\x18\x05 \x01(\x0e\x32%.holdfast.api.common.v1.ApprovalState\"^\n\x15ListApprovalsResponse\x12\x33\n\tapprovals\x18\x01 \x03(\x0b\x32 .holdfast.api.common.v1.Approval\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"h\n\x15\x44\x65\x63ideApprovalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x39\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\'.holdfast.api.common.v1.ApprovalDecided\"L\n\x16\x44\x65\x63ideApprovalResponse\x12\x32\n\x08\x61pproval\x18\x01 \x01(\x0b\x32 .holdfast.api.common.v1.Approval\":\n\x12GetRunGrantRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"-\n\x13GetRunGrantResponse\x12\x16\n\trun_grant\x18\x01 \x01(\tB\x03\x80\x01\x01\"t\n\x12ListSignInsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x1a\n\x12\x61\x66ter_workspace_id\x18\x03 \x01(\t\x12\x19\n\x11\x61\x66ter_approval_id\x18\x04 \x01(\t\"X\n\x0cStoredSignIn\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x32\n\x08\x61pproval\x18\x02 \x01(\x0b\x32 .holdfast.api.common.v1.Approval\"^\n\x13ListSignInsResponse\x12\x35\n\x08sign_ins\x18\x01 \x03(\x0b\x32#.holdfast.api.state.v1.StoredSignIn\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x32\xf4\t\n\x0fRunStoreService\x12U\n\x06GetRun\x12$.holdfast.api.state.v1.GetRunRequest\x1a%.holdfast.api.state.v1.GetRunResponse\x12[\n\x08ListRuns\x12&.holdfast.api.state.v1.ListRunsRequest\x1a\'.holdfast.api.state.v1.ListRunsResponse\x12j\n\rRequestCancel\x12+.holdfast.api.state.v1.RequestCancelRequest\x1a,.holdfast.api.state.v1.RequestCancelResponse\x12j\n\rCreateSession\x12+.holdfast.api.state.v1.CreateSessionRequest\x1a,.holdfast.api.state.v1.CreateSessionResponse\x12\x61\n\nGetSession\x12(.holdfast.api.state.v1.GetSessionRequest\x1a).holdfast.api.state.v1.GetSessionResponse\x12g\n\x0cListSessions\x12*.holdfast.api.state.v1.ListSessionsRequest\x1a+.holdfast.api.state.v1.ListSessionsResponse\x12|\n\x13ListSessionMessages\x12\x31.holdfast.api.state.v1.ListSessionMessagesRequest\x1a\x32.holdfast.api.state.v1.ListSessionMessagesResponse\x12\x64\n\x0bGetApproval\x12).holdfast.api.state.v1.GetApprovalRequest\x1a*.holdfast.api.state.v1.GetApprovalResponse\x12j\n\rListApprovals\x12+.holdfast.api.state.v1.ListApprovalsRequest\x1a,.holdfast.api.state.v1.ListApprovalsResponse\x12m\n\x0e\x44\x65\x63ideApproval\x12,.holdfast.api.state.v1.DecideApprovalRequest\x1a-.holdfast.api.state.v1.DecideApprovalResponse\x12\x64\n\x0bGetRunGrant\x12).holdfast.api.state.v1.GetRunGrantRequest\x1a*.holdfast.api.state.v1.GetRunGrantResponse\x12\x64\n\x0bListSignIns\x12).holdfast.api.state.v1.ListSignInsRequest\x1a*.holdfast.api.state.v1.ListSignInsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-holdfast/api/state/v1/run_store_service.proto\x12\x15holdfast.api.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"z\n\rStoredSession\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x13\n\x0blast_run_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\rGetRunRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\":\n\x0eGetRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"\xea\x01\n\x0fListRunsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x15\n\rbefore_run_id\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0f\n\x07user_id\x18\x06 \x01(\t\x12\x30\n\x06states\x18\x07 \x03(\x0e\x32 .holdfast.api.common.v1.RunState\x12\x31\n\rcreated_after\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x10ListRunsResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.holdfast.api.common.v1.Run\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"b\n\x14RequestCancelRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x14\n\x0crequested_by\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"A\n\x15RequestCancelResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"a\n\x13RequestPauseRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x14\n\x0crequested_by\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"@\n\x14RequestPauseResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"b\n\x14RequestResumeRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x14\n\x0crequested_by\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"A\n\x15RequestResumeResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"\x82\x01\n\x14\x43reateSessionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x05 \x01(\x0c\"N\n\x15\x43reateSessionResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.state.v1.StoredSession\"=\n\x11GetSessionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"K\n\x12GetSessionResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.state.v1.StoredSession\"j\n\x13ListSessionsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x19\n\x11\x62\x65\x66ore_session_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\"`\n\x14ListSessionsResponse\x12\x36\n\x08sessions\x18\x01 \x03(\x0b\x32$.holdfast.api.state.v1.StoredSession\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"\x82\x01\n\x1aListSessionMessagesRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x10\n\x08position\x18\x04 \x01(\t\x12\x15\n\rbefore_run_id\x18\x05 \x01(\t\"s\n\x1bListSessionMessagesResponse\x12=\n\x08messages\x18\x01 \x03(\x0b\x32+.holdfast.api.state.v1.StoredSessionMessage\x12\x15\n\rnext_position\x18\x02 \x01(\t\"\x9d\x01\n\x14StoredSessionMessage\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x30\n\x07message\x18\x04 \x01(\x0b\x32\x1f.holdfast.api.common.v1.Message\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x12GetApprovalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61pproval_id\x18\x02 \x01(\t\"I\n\x13GetApprovalResponse\x12\x32\n\x08\x61pproval\x18\x01 \x01(\x0b\x32 .holdfast.api.common.v1.Approval\"\xa1\x01\n\x14ListApprovalsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x1a\n\x12\x62\x65\x66ore_approval_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x34\n\x05state\x18\x05 \x01(\x0e\x32%.holdfast.api.common.v1.ApprovalState\"^\n\x15ListApprovalsResponse\x12\x33\n\tapprovals\x18\x01 \x03(\x0b\x32 .holdfast.api.common.v1.Approval\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"h\n\x15\x44\x65\x63ideApprovalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x39\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\'.holdfast.api.common.v1.ApprovalDecided\"L\n\x16\x44\x65\x63ideApprovalResponse\x12\x32\n\x08\x61pproval\x18\x01 \x01(\x0b\x32 .holdfast.api.common.v1.Approval\":\n\x12GetRunGrantRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"-\n\x13GetRunGrantResponse\x12\x16\n\trun_grant\x18\x01 \x01(\tB\x03\x80\x01\x01\"t\n\x12ListSignInsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x1a\n\x12\x61\x66ter_workspace_id\x18\x03 \x01(\t\x12\x19\n\x11\x61\x66ter_approval_id\x18\x04 \x01(\t\"X\n\x0cStoredSignIn\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x32\n\x08\x61pproval\x18\x02 \x01(\x0b\x32 .holdfast.api.common.v1.Approval\"^\n\x13ListSignInsResponse\x12\x35\n\x08sign_ins\x18\x01 \x03(\x0b\x32#.holdfast.api.state.v1.StoredSignIn\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x32\xc9\x0b\n\x0fRunStoreService\x12U\n\x06GetRun\x12$.holdfast.api.state.v1.GetRunRequest\x1a%.holdfast.api.state.v1.GetRunResponse\x12[\n\x08ListRuns\x12&.holdfast.api.state.v1.ListRunsRequest\x1a\'.holdfast.api.state.v1.ListRunsResponse\x12j\n\rRequestCancel\x12+.holdfast.api.state.v1.RequestCancelRequest\x1a,.holdfast.api.state.v1.RequestCancelResponse\x12g\n\x0cRequestPause\x12*.holdfast.api.state.v1.RequestPauseRequest\x1a+.holdfast.api.state.v1.RequestPauseResponse\x12j\n\rRequestResume\x12+.holdfast.api.state.v1.RequestResumeRequest\x1a,.holdfast.api.state.v1.RequestResumeResponse\x12j\n\rCreateSession\x12+.holdfast.api.state.v1.CreateSessionRequest\x1a,.holdfast.api.state.v1.CreateSessionResponse\x12\x61\n\nGetSession\x12(.holdfast.api.state.v1.GetSessionRequest\x1a).holdfast.api.state.v1.GetSessionResponse\x12g\n\x0cListSessions\x12*.holdfast.api.state.v1.ListSessionsRequest\x1a+.holdfast.api.state.v1.ListSessionsResponse\x12|\n\x13ListSessionMessages\x12\x31.holdfast.api.state.v1.ListSessionMessagesRequest\x1a\x32.holdfast.api.state.v1.ListSessionMessagesResponse\x12\x64\n\x0bGetApproval\x12).holdfast.api.state.v1.GetApprovalRequest\x1a*.holdfast.api.state.v1.GetApprovalResponse\x12j\n\rListApprovals\x12+.holdfast.api.state.v1.ListApprovalsRequest\x1a,.holdfast.api.state.v1.ListApprovalsResponse\x12m\n\x0e\x44\x65\x63ideApproval\x12,.holdfast.api.state.v1.DecideApprovalRequest\x1a-.holdfast.api.state.v1.DecideApprovalResponse\x12\x64\n\x0bGetRunGrant\x12).holdfast.api.state.v1.GetRunGrantRequest\x1a*.holdfast.api.state.v1.GetRunGrantResponse\x12\x64\n\x0bListSignIns\x12).holdfast.api.state.v1.ListSignInsRequest\x1a*.holdfast.api.state.v1.ListSignInsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,46 +50,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTCANCELREQUEST']._serialized_end=832
   _globals['_REQUESTCANCELRESPONSE']._serialized_start=834
   _globals['_REQUESTCANCELRESPONSE']._serialized_end=899
-  _globals['_CREATESESSIONREQUEST']._serialized_start=902
-  _globals['_CREATESESSIONREQUEST']._serialized_end=1032
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=1034
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=1112
-  _globals['_GETSESSIONREQUEST']._serialized_start=1114
-  _globals['_GETSESSIONREQUEST']._serialized_end=1175
-  _globals['_GETSESSIONRESPONSE']._serialized_start=1177
-  _globals['_GETSESSIONRESPONSE']._serialized_end=1252
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=1254
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1360
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1362
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1458
-  _globals['_LISTSESSIONMESSAGESREQUEST']._serialized_start=1461
-  _globals['_LISTSESSIONMESSAGESREQUEST']._serialized_end=1591
-  _globals['_LISTSESSIONMESSAGESRESPONSE']._serialized_start=1593
-  _globals['_LISTSESSIONMESSAGESRESPONSE']._serialized_end=1708
-  _globals['_STOREDSESSIONMESSAGE']._serialized_start=1711
-  _globals['_STOREDSESSIONMESSAGE']._serialized_end=1868
-  _globals['_GETAPPROVALREQUEST']._serialized_start=1870
-  _globals['_GETAPPROVALREQUEST']._serialized_end=1933
-  _globals['_GETAPPROVALRESPONSE']._serialized_start=1935
-  _globals['_GETAPPROVALRESPONSE']._serialized_end=2008
-  _globals['_LISTAPPROVALSREQUEST']._serialized_start=2011
-  _globals['_LISTAPPROVALSREQUEST']._serialized_end=2172
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=2174
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=2268
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=2270
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=2374
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=2376
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=2452
-  _globals['_GETRUNGRANTREQUEST']._serialized_start=2454
-  _globals['_GETRUNGRANTREQUEST']._serialized_end=2512
-  _globals['_GETRUNGRANTRESPONSE']._serialized_start=2514
-  _globals['_GETRUNGRANTRESPONSE']._serialized_end=2559
-  _globals['_LISTSIGNINSREQUEST']._serialized_start=2561
-  _globals['_LISTSIGNINSREQUEST']._serialized_end=2677
-  _globals['_STOREDSIGNIN']._serialized_start=2679
-  _globals['_STOREDSIGNIN']._serialized_end=2767
-  _globals['_LISTSIGNINSRESPONSE']._serialized_start=2769
-  _globals['_LISTSIGNINSRESPONSE']._serialized_end=2863
-  _globals['_RUNSTORESERVICE']._serialized_start=2866
-  _globals['_RUNSTORESERVICE']._serialized_end=4134
+  _globals['_REQUESTPAUSEREQUEST']._serialized_start=901
+  _globals['_REQUESTPAUSEREQUEST']._serialized_end=998
+  _globals['_REQUESTPAUSERESPONSE']._serialized_start=1000
+  _globals['_REQUESTPAUSERESPONSE']._serialized_end=1064
+  _globals['_REQUESTRESUMEREQUEST']._serialized_start=1066
+  _globals['_REQUESTRESUMEREQUEST']._serialized_end=1164
+  _globals['_REQUESTRESUMERESPONSE']._serialized_start=1166
+  _globals['_REQUESTRESUMERESPONSE']._serialized_end=1231
+  _globals['_CREATESESSIONREQUEST']._serialized_start=1234
+  _globals['_CREATESESSIONREQUEST']._serialized_end=1364
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=1366
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=1444
+  _globals['_GETSESSIONREQUEST']._serialized_start=1446
+  _globals['_GETSESSIONREQUEST']._serialized_end=1507
+  _globals['_GETSESSIONRESPONSE']._serialized_start=1509
+  _globals['_GETSESSIONRESPONSE']._serialized_end=1584
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1586
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1692
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1694
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1790
+  _globals['_LISTSESSIONMESSAGESREQUEST']._serialized_start=1793
+  _globals['_LISTSESSIONMESSAGESREQUEST']._serialized_end=1923
+  _globals['_LISTSESSIONMESSAGESRESPONSE']._serialized_start=1925
+  _globals['_LISTSESSIONMESSAGESRESPONSE']._serialized_end=2040
+  _globals['_STOREDSESSIONMESSAGE']._serialized_start=2043
+  _globals['_STOREDSESSIONMESSAGE']._serialized_end=2200
+  _globals['_GETAPPROVALREQUEST']._serialized_start=2202
+  _globals['_GETAPPROVALREQUEST']._serialized_end=2265
+  _globals['_GETAPPROVALRESPONSE']._serialized_start=2267
+  _globals['_GETAPPROVALRESPONSE']._serialized_end=2340
+  _globals['_LISTAPPROVALSREQUEST']._serialized_start=2343
+  _globals['_LISTAPPROVALSREQUEST']._serialized_end=2504
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=2506
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=2600
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=2602
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=2706
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=2708
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=2784
+  _globals['_GETRUNGRANTREQUEST']._serialized_start=2786
+  _globals['_GETRUNGRANTREQUEST']._serialized_end=2844
+  _globals['_GETRUNGRANTRESPONSE']._serialized_start=2846
+  _globals['_GETRUNGRANTRESPONSE']._serialized_end=2891
+  _globals['_LISTSIGNINSREQUEST']._serialized_start=2893
+  _globals['_LISTSIGNINSREQUEST']._serialized_end=3009
+  _globals['_STOREDSIGNIN']._serialized_start=3011
+  _globals['_STOREDSIGNIN']._serialized_end=3099
+  _globals['_LISTSIGNINSRESPONSE']._serialized_start=3101
+  _globals['_LISTSIGNINSRESPONSE']._serialized_end=3195
+  _globals['_RUNSTORESERVICE']._serialized_start=3198
+  _globals['_RUNSTORESERVICE']._serialized_end=4679
 # @@protoc_insertion_point(module_scope)

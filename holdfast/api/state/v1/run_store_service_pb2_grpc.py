@@ -50,6 +50,16 @@ class RunStoreServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestCancelRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestCancelResponse.FromString,
                 _registered_method=True)
+        self.RequestPause = channel.unary_unary(
+                '/holdfast.api.state.v1.RunStoreService/RequestPause',
+                request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestPauseRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestPauseResponse.FromString,
+                _registered_method=True)
+        self.RequestResume = channel.unary_unary(
+                '/holdfast.api.state.v1.RunStoreService/RequestResume',
+                request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestResumeRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestResumeResponse.FromString,
+                _registered_method=True)
         self.CreateSession = channel.unary_unary(
                 '/holdfast.api.state.v1.RunStoreService/CreateSession',
                 request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.CreateSessionRequest.SerializeToString,
@@ -117,6 +127,22 @@ class RunStoreServiceServicer(object):
 
     def RequestCancel(self, request, context):
         """Writes CancelRequested and wakes the run. A run behind another one of its session is cancelled at once.
+        Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequestPause(self, request, context):
+        """Writes PauseRequested; a run that nobody drives is PAUSED by it.
+        Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequestResume(self, request, context):
+        """Writes ResumeRequested; a paused run is QUEUED by it.
         Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -204,6 +230,16 @@ def add_RunStoreServiceServicer_to_server(servicer, server):
                     servicer.RequestCancel,
                     request_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestCancelRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestCancelResponse.SerializeToString,
+            ),
+            'RequestPause': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestPause,
+                    request_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestPauseRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestPauseResponse.SerializeToString,
+            ),
+            'RequestResume': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestResume,
+                    request_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestResumeRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestResumeResponse.SerializeToString,
             ),
             'CreateSession': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSession,
@@ -333,6 +369,60 @@ class RunStoreService(object):
             '/holdfast.api.state.v1.RunStoreService/RequestCancel',
             holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestCancelRequest.SerializeToString,
             holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestCancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestPause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.state.v1.RunStoreService/RequestPause',
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestPauseRequest.SerializeToString,
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestPauseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestResume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.state.v1.RunStoreService/RequestResume',
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestResumeRequest.SerializeToString,
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.RequestResumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

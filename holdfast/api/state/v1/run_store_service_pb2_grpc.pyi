@@ -24,6 +24,14 @@ class RunStoreServiceStub:
     """Writes CancelRequested and wakes the run. A run behind another one of its session is cancelled at once.
     Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
     """
+    RequestPause: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.RequestPauseRequest, _run_store_service_pb2.RequestPauseResponse]
+    """Writes PauseRequested; a run that nobody drives is PAUSED by it.
+    Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+    """
+    RequestResume: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.RequestResumeRequest, _run_store_service_pb2.RequestResumeResponse]
+    """Writes ResumeRequested; a paused run is QUEUED by it.
+    Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+    """
     CreateSession: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.CreateSessionRequest, _run_store_service_pb2.CreateSessionResponse]
     """Begins a session. Errors: INVALID_ARGUMENT (REQUEST_ID_REUSED)."""
     GetSession: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.GetSessionRequest, _run_store_service_pb2.GetSessionResponse]
@@ -71,6 +79,26 @@ class RunStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_run_store_service_pb2.RequestCancelRequest, _abc.Awaitable[_run_store_service_pb2.RequestCancelResponse]],
     ) -> _abc.Awaitable[_run_store_service_pb2.RequestCancelResponse]:
         """Writes CancelRequested and wakes the run. A run behind another one of its session is cancelled at once.
+        Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def RequestPause(
+        self,
+        request: _run_store_service_pb2.RequestPauseRequest,
+        context: _aio.ServicerContext[_run_store_service_pb2.RequestPauseRequest, _abc.Awaitable[_run_store_service_pb2.RequestPauseResponse]],
+    ) -> _abc.Awaitable[_run_store_service_pb2.RequestPauseResponse]:
+        """Writes PauseRequested; a run that nobody drives is PAUSED by it.
+        Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def RequestResume(
+        self,
+        request: _run_store_service_pb2.RequestResumeRequest,
+        context: _aio.ServicerContext[_run_store_service_pb2.RequestResumeRequest, _abc.Awaitable[_run_store_service_pb2.RequestResumeResponse]],
+    ) -> _abc.Awaitable[_run_store_service_pb2.RequestResumeResponse]:
+        """Writes ResumeRequested; a paused run is QUEUED by it.
         Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
         """
 

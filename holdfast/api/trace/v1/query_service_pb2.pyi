@@ -44,7 +44,7 @@ SPAN_STATUS_ERROR: SpanStatus
 SPAN_STATUS_CANCELLED: SpanStatus
 
 class RunSummary(_message.Message):
-    __slots__ = ("run_id", "trace_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "create_time", "end_time", "queued_duration", "active_duration", "waiting_duration", "model_calls", "tool_calls", "failed_attempts", "claims", "usage", "failure", "last_seq")
+    __slots__ = ("run_id", "trace_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "create_time", "end_time", "queued_duration", "active_duration", "waiting_duration", "model_calls", "tool_calls", "failed_attempts", "claims", "usage", "failure", "last_seq", "paused_duration")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class RunSummary(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_DURATION_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     trace_id: str
     session_id: str
@@ -85,7 +86,8 @@ class RunSummary(_message.Message):
     usage: _content_pb2.Usage
     failure: _content_pb2.Failure
     last_seq: int
-    def __init__(self, run_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[_run_pb2.RunState, str]] = ..., wait_reason: _Optional[_Union[_run_pb2.WaitReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queued_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., active_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., waiting_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_calls: _Optional[int] = ..., tool_calls: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., claims: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., last_seq: _Optional[int] = ...) -> None: ...
+    paused_duration: _duration_pb2.Duration
+    def __init__(self, run_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[_run_pb2.RunState, str]] = ..., wait_reason: _Optional[_Union[_run_pb2.WaitReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queued_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., active_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., waiting_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_calls: _Optional[int] = ..., tool_calls: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., claims: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., last_seq: _Optional[int] = ..., paused_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("trace_id", "span_id", "parent_span_id", "name", "kind", "step", "attempt", "start_time", "end_time", "status", "failure", "attributes")
