@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from holdfast.client import Client
     from holdfast.credential import Credential
     from holdfast.errors import HoldfastError
-    from holdfast.runs import RunCancelled, RunError, RunEvent, RunFailed, RunHandle, TextDelta
+    from holdfast.runs import RunCancelled, RunError, RunEvent, RunExpired, RunFailed, RunHandle, TextDelta
     from holdfast.sync import SyncClient
     from holdfast.tool import SignInNeeded, Tool, ToolContext, ToolError, tool
     from holdfast.version import __version__
@@ -26,6 +26,7 @@ __all__ = [
     "RunCancelled",
     "RunError",
     "RunEvent",
+    "RunExpired",
     "RunFailed",
     "RunHandle",
     "SignInNeeded",
@@ -52,6 +53,7 @@ _HOMES = {
     "RunCancelled": "holdfast.runs",
     "RunError": "holdfast.runs",
     "RunEvent": "holdfast.runs",
+    "RunExpired": "holdfast.runs",
     "RunFailed": "holdfast.runs",
     "RunHandle": "holdfast.runs",
     "SignInNeeded": "holdfast.tool",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -141,6 +142,7 @@ class Client:
         user_id: str = "",
         reject_when_busy: bool = False,
         priority: Priority = "interactive",
+        ttl: timedelta | float | None = None,
         request_id: str | None = None,
     ) -> RunHandle:
         """Starts a run. When this returns, the run is stored and goes on without the caller.
@@ -153,6 +155,8 @@ class Client:
             user_id: On whose behalf, the caller's own opaque id.
             reject_when_busy: Refuse, instead of waiting, while the session has an unfinished run.
             priority: `batch` lets the workspace's other runs go first.
+            ttl: How long it may take in all, in seconds where it is a number; what has not ended by then ends EXPIRED.
+                Not limited when not given.
             request_id: The same id with the same content is the same run. A new one when not given, so that the
                 retries inside this call start one run.
         """
@@ -164,6 +168,7 @@ class Client:
             user_id=user_id,
             reject_when_busy=reject_when_busy,
             priority=priority,
+            ttl=ttl,
             request_id=request_id,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -114,6 +114,7 @@ class Runs:
         user_id: str = "",
         reject_when_busy: bool = False,
         priority: Priority = "interactive",
+        ttl: timedelta | float | None = None,
         request_id: str | None = None,
     ) -> RunHandle:
         """As `Client.start`."""
@@ -131,6 +132,8 @@ class Runs:
             # Without an id the channel's own retry after a lost answer would start a second run.
             request_id=request_id if request_id is not None else new_uuid7(),
         )
+        if ttl is not None:
+            request.ttl.FromTimedelta(ttl if isinstance(ttl, timedelta) else timedelta(seconds=ttl))
         response = await self._transport.call("executor", self._stub.StartRun, request)
         return RunHandle(self._transport, response.run)
 

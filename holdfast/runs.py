@@ -20,7 +20,14 @@ from holdfast.errors import Cancelled, DeadlineExceeded, HoldfastError, Internal
 from holdfast.ids import new_uuid7
 from holdfast.transport import Transport, cancelling
 
-ENDED: Final = frozenset({run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED})
+ENDED: Final = frozenset(
+    {
+        run_pb2.RUN_STATE_SUCCEEDED,
+        run_pb2.RUN_STATE_FAILED,
+        run_pb2.RUN_STATE_CANCELLED,
+        run_pb2.RUN_STATE_EXPIRED,
+    }
+)
 """States after which nothing of a run changes."""
 
 # A wait is asked for again after this long: an executor that was stopped in the meantime is found out by it.
@@ -62,6 +69,13 @@ class RunCancelled(RunError):
 
     def __init__(self, run: run_pb2.Run) -> None:
         super().__init__(f"run {run.run_id} was cancelled", run)
+
+
+class RunExpired(RunError):
+    """A run did not end in the time that it was given."""
+
+    def __init__(self, run: run_pb2.Run) -> None:
+        super().__init__(f"run {run.run_id} expired: it had not ended by {run.expire_time.ToJsonString()}", run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +201,7 @@ class RunHandle:
         Raises:
             RunFailed: The run failed.
             RunCancelled: The run was cancelled.
+            RunExpired: The run did not end in the time that it was given.
             TimeoutError: It has not ended in time.
         """
         async with asyncio.timeout(timeout):
@@ -195,6 +210,8 @@ class RunHandle:
             raise RunFailed(run)
         if run.state == run_pb2.RUN_STATE_CANCELLED:
             raise RunCancelled(run)
+        if run.state == run_pb2.RUN_STATE_EXPIRED:
+            raise RunExpired(run)
         return text_of(run.output)
 
     async def wait(self) -> run_pb2.Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -175,6 +176,7 @@ class SyncClient:
         user_id: str = "",
         reject_when_busy: bool = False,
         priority: Priority = "interactive",
+        ttl: timedelta | float | None = None,
         request_id: str | None = None,
     ) -> SyncRunHandle:
         """As `Client.start`."""
@@ -187,6 +189,7 @@ class SyncClient:
                 user_id=user_id,
                 reject_when_busy=reject_when_busy,
                 priority=priority,
+                ttl=ttl,
                 request_id=request_id,
             )
         )

@@ -85,7 +85,12 @@ export async function* follow({ runs, stream }, runId, afterSeq = 0) {
   }
 }
 
-const ENDED = new Set(["RUN_STATE_SUCCEEDED", "RUN_STATE_FAILED", "RUN_STATE_CANCELLED"]);
+const ENDED = new Set([
+  "RUN_STATE_SUCCEEDED",
+  "RUN_STATE_FAILED",
+  "RUN_STATE_CANCELLED",
+  "RUN_STATE_EXPIRED",
+]);
 
 // The stable reason of a refused call (google.rpc.ErrorInfo), or undefined: docs/errors.md lists them.
 export function reasonOf(error) {

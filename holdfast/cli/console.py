@@ -35,6 +35,7 @@ class ExitCode(enum.IntEnum):
     RUN_FAILED = 3
     RUN_CANCELLED = 4
     RUN_WAITING = 5
+    RUN_EXPIRED = 6
     UNAVAILABLE = 69
     PERMISSION = 77
     INTERRUPTED = 130
@@ -42,7 +43,7 @@ class ExitCode(enum.IntEnum):
 
 EPILOG: Final = (
     "Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 4 run cancelled, 5 run waits for a person or is paused "
-    "(--no-wait), 69 service unavailable, 77 not permitted, 130 interrupted. Every command takes --json."
+    "(--no-wait), 6 run expired, 69 service unavailable, 77 not permitted, 130 interrupted. Every command takes --json."
 )
 
 STATE_STYLES: Final[Mapping[str, str]] = {

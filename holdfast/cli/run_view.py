@@ -191,6 +191,9 @@ class RunView:
     async def _on_cancel_requested(self, cancel: run_pb2.CancelRequested, event: RunEvent) -> None:
         self._line(Text("  cancel was asked for" + (f": {cancel.reason}" if cancel.reason else ""), style="yellow"))
 
+    async def _on_expiry_reached(self, expiry: run_pb2.ExpiryReached, event: RunEvent) -> None:
+        self._line(Text("  its time is over", style="yellow"))
+
     async def _on_pause_requested(self, pause: run_pb2.PauseRequested, event: RunEvent) -> None:
         self._line(Text("  pause was asked for" + (f": {pause.reason}" if pause.reason else ""), style="yellow"))
 

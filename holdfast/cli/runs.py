@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sys
 from contextlib import aclosing, suppress
+from datetime import timedelta
 from typing import Annotated
 
 import typer
@@ -29,6 +31,7 @@ _EXIT_CODES = {
     run_pb2.RUN_STATE_SUCCEEDED: ExitCode.OK,
     run_pb2.RUN_STATE_FAILED: ExitCode.RUN_FAILED,
     run_pb2.RUN_STATE_CANCELLED: ExitCode.RUN_CANCELLED,
+    run_pb2.RUN_STATE_EXPIRED: ExitCode.RUN_EXPIRED,
 }
 
 
@@ -43,6 +46,9 @@ def run(
         bool, typer.Option("--reject-when-busy", help="Refuse while the session has an unfinished run.")
     ] = False,
     batch: Annotated[bool, typer.Option("--batch", help="Let the workspace's other runs go first.")] = False,
+    ttl: Annotated[
+        str, typer.Option(metavar="TIME", help="End it EXPIRED unless it has ended by then: 90s, 30m, 12h, 7d.")
+    ] = "",
     request_id: Annotated[
         str, typer.Option(help="The same id with the same content is the same run, however often it is sent.")
     ] = "",
@@ -52,6 +58,7 @@ def run(
 ) -> None:
     """Start a run and follow it. Ctrl-C leaves it running; `holdfast cancel` stops it."""
     asked = read_text(text)
+    limit = _ttl(ttl) if ttl else None
 
     async def start(client: Client) -> int:
         handle = await client.start(
@@ -62,6 +69,7 @@ def run(
             user_id=user,
             reject_when_busy=reject_when_busy,
             priority="batch" if batch else "interactive",
+            ttl=limit,
             request_id=request_id or None,
         )
         if detach:
@@ -75,6 +83,16 @@ def run(
         return await follow(handle, 0, as_json=as_json, no_wait=no_wait)
 
     raise typer.Exit(int(with_client(start)))
+
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def _ttl(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d{1,9})\s*([smhdw])", text.strip().lower())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no time such as 90s, 30m, 12h or 7d", param_hint="--ttl")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 @app.command()
@@ -178,7 +196,9 @@ def list_runs(
     agent: Annotated[str, typer.Option(help="Only runs of this agent.")] = "",
     state: Annotated[
         list[str] | None,
-        typer.Option(help="Only runs in this state: queued, running, waiting, paused, succeeded, failed, cancelled."),
+        typer.Option(
+            help="Only runs in this state: queued, running, waiting, paused, succeeded, failed, cancelled, expired."
+        ),
     ] = None,
     session: Annotated[str, typer.Option(help="Only runs of this conversation.")] = "",
     user: Annotated[str, typer.Option(help="Only runs on behalf of this user.")] = "",

@@ -18,6 +18,7 @@ from services.executor.journal_view import RunView, StepView, to_datetime, to_ti
 from services.executor.tools.builtin import due_time_of, effective_tools, question_of
 from services.executor.tools.output import settle_failure, settle_result, shorten
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, check_arguments
+from services.shared.run_ends import CANCEL, EXPIRY, Ending, failure_of_open_call
 
 DEFAULT_MAX_STEPS = 100
 DEFAULT_TOOL_TIMEOUT = timedelta(seconds=60)
@@ -143,7 +144,7 @@ class Planner:
             if step is not None and step.is_open:
                 self._append(change, outcome.blobs)
         if only_outcomes or view.is_pausing:
-            if view.cancel is None:
+            if not view.is_ending:
                 self._succeed_if_answered()
             # Invariant: a run is paused when every call of it that was dispatched here is over and stored.
             if view.is_pausing and not running and not view.has_ended():
@@ -152,7 +153,7 @@ class Planner:
                 plan.changes.clear()
                 view.claimed_epoch = 0
             return plan
-        if view.cancel is not None:
+        if view.is_ending:
             self._cancel()
             return plan
         for step in list(view.open_steps.values()):
@@ -475,13 +476,14 @@ class Planner:
     def _cancel(self) -> None:
         """Every open call gets its one result, every open step its end."""
         self._refuse_calls_without_steps()
-        self._end(run_pb2.RUN_STATE_CANCELLED)
+        # Also where somebody had asked to cancel it: that came to nothing in time.
+        self._end(run_pb2.RUN_STATE_EXPIRED if self._view.has_expired else run_pb2.RUN_STATE_CANCELLED)
 
     def _refuse_calls_without_steps(self) -> None:
         turn = self._view.turn
         for call in turn.calls if turn is not None else ():
             if not self._view.has_step_for(call.call_id):
-                self._refuse_call(call, _cancelled_failure(None), run_pb2.STEP_STATE_CANCELLED)
+                self._refuse_call(call, self._open_failure(None), run_pb2.STEP_STATE_CANCELLED)
 
     def _fail(self, failure: content_pb2.Failure) -> None:
         self._end(run_pb2.RUN_STATE_FAILED, failure)
@@ -491,7 +493,7 @@ class Planner:
             if step.question is not None and step.question.decision is None:
                 self._add(
                     approval_closed=run_pb2.ApprovalClosed(
-                        approval_id=step.question.approval.approval_id, state=run_pb2.APPROVAL_STATE_CANCELLED
+                        approval_id=step.question.approval.approval_id, state=self._ending.question_state
                     )
                 )
             if step.tool is None:
@@ -500,17 +502,31 @@ class Planner:
                         step=step.number,
                         attempt=step.attempt,
                         state=run_pb2.STEP_STATE_CANCELLED,
-                        failure=_cancelled_failure(None),
+                        failure=self._open_failure(None),
                     )
                 )
             else:
-                self._finish_with_failure(step, _cancelled_failure(step), run_pb2.STEP_STATE_CANCELLED)
+                self._finish_with_failure(step, self._open_failure(step), run_pb2.STEP_STATE_CANCELLED)
         changed = run_pb2.RunStateChanged(state=state)
         if failure is not None:
             changed.failure.CopyFrom(failure)
         self._plan.local_calls.clear()
         self._plan.calls.clear()
         self._add(run_state_changed=changed)
+
+    @property
+    def _ending(self) -> Ending:
+        return EXPIRY if self._view.has_expired else CANCEL
+
+    def _open_failure(self, step: StepView | None) -> content_pb2.Failure:
+        may_have_happened = (
+            step is not None
+            and step.tool is not None
+            and (
+                step.state == run_pb2.STEP_STATE_IN_DOUBT or (step.tool.tool_kind != "builtin" and step.failure is None)
+            )
+        )
+        return failure_of_open_call(self._ending, may_have_happened=may_have_happened)
 
     # --- small parts ------------------------------------------------------------------------------------------
 
@@ -647,18 +663,6 @@ def _executor_lost_failure(step: StepView) -> content_pb2.Failure:
         message="The executor that made this attempt was lost before its result was stored.",
         failure_class=content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME if unknown else content_pb2.FAILURE_CLASS_RETRYABLE,
     )
-
-
-def _cancelled_failure(step: StepView | None) -> content_pb2.Failure:
-    may_have_happened = (
-        step is not None
-        and step.tool is not None
-        and (step.state == run_pb2.STEP_STATE_IN_DOUBT or (step.tool.tool_kind != "builtin" and step.failure is None))
-    )
-    message = "The run was cancelled before this call had a result."
-    if may_have_happened:
-        message += " It may have taken effect."
-    return content_pb2.Failure(reason="CANCELLED", message=message, failure_class=content_pb2.FAILURE_CLASS_CANCELLED)
 
 
 def _max_steps_failure(max_steps: int) -> content_pb2.Failure:

@@ -149,7 +149,7 @@ class Driver:
                 await self._read_on()
             if self._view.has_ended():
                 return DriveEnd.ENDED
-            if self._view.cancel is not None:
+            if self._view.is_ending:
                 await self._stop_local_calls()
             elif self._view.is_pausing:
                 await self._stop_sleeping_calls()

@@ -14,7 +14,14 @@ from holdfast.api.common.v1 import content_pb2, run_pb2
 
 T = TypeVar("T")
 
-ENDED = frozenset({run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED})
+ENDED = frozenset(
+    {
+        run_pb2.RUN_STATE_SUCCEEDED,
+        run_pb2.RUN_STATE_FAILED,
+        run_pb2.RUN_STATE_CANCELLED,
+        run_pb2.RUN_STATE_EXPIRED,
+    }
+)
 
 
 def to_datetime(stamp: Timestamp) -> datetime:
@@ -126,6 +133,7 @@ class RunView:
         self.created: run_pb2.RunCreated | None = None
         self.state: run_pb2.RunState = run_pb2.RUN_STATE_QUEUED
         self.cancel: run_pb2.CancelRequested | None = None
+        self.has_expired = False
         # Asked for and not withdrawn.
         self.pause: run_pb2.PauseRequested | None = None
         self.steps: dict[int, StepView] = {}
@@ -144,8 +152,13 @@ class RunView:
 
     @property
     def is_pausing(self) -> bool:
-        """Whether the run is to rest: nothing is begun any more. Whoever cancels it goes first."""
-        return self.pause is not None and self.cancel is None
+        """Whether the run is to rest: nothing is begun any more. Its end goes first."""
+        return self.pause is not None and not self.is_ending
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the run is to end, whatever is open: it is being cancelled, or its time is over."""
+        return self.cancel is not None or self.has_expired
 
     @property
     def input(self) -> content_pb2.Message:
@@ -230,6 +243,8 @@ class RunView:
             self.questions.pop(change.approval_closed.approval_id, None)
         elif kind == "cancel_requested":
             self.cancel = change.cancel_requested
+        elif kind == "expiry_reached":
+            self.has_expired = True
         elif kind == "pause_requested":
             self.pause = change.pause_requested
         elif kind == "resume_requested":

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from google.protobuf.duration_pb2 import Duration
+
 from holdfast.api.common.v1 import content_pb2
 from holdfast.api.executor.v1 import run_service_pb2 as run_service
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
@@ -15,6 +17,9 @@ from services.executor.stored_messages import store_message
 from services.shared.interceptors import AUTHORIZATION
 
 MAX_INPUT_BYTES: Final = 1024 * 1024
+# Seconds and nanoseconds.
+_SHORTEST_TTL: Final = (1, 0)
+_LONGEST_TTL: Final = (400 * 86_400, 0)
 
 # Version 00 of https://www.w3.org/TR/trace-context/; ids of zeros only are no ids.
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -56,6 +61,20 @@ def _checked(message: content_pb2.Message) -> content_pb2.Message:
     return content_pb2.Message(role=content_pb2.ROLE_USER, parts=message.parts)
 
 
+def ttl_of(request: run_service.StartRunRequest) -> Duration | None:
+    """Returns how long a run may take; None when that is not limited.
+
+    Raises:
+        InvalidArgument: Less than a second or more than 400 days.
+    """
+    if not request.HasField("ttl"):
+        return None
+    length = (request.ttl.seconds, request.ttl.nanos)
+    if not (_SHORTEST_TTL <= length <= _LONGEST_TTL and request.ttl.nanos >= 0):
+        raise InvalidArgument("expected 1 second to 400 days", field="ttl")
+    return request.ttl
+
+
 def traceparent_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
     """Returns the caller's trace context, or nothing where there is none or one that cannot be read."""
     for key, value in metadata or ():
@@ -86,6 +105,7 @@ def new_run(
     traceparent: str,
     is_batch: bool = False,
     agent_limit: int = 0,
+    ttl: Duration | None = None,
 ) -> journal_pb2.NewRun:
     """Returns the run as state takes it, with ids that sort by time; a repeated request is answered with the first."""
     stored, blobs = store_message(message)
@@ -105,4 +125,5 @@ def new_run(
         traceparent=traceparent,
         lane=journal_pb2.LANE_BATCH if is_batch else journal_pb2.LANE_INTERACTIVE,
         agent_limit=agent_limit,
+        ttl=ttl,
     )

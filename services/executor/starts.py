@@ -11,7 +11,7 @@ from holdfast.api.executor.v1 import run_service_pb2 as api
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.errors import Conflict, InvalidArgument, Reason, Unavailable
-from services.executor.new_runs import input_message, new_run
+from services.executor.new_runs import input_message, new_run, ttl_of
 from services.executor.revisions import RevisionCache
 from services.executor.run_grants import RunGrants
 from services.executor.servicers.fields import (
@@ -97,6 +97,7 @@ class RunStarter:
             raise InvalidArgument("expected ENQUEUE or REJECT", field="busy_policy")
         if request.priority not in run_pb2.Priority.values():
             raise InvalidArgument("expected INTERACTIVE or BATCH", field="priority")
+        ttl = ttl_of(request)
         workspace_id = starting.workspace_id
         agent, label = agent_field(request.agent), plain_field("revision", request.revision)
         for _ in range(_MAX_ATTEMPTS):
@@ -115,6 +116,7 @@ class RunStarter:
                 traceparent=starting.traceparent,
                 is_batch=request.priority == run_pb2.PRIORITY_BATCH,
                 agent_limit=found.spec.limits.max_concurrent_runs,
+                ttl=ttl,
             )
             new.run_grant = await self._grants.issue(
                 found.spec, run_id=new.run_id, user_id=user_id, caller_credential=starting.credential
@@ -164,6 +166,7 @@ def _first_event(new: journal_pb2.NewRun, run: run_pb2.Run) -> list[run_pb2.Even
         input=new.input,
         previous_run_id=run.previous_run_id,
         traceparent=new.traceparent,
+        ttl=new.ttl if new.HasField("ttl") else None,
     )
     change = run_pb2.Change(run_created=created)
     return [run_pb2.Event(run_id=run.run_id, seq=1, time=run.create_time, changes=[change])]

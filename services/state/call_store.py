@@ -143,7 +143,13 @@ def start_call(
     if row.state == CALL_STARTED:
         return None
     now = db.now(connection)
-    if row.state != CALL_OFFERED or run.state in ENDED or run.cancel_requested or row.offer_expires_at <= now:
+    if (
+        row.state != CALL_OFFERED
+        or run.state in ENDED
+        or run.cancel_requested
+        or run.expiring
+        or row.offer_expires_at <= now
+    ):
         raise lost()
     new = journal_pb2.NewCall.FromString(row.body)
     times_out_at = now + new.timeout.ToTimedelta()
@@ -177,7 +183,7 @@ def renew_calls(
     rows = {
         row.lease: row
         for row in connection.execute(
-            sa.select(t.calls, t.runs.c.cancel_requested)
+            sa.select(t.calls, t.runs.c.cancel_requested, t.runs.c.expiring)
             .join(t.runs, t.runs.c.run_id == c.run_id)
             .where(c.workspace_id == workspace_id, c.lease.in_(list(running)))
         )
@@ -191,7 +197,7 @@ def renew_calls(
         if row is None or row.worker_id != worker_id or row.state not in (CALL_OFFERED, CALL_STARTED):
             gone.append(lease)
             continue
-        if row.cancel_requested:
+        if row.cancel_requested or row.expiring:
             cancelled.append(lease)
         if row.state == CALL_STARTED:
             new = journal_pb2.NewCall.FromString(row.body)

@@ -69,6 +69,11 @@ CHECKS: Final[tuple[Check, ...]] = (
         "No state process sweeps, or more became due at once than it wakes. They are woken as soon as it does.",
     ),
     Check(
+        "lifetimes_are_swept",
+        f"No unfinished run's time has been over for more than {SWEPT_WITHIN.seconds} s, unless its driver was told.",
+        "No state process sweeps: is one running, and does its log say sweep_failed? They end as soon as one does.",
+    ),
+    Check(
         "calls_are_swept",
         f"No offer, start or sign of life of a worker's call is overdue for more than {SWEPT_WITHIN.seconds} s.",
         "No state process sweeps: is one running, and does its log say sweep_failed?",

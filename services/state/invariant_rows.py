@@ -37,6 +37,10 @@ def look_at_what_is_due(connection: sa.Connection, db: Database) -> Findings:
     found.looked_at("timers_have_fired", _count(connection, waiting))
     due = sa.select(r.run_id).where(t.IS_WAITING_FOR_TIME, r.wake_at < fired)
     _overdue(connection, found, "timers_have_fired", due, "run {}")
+    mortal = sa.select(sa.func.count()).select_from(t.runs).where(t.IS_EXPIRING)
+    found.looked_at("lifetimes_are_swept", _count(connection, mortal))
+    expired = sa.select(r.run_id).where(t.IS_EXPIRING, r.expire_at < swept)
+    _overdue(connection, found, "lifetimes_are_swept", expired, "run {}")
     for is_open, deadline, what in (
         (t.IS_QUEUED_CALL, c.start_deadline, "is not begun"),
         (t.IS_OFFERED_CALL, c.offer_expires_at, "is offered"),

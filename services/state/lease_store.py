@@ -142,6 +142,7 @@ class Glance:
         has_ready: There are runs to claim.
         next_due: When there is something for the sweep; None when nothing is due at any time.
         has_lost_calls: There are workers' calls whose time is over.
+        has_expired: There are runs whose time is over.
         newest: The newest transaction in the journal that is visible. 0 on SQLite, where all of them are made here.
         horizon: All transactions before this one are over.
     """
@@ -150,6 +151,7 @@ class Glance:
     has_ready: bool
     next_due: datetime | None
     has_lost_calls: bool
+    has_expired: bool
     newest: int
     horizon: int
 
@@ -165,6 +167,10 @@ _DUE = {
     # Few rows, one for each executor.
     "expires": "(SELECT min(expires_at) FROM executors)",
     "wake": "(SELECT wake_at FROM runs WHERE state = 3 AND wake_at IS NOT NULL ORDER BY 1 LIMIT 1)",
+    "expire": (
+        "(SELECT expire_at FROM runs WHERE expire_at IS NOT NULL AND "
+        "(state IN (1, 3, 7) OR state = 2 AND NOT expiring) ORDER BY 1 LIMIT 1)"
+    ),
     "start": "(SELECT start_deadline FROM calls WHERE state = 1 ORDER BY 1 LIMIT 1)",
     "offer": "(SELECT offer_expires_at FROM calls WHERE state = 2 ORDER BY 1 LIMIT 1)",
     "beat": "(SELECT beat_due_at FROM calls WHERE state = 3 ORDER BY 1 LIMIT 1)",
@@ -201,7 +207,8 @@ def glance(connection: sa.Connection, db: Database) -> Glance:
     row = connection.execute(_GLANCE[db.dialect], values).one()
     next_due = min((due for name in _DUE if (due := getattr(row, name)) is not None), default=None)
     has_lost_calls = any(due is not None and due <= row.now for due in (row.start, row.beat))
-    return Glance(row.now, bool(row.has_ready), next_due, has_lost_calls, row.newest, row.horizon)
+    has_expired = row.expire is not None and row.expire <= row.now
+    return Glance(row.now, bool(row.has_ready), next_due, has_lost_calls, has_expired, row.newest, row.horizon)
 
 
 _REACHED = sa.text(

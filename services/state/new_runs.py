@@ -154,7 +154,12 @@ def run_values(
         "previous_run_id": previous,
         "created_at": now,
         "updated_at": now,
+        "expire_at": now + new.ttl.ToTimedelta() if new.HasField("ttl") else None,
     }
+
+
+def _interval(new: journal_pb2.NewRun) -> str | None:
+    return f"{new.ttl.seconds}.{new.ttl.nanos // 1_000:06d}s" if new.HasField("ttl") else None
 
 
 def lane_of(new: journal_pb2.NewRun) -> int:
@@ -172,6 +177,7 @@ def created_body(new: journal_pb2.NewRun, previous: str | None) -> bytes:
         input=new.input,
         previous_run_id=previous or "",
         traceparent=new.traceparent,
+        ttl=new.ttl if new.HasField("ttl") else None,
     )
     return body_of([run_pb2.Change(run_created=created)])
 
@@ -203,7 +209,7 @@ def _join_session(connection: sa.Connection, new: journal_pb2.NewRun, now: datet
 
 
 # What the row of a new run has by default.
-_NOT_YET = {"failure": None, "ended_at": None, "wake_at": None, "pause_requested": False}
+_NOT_YET = {"failure": None, "ended_at": None, "wake_at": None, "pause_requested": False, "expiring": False}
 
 # Of a new run's row, what is the same for every run that begins a session. {now} is the time of the write.
 _NEW_RUN_CONSTANTS = {
@@ -219,6 +225,7 @@ _NEW_RUN_CONSTANTS = {
     **dict.fromkeys(("ready_at", "created_at", "updated_at"), "statement_timestamp()"),
     **dict.fromkeys(TOTALS, "0"),
     "output_seq": "0",
+    "expire_at": "statement_timestamp() + ttl",
 }
 _NEW_RUN_COLUMNS = ("run_id", "workspace_id", "session_id", "agent", "revision", "user_id", "lane", "agent_limit")
 _NEW_RUN_SENT = (
@@ -228,6 +235,7 @@ _NEW_RUN_SENT = (
     ("fingerprint", "bytea"),
     ("lane", "smallint"),
     ("agent_limit", "integer"),
+    ("ttl", "interval"),
     ("body_at", "integer"),
     ("body_size", "integer"),
 )
@@ -320,6 +328,7 @@ def _insert_new_sessions_on_postgres(
         "fingerprint": array(new.request_fingerprint for new in batch),
         "lane": array(lane_of(new) for new in batch),
         "agent_limit": array(new.agent_limit for new in batch),
+        "ttl": array(_interval(new) for new in batch),
         "bodies": b"".join(bodies),
         "body_at": array(accumulate(sizes[:-1], initial=1)),
         "body_size": array(sizes),

@@ -14,7 +14,7 @@ from holdfast.errors import HoldfastError
 from services.shared.clock import Clock
 from services.shared.database import Database, Writer
 from services.shared.telemetry import get_logger
-from services.state import lease_store
+from services.state import expiry, lease_store
 from services.state.hub import Hub, wait_for
 
 POSTGRES_SECONDS: Final = 0.25
@@ -150,9 +150,23 @@ class Pulse:
             if outside is not None:
                 log.info("call_lost", run_id=lost.run_id, step=lost.step, attempt=lost.attempt)
                 self._hub.outside_event(lost.run_id, outside)
+        # Order matters: after the runs of lost executors were returned, so that what they drove ends here, too.
+        expired = await self._db.read(expiry.expired_runs, self._db) if seen.has_expired else []
+        for run in expired:
+            await self._expire(run)
+        if len(expired) >= expiry.EXPIRED_LIMIT:
+            return 0.0
         if found.is_full or len(lost_calls) >= lease_store.LOST_CALLS_LIMIT:
             return 0.0
-        return LOCKED_SECONDS if found.is_empty and not lost_calls else SWEPT_SECONDS
+        return LOCKED_SECONDS if found.is_empty and not lost_calls and not expired else SWEPT_SECONDS
+
+    async def _expire(self, run: expiry.ExpiredRun) -> None:
+        written = await self._db.write(expiry.expire_run, self._db, run)
+        if written is not None and written.outside is not None:
+            log.info("run_expired", run_id=run.run_id)
+            self._hub.outside_event(run.run_id, written.outside)
+            if written.leases:
+                self._hub.calls_cancelled(list(written.leases))
 
     async def _notice_commits(self, seen: lease_store.Glance) -> None:
         """Tells followers and watchers of what other replicas committed."""

@@ -52,6 +52,8 @@ def run_of(row: Any) -> run_pb2.Run:
         run.failure.ParseFromString(row.failure)
     if row.ended_at is not None:
         run.end_time.FromDatetime(row.ended_at)
+    if row.expire_at is not None:
+        run.expire_time.FromDatetime(row.expire_at)
     if row.wake_at is not None:
         run.wake_time.FromDatetime(row.wake_at)
     return run

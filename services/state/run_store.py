@@ -125,29 +125,32 @@ def request_cancel(
         NotFound: RUN_NOT_FOUND.
         FailedPrecondition: RUN_ENDED.
     """
-    row = _lock_for_cancel(connection, workspace_id, run_id)
+    row = lock_in_chain(connection, workspace_id, run_id)
     if row.state == run_pb2.RUN_STATE_CANCELLED or (row.cancel_requested and row.state not in ENDED):
         return run_of(row), Written(None, run_id)
     if row.state in ENDED:
         raise FailedPrecondition("the run has ended", reason=Reason.RUN_ENDED, metadata={"run_id": run_id})
     asked = run_pb2.Change(cancel_requested=run_pb2.CancelRequested(requested_by=requested_by, reason=reason))
     if row.blocked:
-        outside = _cancel_blocked(connection, db, row, asked)
+        outside = end_blocked(connection, db, row, asked, run_pb2.RUN_STATE_CANCELLED, cancel_requested=True)
     else:
         # A paused run is made ready too: cancelling goes before pausing, and its next driver ends it.
         outside = journal.append_outside(connection, db, row, [asked], wakes=journal.RESTING)
         connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run_id).values(cancel_requested=True))
-    leases = connection.execute(
-        sa.select(t.calls.c.lease).where(
-            t.calls.c.run_id == run_id, t.calls.c.state.in_((journal.CALL_OFFERED, journal.CALL_STARTED))
-        )
-    ).scalars()
+    leases = leases_of(connection, run_id)
     stored = journal.find_run(connection, workspace_id, run_id)
-    return run_of(stored), Written(outside, run_id, tuple(leases))
+    return run_of(stored), Written(outside, run_id, leases)
 
 
-def _lock_for_cancel(connection: sa.Connection, workspace_id: str, run_id: str) -> sa.Row[Any]:
-    """Locks a run, and before it what a change of its session's chain touches.
+def leases_of(connection: sa.Connection, run_id: str) -> tuple[str, ...]:
+    """What workers have in hand of a run."""
+    c = t.calls.c
+    query = sa.select(c.lease).where(c.run_id == run_id, c.state.in_((journal.CALL_OFFERED, journal.CALL_STARTED)))
+    return tuple(connection.execute(query).scalars())
+
+
+def lock_in_chain(connection: sa.Connection, workspace_id: str, run_id: str) -> sa.Row[Any]:
+    """Locks a run, and before it what its end changes in its session's chain.
 
     The order is that of every transaction: the session, then its runs from the first to the last.
     """
@@ -165,25 +168,30 @@ def _lock_for_cancel(connection: sa.Connection, workspace_id: str, run_id: str) 
     return journal.find_run(connection, workspace_id, run_id, lock=True)
 
 
-def _cancel_blocked(
-    connection: sa.Connection, db: Database, row: sa.Row[Any], asked: run_pb2.Change
+def end_blocked(
+    connection: sa.Connection,
+    db: Database,
+    row: sa.Row[Any],
+    why: run_pb2.Change,
+    state: run_pb2.RunState,
+    **values: Any,
 ) -> journal.Outside:
-    """Takes a run that has not begun out of its session's chain: its successor waits for its predecessor now."""
-    ended = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_CANCELLED)
-    outside = journal.append_outside(connection, db, row, [asked, run_pb2.Change(run_state_changed=ended)])
+    """Takes a run that has not begun out of its session's chain: its successor waits for its predecessor now.
+
+    Args:
+        row: The run, and what its chain needs, locked by `lock_in_chain`.
+        why: What ends it.
+        state: As what it ends.
+        values: What else its row says from now on.
+    """
+    ended = run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=state))
+    outside = journal.append_outside(connection, db, row, [why, ended], wakes=journal.NOBODY)
     now = db.now(connection)
     r = t.runs.c
     connection.execute(
         sa.update(t.runs)
         .where(r.run_id == row.run_id)
-        .values(
-            state=run_pb2.RUN_STATE_CANCELLED,
-            cancel_requested=True,
-            blocked=False,
-            ended_at=now,
-            updated_at=now,
-            successor_run_id=None,
-        )
+        .values(state=state, blocked=False, ended_at=now, updated_at=now, successor_run_id=None, **values)
     )
     # The predecessor may have ended since this row was read: then its successor has to be unblocked here.
     still_ahead = connection.execute(

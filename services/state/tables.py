@@ -71,6 +71,10 @@ runs = sa.Table(
     sa.Column("ended_at", Timestamp()),
     # Asked for and not withdrawn. Invariant: set while the state is PAUSED; no transition writes it.
     sa.Column("pause_requested", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    # When its time is over, set when it is created; no transition writes it.
+    sa.Column("expire_at", Timestamp()),
+    # Its driver was told that its time is over. Where its executor is lost, the sweep ends it.
+    sa.Column("expiring", sa.Boolean, nullable=False, server_default=sa.text("false")),
     sa.Index("ix_runs_workspace_id_run_id", "workspace_id", "run_id"),
     sa.Index("ix_runs_session_id_ordinal", "session_id", "ordinal"),
     # What is claimed, in the order of claims; runs of agents with a limit apart, each agent a queue of its own, so that
@@ -119,6 +123,13 @@ runs = sa.Table(
         "previous_run_id",
         postgresql_where=sa.text("state = 1 AND blocked"),
         sqlite_where=sa.text("state = 1 AND blocked"),
+    ),
+    # Those that the sweep has to end, or whose drivers it has to tell.
+    sa.Index(
+        "ix_runs_expire",
+        "expire_at",
+        postgresql_where=sa.text("expire_at IS NOT NULL AND (state IN (1, 3, 7) OR state = 2 AND NOT expiring)"),
+        sqlite_where=sa.text("expire_at IS NOT NULL AND (state IN (1, 3, 7) OR state = 2 AND NOT expiring)"),
     ),
     # Each step updates its run's row; room in the page keeps the update there.
     postgresql_with={"fillfactor": "70"},
@@ -377,6 +388,9 @@ executors = sa.Table(
 # A partial index is used only where the query says its condition in the same words, without parameters.
 IS_BLOCKED = sa.text("runs.state = 1 AND runs.blocked")
 IS_WAITING_FOR_TIME = sa.text("runs.state = 3 AND runs.wake_at IS NOT NULL")
+IS_EXPIRING = sa.text(
+    "runs.expire_at IS NOT NULL AND (runs.state IN (1, 3, 7) OR runs.state = 2 AND NOT runs.expiring)"
+)
 IS_QUEUED_CALL = sa.text("calls.state = 1")
 IS_OFFERED_CALL = sa.text("calls.state = 2")
 IS_STARTED_CALL = sa.text("calls.state = 3")

@@ -18,17 +18,19 @@ SUCCEEDED: Final = run_pb2.RUN_STATE_SUCCEEDED
 FAILED: Final = run_pb2.RUN_STATE_FAILED
 CANCELLED: Final = run_pb2.RUN_STATE_CANCELLED
 PAUSED: Final = run_pb2.RUN_STATE_PAUSED
+EXPIRED: Final = run_pb2.RUN_STATE_EXPIRED
 
-ENDED: Final = frozenset({SUCCEEDED, FAILED, CANCELLED})
+ENDED: Final = frozenset({SUCCEEDED, FAILED, CANCELLED, EXPIRED})
 
 ALLOWED: Final[dict[run_pb2.RunState, frozenset[run_pb2.RunState]]] = {
-    QUEUED: frozenset({RUNNING, PAUSED, CANCELLED}),
+    QUEUED: frozenset({RUNNING, PAUSED, CANCELLED, EXPIRED}),
     RUNNING: frozenset({QUEUED, WAITING, PAUSED, *ENDED}),
-    WAITING: frozenset({QUEUED, PAUSED}),
-    PAUSED: frozenset({QUEUED, CANCELLED}),
+    WAITING: frozenset({QUEUED, PAUSED, EXPIRED}),
+    PAUSED: frozenset({QUEUED, CANCELLED, EXPIRED}),
     SUCCEEDED: frozenset(),
     FAILED: frozenset(),
     CANCELLED: frozenset(),
+    EXPIRED: frozenset(),
 }
 """From a state to those it may become. RUNNING to QUEUED is a lease that was lost or given back."""
 
@@ -53,6 +55,7 @@ DRIVER_CHANGES: Final = frozenset(
 _CLOSED: Final = frozenset({run_pb2.APPROVAL_STATE_EXPIRED, run_pb2.APPROVAL_STATE_CANCELLED})
 
 MAX_CHANGES: Final = 2_000
+MAX_TTL_SECONDS: Final = 400 * 86_400
 
 
 def check_transition(transition: journal_pb2.Transition) -> None:
@@ -104,6 +107,10 @@ def check_new_run(new_run: journal_pb2.NewRun) -> None:
         raise InvalidArgument("workspace_id, run_id and the session's id must be UUIDs", field="new_run.run_id")
     if not new_run.agent or not new_run.revision or not new_run.HasField("input"):
         raise InvalidArgument("a run has an agent, a revision and an input", field="new_run.agent")
+    if new_run.HasField("ttl") and (new_run.ttl.seconds, new_run.ttl.nanos) <= (0, 0):
+        raise InvalidArgument("must be longer than nothing", field="new_run.ttl")
+    if new_run.ttl.seconds > MAX_TTL_SECONDS:
+        raise InvalidArgument(f"must be {MAX_TTL_SECONDS} s or less", field="new_run.ttl")
     if new_run.claim_for and not is_uuid(new_run.claim_for):
         raise InvalidArgument("must be a UUID", field="new_run.claim_for")
     check_blobs("new_run.blobs", new_run.blobs)

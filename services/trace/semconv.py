@@ -57,6 +57,7 @@ CALLER_TRACEPARENT: Final = "holdfast.caller.traceparent"
 CANCEL_REQUESTED_BY: Final = "holdfast.cancel.requested_by"
 CANCEL_REASON: Final = "holdfast.cancel.reason"
 CANCEL_REQUEST_TIME: Final = "holdfast.cancel.request_time"
+RUN_TTL: Final = "holdfast.run.ttl_seconds"
 # How often it was paused, and who asked last.
 PAUSE_COUNT: Final = "holdfast.pause.count"
 PAUSE_REQUESTED_BY: Final = "holdfast.pause.requested_by"

@@ -149,6 +149,8 @@ class SpanBuilder:
             attributes[semconv.CANCEL_REQUEST_TIME] = timeline.cancel_requested_at.isoformat()
             _put(attributes, semconv.CANCEL_REQUESTED_BY, timeline.cancel.requested_by)
             _put(attributes, semconv.CANCEL_REASON, timeline.cancel.reason[:200])
+        if timeline.created.HasField("ttl"):
+            attributes[semconv.RUN_TTL] = timeline.created.ttl.ToNanoseconds() / 1e9
         if timeline.pause is not None:
             attributes[semconv.PAUSE_COUNT] = timeline.pauses
             _put(attributes, semconv.PAUSE_REQUESTED_BY, timeline.pause.requested_by)

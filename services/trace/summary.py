@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.api.common.v1.run_pb2 import (
     RUN_STATE_CANCELLED,
+    RUN_STATE_EXPIRED,
     RUN_STATE_FAILED,
     RUN_STATE_PAUSED,
     RUN_STATE_QUEUED,
@@ -30,7 +31,7 @@ from holdfast.api.common.v1.run_pb2 import (
     StepFinished,
 )
 
-END_STATES: Final = frozenset({RUN_STATE_SUCCEEDED, RUN_STATE_FAILED, RUN_STATE_CANCELLED})
+END_STATES: Final = frozenset({RUN_STATE_SUCCEEDED, RUN_STATE_FAILED, RUN_STATE_CANCELLED, RUN_STATE_EXPIRED})
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)

@@ -11,10 +11,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from holdfast.api.common.v1.content_pb2 import FAILURE_CLASS_RETRYABLE, Failure
+from holdfast.api.common.v1.content_pb2 import FAILURE_CLASS_CANCELLED, FAILURE_CLASS_RETRYABLE, Failure
 from holdfast.api.common.v1.run_pb2 import (
     APPROVAL_STATE_DECIDED,
     APPROVAL_STATE_PENDING,
+    RUN_STATE_EXPIRED,
     RUN_STATE_FAILED,
     RUN_STATE_PAUSED,
     RUN_STATE_SUCCEEDED,
@@ -42,6 +43,7 @@ from holdfast.api.common.v1.run_pb2 import (
 from services.trace.summary import END_STATES, to_datetime
 
 EXECUTOR_LOST: Final = "EXECUTOR_LOST"
+RUN_EXPIRED: Final = "RUN_EXPIRED"
 
 
 class Outcome(StrEnum):
@@ -280,12 +282,15 @@ class Timeline:
         elif changed.state == RUN_STATE_FAILED:
             self.outcome = Outcome.ERROR
             self.failure = changed.failure if changed.HasField("failure") else None
+        elif changed.state == RUN_STATE_EXPIRED:
+            self.outcome = Outcome.ERROR
+            self.failure = _expired_failure()
         else:
             self.outcome = Outcome.CANCELLED
         # A run that is over has nothing open.
         for step in self.steps.values():
             if step.outcome is Outcome.OPEN:
-                self._end_step(step, time, self.outcome)
+                self._end_step(step, time, Outcome.CANCELLED if changed.state == RUN_STATE_EXPIRED else self.outcome)
 
     # ---------------------------------------------------------------------------------------------------- steps
 
@@ -371,6 +376,14 @@ class Timeline:
         for step in self._step(self._step_of_question.get(approval_id, 0)):
             if approval_id in step.questions:
                 yield step.questions[approval_id]
+
+
+def _expired_failure() -> Failure:
+    return Failure(
+        reason=RUN_EXPIRED,
+        message="the run did not end in its time",
+        failure_class=FAILURE_CLASS_CANCELLED,
+    )
 
 
 def lost_executor_failure(segment: Segment) -> Failure:

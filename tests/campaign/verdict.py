@@ -15,7 +15,7 @@ from tests.campaign.load import Record
 from tests.suite.histories import check_history
 
 # While faults happen these may be late, for as long as nobody sweeps.
-_SWEEPING = {"leases_are_swept", "timers_have_fired", "calls_are_swept"}
+_SWEEPING = {"leases_are_swept", "timers_have_fired", "lifetimes_are_swept", "calls_are_swept"}
 
 
 @dataclass(frozen=True, slots=True)

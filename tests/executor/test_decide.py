@@ -12,6 +12,7 @@ from google.protobuf import json_format
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from services.executor.decide import MAX_SIGN_INS, Outcome, Plan, Planner
 from services.executor.journal_view import RunView, to_timestamp
+from services.state.expiry import OpenEnds
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RUN_ID = "01900000-0000-7000-8000-000000000001"
@@ -676,3 +677,66 @@ def test_a_resumed_run_waits_again_for_what_has_not_come() -> None:
     )
     again.write(0, [resume_asked()])
     assert kinds(again.claim().plan()) == ["run_claimed", "step_finished", "step_started"]
+
+
+# ------------------------------------------------------------------------------------------------------------- expiry
+
+
+def time_is_over() -> run_pb2.Change:
+    return run_pb2.Change(expiry_reached=run_pb2.ExpiryReached(expire_time=to_timestamp(NOW)))
+
+
+def open_everywhere() -> Journal:
+    """A run with something open of every kind."""
+    journal = Journal()
+    drive = journal.claim()
+    drive.plan()
+    calls: list[tuple[str, dict[str, object]]] = [
+        ("look", {}), ("pay", {"amount": 5}), ("pack", {"box": 1}), ("ask_user", {"question": "Sure?"}),
+        ("sleep_until", {"seconds": 60}), ("pay", {"amount": 6}),
+    ]  # fmt: skip
+    drive.plan(drive.model_says(*calls))
+    drive.plan(drive.result(2))
+    drive.plan(drive.failed(3, content_pb2.FAILURE_CLASS_UNKNOWN_OUTCOME))
+    return journal
+
+
+@pytest.mark.promise("P7")
+def test_a_run_whose_time_is_over_ends_like_a_cancelled_one() -> None:
+    journal = open_everywhere()
+    journal.write(0, [pause_asked(), time_is_over()])
+    drive = journal.claim()
+    plan = drive.plan()
+    assert last_state(plan).state == run_pb2.RUN_STATE_EXPIRED
+    assert len(results_by_call(drive.view)) == 6
+    closed = [change.approval_closed.state for change in plan.changes if change.HasField("approval_closed")]
+    assert closed == [run_pb2.APPROVAL_STATE_EXPIRED] * 2
+    assert not plan.local_calls and not plan.calls
+
+
+@pytest.mark.parametrize("is_unanswered", [False, True], ids=["with steps", "without steps"])
+@pytest.mark.promise("P7")
+def test_state_ends_an_expired_run_as_its_driver_would(is_unanswered: bool) -> None:
+    journal = open_everywhere()
+    if is_unanswered:
+        journal = Journal()
+        drive = journal.claim()
+        drive.plan()
+        said = drive.model_says(("look", {}), ("pay", {"amount": 5}))
+        drive.store(drive.planner.plan([said], NOW, set(), only_outcomes=True))
+    left = OpenEnds()
+    for event in journal.events:
+        left.take(event)
+    by_state = RunView()
+    by_state.apply_events(journal.events)
+    for change in left.changes():
+        by_state.apply(change, 0)
+    journal.write(0, [time_is_over()])
+    by_driver = journal.claim()
+    by_driver.plan()
+    assert results_by_call(by_state) == results_by_call(by_driver.view)
+    assert by_state.open_steps == by_driver.view.open_steps == {}
+    assert {number: step.state for number, step in by_state.steps.items()} == {
+        number: step.state for number, step in by_driver.view.steps.items()
+    }
+    assert left.last_step == by_driver.view.step_count

@@ -108,6 +108,8 @@ class FakeExecutor:
         self.started: list[run_service_pb2.StartRunRequest] = []
         self.applied: list[agent_pb2.AgentSpec] = []
         self.cancelled: list[run_service_pb2.CancelRunRequest] = []
+        self.paused: list[run_service_pb2.PauseRunRequest] = []
+        self.resumed: list[run_service_pb2.ResumeRunRequest] = []
         self.refuse: HoldfastError | None = None
         """Every call fails with this."""
         self.apply_error: HoldfastError | None = None
@@ -137,6 +139,8 @@ class FakeExecutor:
                         "WaitRun": _unary(self._wait_run, run_service_pb2.WaitRunRequest),
                         "ListRuns": _unary(self._list_runs, run_service_pb2.ListRunsRequest),
                         "CancelRun": _unary(self._cancel_run, run_service_pb2.CancelRunRequest),
+                        "PauseRun": _unary(self._pause_run, run_service_pb2.PauseRunRequest),
+                        "ResumeRun": _unary(self._resume_run, run_service_pb2.ResumeRunRequest),
                         "WatchRun": _stream(self._watch_run, run_service_pb2.WatchRunRequest),
                     },
                 ),
@@ -230,6 +234,22 @@ class FakeExecutor:
         run = self._find(request.run_id).run
         run.cancel_requested = True
         return run_service_pb2.CancelRunResponse(run=run)
+
+    async def _pause_run(self, request: run_service_pb2.PauseRunRequest, context: Any) -> Any:
+        self._check(context)
+        self.paused.append(request)
+        run = self._find(request.run_id).run
+        run.pause_requested = True
+        run.state = run_pb2.RUN_STATE_PAUSED
+        return run_service_pb2.PauseRunResponse(run=run)
+
+    async def _resume_run(self, request: run_service_pb2.ResumeRunRequest, context: Any) -> Any:
+        self._check(context)
+        self.resumed.append(request)
+        run = self._find(request.run_id).run
+        run.pause_requested = False
+        run.state = run_pb2.RUN_STATE_QUEUED
+        return run_service_pb2.ResumeRunResponse(run=run)
 
     async def _watch_run(self, request: run_service_pb2.WatchRunRequest, context: Any) -> AsyncIterator[Any]:
         self._check(context)

@@ -19,7 +19,8 @@ from holdfast.errors import Conflict, FailedPrecondition, HoldfastError, Invalid
 
 QUEUED, RUNNING, WAITING = run_pb2.RUN_STATE_QUEUED, run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_WAITING
 PAUSED = run_pb2.RUN_STATE_PAUSED
-ENDS = (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED)
+EXPIRED = run_pb2.RUN_STATE_EXPIRED
+ENDS = (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED, EXPIRED)
 
 Operation = journal_pb2.Transition | journal_pb2.NewRun
 Answer = int | run_pb2.Run | HoldfastError
@@ -104,6 +105,8 @@ class _Run:
     behind: str = ""
     ready_order: int = 0
     wake_at: datetime | None = None
+    expire_at: datetime | None = None
+    is_expiring: bool = False
     unpriced: int = 0
     events: list[run_pb2.Event] = field(default_factory=list)
 
@@ -191,6 +194,8 @@ class ModelStateStore:
         )
         run.usage.cost_usd_nanos = 0
         stored = _Run(run, new.workspace_id, behind=behind)
+        if new.HasField("ttl"):
+            stored.expire_at = datetime.now(UTC) + new.ttl.ToTimedelta()
         self._runs[new.run_id] = stored
         self._sessions.setdefault((new.workspace_id, session_id), []).append(new.run_id)
         self._make_ready(stored)
@@ -202,6 +207,7 @@ class ModelStateStore:
             user_id=new.user_id,
             input=new.input,
             previous_run_id=previous,
+            ttl=new.ttl if new.HasField("ttl") else None,
         )
         self._write(stored, 0, [run_pb2.Change(run_created=created)])
         if new.request_id:
@@ -398,6 +404,28 @@ class ModelStateStore:
                 self._make_ready(stored)
         for call in self._calls.values():
             self._sweep_call(call, now)
+        for stored in sorted(self._runs.values(), key=lambda one: one.expire_at or now):
+            if stored.expire_at is not None and stored.expire_at <= now and not stored.has_ended:
+                self._expire(stored)
+
+    def _expire(self, stored: _Run) -> None:
+        # What follows from the journal (the ends of steps and calls) is the store's own; here it has no content.
+        reached = run_pb2.Change(expiry_reached=run_pb2.ExpiryReached())
+        ended = run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=EXPIRED))
+        if stored.run.state == RUNNING:
+            if not stored.is_expiring:
+                stored.is_expiring = True
+                self._write(stored, 0, [reached])
+            return
+        self._write(stored, 0, [ended] if stored.is_expiring else [reached, ended])
+        stored.run.state, stored.run.wait_reason = EXPIRED, run_pb2.WAIT_REASON_UNSPECIFIED
+        if stored.behind:
+            self._leave_chain(stored)
+            return
+        for question in self._questions.values():
+            if question.run is stored and question.approval.state == run_pb2.APPROVAL_STATE_PENDING:
+                question.approval.state = run_pb2.APPROVAL_STATE_EXPIRED
+        self._after_end(stored)
 
     def _sweep_call(self, call: _Call, now: datetime) -> None:
         if call.state == "OFFERED" and call.offer_ends is not None and call.offer_ends <= now:
@@ -436,6 +464,11 @@ class ModelStateStore:
         ended = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_CANCELLED)
         self._write(stored, 0, [asked, run_pb2.Change(run_state_changed=ended)])
         stored.run.state = run_pb2.RUN_STATE_CANCELLED
+        self._leave_chain(stored)
+        return self._copy(stored)
+
+    def _leave_chain(self, stored: _Run) -> None:
+        run_id = stored.run.run_id
         chain = self._sessions[stored.workspace_id, stored.run.session_id]
         chain.remove(run_id)
         for other in self._runs.values():
@@ -443,7 +476,6 @@ class ModelStateStore:
                 other.behind = stored.behind
                 other.run.previous_run_id = stored.run.previous_run_id
         stored.behind = ""
-        return self._copy(stored)
 
     async def pause(self, run_id: str, workspace_id: str = "") -> run_pb2.Run:
         stored = self._find(run_id, workspace_id)

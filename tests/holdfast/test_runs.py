@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from holdfast import Client, RunCancelled, RunEvent, RunFailed, TextDelta
+from holdfast import Client, RunCancelled, RunEvent, RunExpired, RunFailed, TextDelta
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.errors import Cancelled, Internal, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from tests.fakes.executor import API_KEY, FakeExecutor, delta, ended, event
@@ -197,6 +197,22 @@ async def test_failed_and_cancelled_runs_raise_with_the_run(executor: FakeExecut
     assert caught.value.failure.reason == "MAX_STEPS_EXCEEDED"
     with pytest.raises(RunCancelled):
         await (await client.run("cancelled")).result()
+
+
+async def test_expired_run_raises_with_the_run(executor: FakeExecutor, client: Client) -> None:
+    executor.add_run("late", [ended("late", 1, run_pb2.RUN_STATE_EXPIRED)])
+    with pytest.raises(RunExpired, match="run late expired") as caught:
+        await (await client.run("late")).result()
+    assert caught.value.run.state == run_pb2.RUN_STATE_EXPIRED
+
+
+async def test_run_is_paused_and_resumed_by_its_id_or_its_handle(executor: FakeExecutor, client: Client) -> None:
+    executor.add_run("r", [event("r", 1)])
+    assert (await client.pause("r", "lunch")).state == run_pb2.RUN_STATE_PAUSED
+    handle = await client.run("r")
+    assert (await handle.resume("back")).state == handle.run.state == run_pb2.RUN_STATE_QUEUED
+    [paused], [resumed] = executor.paused, executor.resumed
+    assert (paused.reason, resumed.reason) == ("lunch", "back")
 
 
 async def test_result_that_takes_too_long_leaves_the_run_alone(executor: FakeExecutor, client: Client) -> None:

@@ -24,6 +24,7 @@ SUCCEEDED: Final = run_pb2.RUN_STATE_SUCCEEDED
 FAILED: Final = run_pb2.RUN_STATE_FAILED
 CANCELLED: Final = run_pb2.RUN_STATE_CANCELLED
 PAUSED: Final = run_pb2.RUN_STATE_PAUSED
+EXPIRED: Final = run_pb2.RUN_STATE_EXPIRED
 
 
 def timestamp(moment: datetime) -> Timestamp:
@@ -69,6 +70,7 @@ def new_run(
     user_id: str = "ada",
     reject_when_busy: bool = False,
     run_id: str = "",
+    ttl_seconds: float = 0,
 ) -> journal_pb2.NewRun:
     """A run to store; without a session it begins one of its own."""
     return journal_pb2.NewRun(
@@ -83,6 +85,7 @@ def new_run(
         reject_when_busy=reject_when_busy,
         request_id=request_id,
         request_fingerprint=fingerprint,
+        ttl=duration(ttl_seconds) if ttl_seconds else None,
     )
 
 

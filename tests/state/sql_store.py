@@ -19,7 +19,7 @@ from holdfast.ids import new_uuid7
 from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
-from services.state import call_store, change_feed, claims, journal, lease_store, pauses, run_store, tables
+from services.state import call_store, change_feed, claims, expiry, journal, lease_store, pauses, run_store, tables
 from services.state.app import MIGRATIONS
 from services.state.group_commit import GroupCommit
 from services.state.hub import Hub
@@ -99,6 +99,8 @@ class SqlStateStore:
         await self.db.write(lease_store.sweep, self.db)
         for lost in await self.db.read(lease_store.lost_calls, self.db):
             await self.db.write(lease_store.lose_call, self.db, lost)
+        for expired in await self.db.read(expiry.expired_runs, self.db):
+            await self.db.write(expiry.expire_run, self.db, expired)
 
     async def cancel(self, run_id: str, workspace_id: str = WORKSPACE) -> run_pb2.Run:
         run, _ = await self.db.write(run_store.request_cancel, self.db, workspace_id, run_id, "key-1", "enough")

@@ -22,7 +22,7 @@ from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
 from services.shared.seals import NO_SEALS, Seals
-from services.state import call_store, claims, journal, lease_store, pauses, run_store
+from services.state import call_store, claims, expiry, journal, lease_store, pauses, run_store
 from services.state import tables as t
 from services.state.app import MIGRATIONS, SERVICE
 from services.state.group_commit import GroupCommit
@@ -36,6 +36,7 @@ SUCCEEDED = run_pb2.RUN_STATE_SUCCEEDED
 FAILED = run_pb2.RUN_STATE_FAILED
 CANCELLED = run_pb2.RUN_STATE_CANCELLED
 PAUSED = run_pb2.RUN_STATE_PAUSED
+EXPIRED = run_pb2.RUN_STATE_EXPIRED
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
@@ -292,6 +293,8 @@ class Store:
         found = await self.db.write(lease_store.sweep, self.db)
         for lost in await self.db.read(lease_store.lost_calls, self.db):
             await self.db.write(lease_store.lose_call, self.db, lost)
+        for expired in await self.db.read(expiry.expired_runs, self.db):
+            await self.db.write(expiry.expire_run, self.db, expired)
         return found
 
 

@@ -285,6 +285,22 @@ async def timer_overdue(store: Store) -> None:
     await waiting_run(store, wait={"wake": PAST})
 
 
+async def nobody_asked_to_pause_it(store: Store) -> None:
+    run = await waiting_run(store, asks(1, new_uuid7()))
+    await change(store, sa.update(t.runs).where(of(run)).values(state=run_pb2.RUN_STATE_PAUSED, wait_reason=0))
+
+
+async def time_wakes_a_paused_run(store: Store) -> None:
+    run = await store.create()
+    await store.pause(run)
+    await change(store, sa.update(t.runs).where(of(run)).values(wake_at=FUTURE))
+
+
+async def lifetime_overdue(store: Store) -> None:
+    run = await store.claimed()
+    await change(store, sa.update(t.runs).where(of(run)).values(expire_at=PAST))
+
+
 async def call_overdue(store: Store) -> None:
     await waiting_run(store, calls=[new_call(1, start_deadline=PAST)])
 
@@ -424,6 +440,9 @@ DAMAGE: dict[Callable[[Store], Any], set[str]] = {
     running_without_holder: {"one_holder"},
     lease_overdue: {"leases_are_swept"},
     timer_overdue: {"timers_have_fired"},
+    nobody_asked_to_pause_it: {"a_way_forward"},
+    time_wakes_a_paused_run: {"a_way_forward"},
+    lifetime_overdue: {"lifetimes_are_swept"},
     call_overdue: {"calls_are_swept"},
     two_results: {"one_result_per_call"},
     no_result: {"one_result_per_call"},

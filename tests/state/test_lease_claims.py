@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from holdfast.ids import new_uuid7
 from services.shared.database import Database
-from services.state import claims, lease_store
+from services.state import claims, expiry, lease_store
 from services.state import tables as t
 from services.state.claims import Claimed
 from services.state.turns import BATCH, BEGINNING, CHILD, INTERACTIVE, Position
@@ -435,12 +435,15 @@ async def test_look_of_the_pulse_does_not_grow_with_waiting_or_ready_runs(postgr
         def fill(connection: sa.Connection) -> None:
             insert_many_runs(connection, workspaces(10), 100_000, state=WAITING)
             insert_many_runs(connection, workspaces(1), 20_000, state=QUEUED)
+            # Those that wait have a time, too; it is not over.
+            connection.execute(sa.text("UPDATE runs SET expire_at = now() + interval '1 day' WHERE state = 3"))
             connection.execute(sa.text("ANALYZE runs"))
 
         def explain(connection: sa.Connection) -> list[dict[str, Any]]:
             with plans(connection) as found:
                 lease_store.glance(connection, db)
                 lease_store.sweep(connection, db)
+                expiry.expired_runs(connection, db)
             return found
 
         await db.write(fill)

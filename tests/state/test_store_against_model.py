@@ -24,6 +24,7 @@ from services.state.transitions import ALLOWED
 from tests.fakes.state_store import ModelStateStore, StateStore
 from tests.state.builders import (
     CANCELLED,
+    EXPIRED,
     FAILED,
     PAUSED,
     RUNNING,
@@ -79,6 +80,7 @@ _STEPS = [
     *_worker_acts * 2,
     _bad_write,
     st.tuples(st.just("create"), st.sampled_from(["alone", "session", "reject", "again"]), _index),
+    *[st.tuples(st.just("create"), st.sampled_from(["mortal", "mortal_session"]), _index)] * 2,
     st.tuples(st.just("lose"), _executor),
     st.tuples(st.just("leave"), _executor),
     st.tuples(st.just("give_back"), _executor, _index),
@@ -99,10 +101,23 @@ _BEGINNING: list[Step] = [
     ("create", "session", 0),
     ("create", "alone", 1),
     ("claim", 0),
-    # One that never begins.
+    # Those that never begin, and those whose time is over while they rest or are driven: rare, and all different.
     ("create", "session", 0),
     ("pause", 3),
+    ("resume", 3),
+    ("pause", 3),
     ("cancel", 3),
+    ("create", "mortal", 0),
+    ("create", "mortal", 0),
+    ("create", "alone", 2),
+    ("create", "session", 0),
+    ("cancel", 7),
+    ("claim", 0),
+    ("write", 6, 0, 0, "expire"),
+    ("write", 4, 0, 0, "ask"),
+    ("write", 5, 0, 0, "ask"),
+    ("pause", 4),
+    ("sweep",),
 ]
 HISTORY = st.lists(st.integers(0, len(_STEPS) - 1).flatmap(_STEPS.__getitem__), min_size=10, max_size=60).map(
     lambda steps: [*_BEGINNING, *steps]
@@ -149,7 +164,9 @@ class Pair:
     async def do_create(self, how: str, index: int) -> None:
         known = self.pick(self.history.created, index)
         session_id = (known.session_id or known.new_session_id) if known is not None else ""
-        if how == "again" and known is not None:
+        if how.startswith("mortal"):
+            new = new_run(session_id=session_id if how == "mortal_session" else "", ttl_seconds=INSTANT)
+        elif how == "again" and known is not None:
             new = known
         elif how in ("session", "reject"):
             new = new_run(session_id=session_id, reject_when_busy=how == "reject")
@@ -191,6 +208,7 @@ class Pair:
                 "finish": [finishes(step), starts(step + 1)],
                 "end": [finishes(step), ends()],
                 "fail": [ends(FAILED)],
+                "expire": [ends(EXPIRED)],
                 "wait": [waits()],
                 "rest": [becomes_paused()],
                 "nap": [waits(run_pb2.WAIT_REASON_TIMER, wake_at=PAST)],
@@ -385,7 +403,7 @@ class Pair:
                 run.previous_run_id,
                 run.output,
             ),
-            [(event.epoch, list(event.changes)) for event in events],
+            [(event.epoch, essential(event)) for event in events],
         )
 
     async def check_sessions(self) -> None:
@@ -397,12 +415,28 @@ class Pair:
         assert all(count == 1 for count in driven.values()), "two runs of a session are driven at once"
 
 
+def essential(event: run_pb2.Event) -> list[run_pb2.Change]:
+    """The changes of an event; of one by which the store ends a run, what it is and not what it found open."""
+    is_expiry = event.changes[-1].run_state_changed.state == EXPIRED and event.epoch == 0
+    changes = [
+        change
+        for change in event.changes
+        if not is_expiry or change.WhichOneof("kind") in ("expiry_reached", "run_state_changed")
+    ]
+    for change in changes:
+        if change.HasField("expiry_reached"):
+            # By whose clock it was over.
+            change.expiry_reached.ClearField("expire_time")
+    return changes
+
+
 # What a history breaks on purpose, or leaves to the sweep: the content of transitions is the executor's business.
 _NOT_STATES = {
     "one_result_per_call",
     "attempts_in_order",
     "leases_are_swept",
     "timers_have_fired",
+    "lifetimes_are_swept",
     "calls_are_swept",
 }
 _ON_PURPOSE = (
@@ -488,7 +522,7 @@ async def play(database_url: str, history: list[Step], seen: set[tuple[int, int]
                 await states.look()
             left = [(await real.run(new.run_id)) for new in pair.history.created]
             waiting = {run.session_id for run in left if run.state in (run_pb2.RUN_STATE_WAITING, PAUSED)}
-            ended = (run_pb2.RUN_STATE_SUCCEEDED, FAILED, CANCELLED)
+            ended = (run_pb2.RUN_STATE_SUCCEEDED, FAILED, CANCELLED, EXPIRED)
             assert all(run.state in ended or run.session_id in waiting for run in left)
 
 

@@ -14,9 +14,22 @@ from holdfast.errors import InvalidArgument, Reason
 from holdfast.ids import new_uuid7
 from services.state.transitions import ALLOWED, BY_DRIVER, DRIVER_CHANGES, ENDED, check_transition
 from tests.repository.tree import ROOT
-from tests.state.builders import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, WAITING, ends, starts, transition, waits
+from tests.state.builders import (
+    CANCELLED,
+    EXPIRED,
+    FAILED,
+    PAUSED,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    WAITING,
+    ends,
+    starts,
+    transition,
+    waits,
+)
 
-STATES = [QUEUED, RUNNING, WAITING, SUCCEEDED, FAILED, CANCELLED]
+STATES = [QUEUED, RUNNING, WAITING, PAUSED, SUCCEEDED, FAILED, CANCELLED, EXPIRED]
 RUN = new_uuid7()
 
 
@@ -30,13 +43,22 @@ def test_table_is_the_one_of_the_architecture() -> None:
     assert written == {(before, after) for before, afters in ALLOWED.items() for after in afters}
     assert written == {
         (QUEUED, RUNNING),
+        (QUEUED, PAUSED),
         (QUEUED, CANCELLED),
+        (QUEUED, EXPIRED),
         (RUNNING, QUEUED),
         (RUNNING, WAITING),
+        (RUNNING, PAUSED),
         (RUNNING, SUCCEEDED),
         (RUNNING, FAILED),
         (RUNNING, CANCELLED),
+        (RUNNING, EXPIRED),
         (WAITING, QUEUED),
+        (WAITING, PAUSED),
+        (WAITING, EXPIRED),
+        (PAUSED, QUEUED),
+        (PAUSED, CANCELLED),
+        (PAUSED, EXPIRED),
     }
 
 

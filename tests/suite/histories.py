@@ -9,7 +9,12 @@ from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.runs import RunEvent, RunHandle
 from services.executor.journal_view import RunView
 
-ENDED = (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED)
+ENDED = (
+    run_pb2.RUN_STATE_SUCCEEDED,
+    run_pb2.RUN_STATE_FAILED,
+    run_pb2.RUN_STATE_CANCELLED,
+    run_pb2.RUN_STATE_EXPIRED,
+)
 
 
 async def read_history(handle: RunHandle) -> list[run_pb2.Event]:

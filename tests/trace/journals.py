@@ -305,6 +305,31 @@ def cancel_request(by: str = "key-of-ada") -> run_pb2.Change:
     return run_pb2.Change(cancel_requested=run_pb2.CancelRequested(requested_by=by, reason="changed my mind"))
 
 
+def pause_request(by: str = "key-of-ada") -> run_pb2.Change:
+    """Somebody asks to pause the run."""
+    return run_pb2.Change(pause_requested=run_pb2.PauseRequested(requested_by=by, reason="lunch"))
+
+
+def resume_request(by: str = "key-of-ada") -> run_pb2.Change:
+    """Somebody asks to go on with it."""
+    return run_pb2.Change(resume_requested=run_pb2.ResumeRequested(requested_by=by))
+
+
+def paused_run(**options: Any) -> Journal:
+    """Paused by its driver for 100 s, then while it waits, then expired."""
+    journal = Journal(**options).claim().drive(start_model(1, 1))
+    journal.outside(pause_request())
+    journal.drive(finish_model(1, asks(("a", "ask_user", {}))), ends(run_pb2.RUN_STATE_PAUSED))
+    journal.pause(99).outside(resume_request())
+    journal.claim().drive(start_tool(2, "a", "ask_user", kind=WAIT), question(2, "q1"))
+    journal.drive(waits(run_pb2.WAIT_REASON_INPUT))
+    journal.pause(9).outside(pause_request("key-of-bob"), ends(run_pb2.RUN_STATE_PAUSED))
+    journal.pause(4).outside(decision(2, "q1"))
+    expired = run_pb2.Change(expiry_reached=run_pb2.ExpiryReached())
+    finished = finish_tool(2, result("a", "ask_user", "too late", is_error=True), state=CANCELLED)
+    return journal.pause(4).outside(expired, finished, ends(run_pb2.RUN_STATE_EXPIRED))
+
+
 def simple_run(**options: Any) -> Journal:
     """Claimed, one model call, done."""
     journal = Journal(**options)

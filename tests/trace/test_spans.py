@@ -25,6 +25,7 @@ from tests.trace.journals import (
     finish_model,
     finish_tool,
     parallel_run,
+    paused_run,
     result,
     simple_run,
     start_model,
@@ -280,3 +281,22 @@ def test_worker_call_given_to_another_worker_is_one_attempt() -> None:
     journal.drive(start_model(3, 3))
     journal.drive(finish_model(3, answer("done")), ends(run_pb2.RUN_STATE_SUCCEEDED))
     assert [span.kind for span in spans_of(journal) if span.step == 2] == [SpanKind.TOOL]
+
+
+def test_paused_run_shows_who_asked_and_its_segments_end_paused() -> None:
+    spans = spans_of(paused_run())
+    root = spans[0]
+    assert (root.outcome, root.attributes["error.type"]) == (Outcome.ERROR, "RUN_EXPIRED")
+    assert root.attributes["holdfast.pause.count"] == 2
+    assert root.attributes["holdfast.pause.requested_by"] == "key-of-bob"
+    assert root.attributes["holdfast.pause.reason"] == "lunch"
+    ends = [span.attributes.get("holdfast.segment.end") for span in spans if span.kind is SpanKind.SEGMENT]
+    assert ends == ["paused", "waiting"]
+    assert named(spans, "holdfast.wait ask_user").outcome is Outcome.CANCELLED
+
+
+def test_run_that_ends_for_somebody_outside_after_its_executor_was_lost_has_a_lost_segment() -> None:
+    journal = Journal().claim().drive(start_model(1, 1))
+    journal.pause(50).outside(ends(run_pb2.RUN_STATE_EXPIRED))
+    segment = named(spans_of(journal), "holdfast.segment 1")
+    assert (segment.attributes["holdfast.segment.end"], segment.ended_at) == ("lost", at(2))

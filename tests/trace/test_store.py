@@ -35,6 +35,7 @@ from tests.trace.journals import (
     finish_tool,
     in_feed_order,
     parallel_run,
+    paused_run,
     result,
     simple_run,
     start_model,
@@ -242,6 +243,19 @@ async def test_wait_for_a_timer_ends_when_it_is_due_and_not_when_it_is_claimed(d
     assert run.state == run_pb2.RUN_STATE_RUNNING
     assert run.waiting_micros == 10_000_000
     assert run.unpriced_calls == 1
+
+
+async def test_paused_time_is_neither_active_nor_waiting(db: Database) -> None:
+    journal = paused_run()
+    await ingest(db, [journal])
+    run = await SqlTraceStore(db).find_run(WORKSPACE, journal.run_id)
+    assert run is not None
+    assert (run.state, run.paused_since, run.segment_started_at) == (run_pb2.RUN_STATE_EXPIRED, None, None)
+    # 100 s by its driver, 10 s from its second pause to its end, with an answer between that woke nobody.
+    assert run.paused_micros == 110_000_000
+    assert run.waiting_micros == 10_000_000
+    assert run.active_micros == 5_000_000
+    assert run.ended_at is not None
 
 
 async def test_worker_that_takes_a_call_does_not_end_the_wait_for_its_result(db: Database) -> None:

@@ -15,6 +15,7 @@ from services.executor.tools.schema import (
     describe_json_error,
     parse_json,
 )
+from services.shared.run_ends import told_of_open_call
 from services.shared.scrubber import PROCESS
 
 DEFAULT_MAX_OUTPUT_BYTES: Final = 32_768
@@ -154,7 +155,7 @@ def _told(failure: content_pb2.Failure) -> str:
                 "either for granted, and do not repeat it without checking."
             )
         case content_pb2.FAILURE_CLASS_CANCELLED:
-            return f"The call was cancelled: {failure.message}"
+            return told_of_open_call(failure)
         case _ if failure.reason == INVALID_RESULT:
             return f"{failure.message}\nIt may have taken effect."
         case _:

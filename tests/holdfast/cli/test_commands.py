@@ -182,6 +182,36 @@ async def test_cancel_tells_the_reason(executor: FakeExecutor, holdfast: Invoke)
     assert executor.cancelled[0].request_id
 
 
+async def test_run_is_paused_and_resumed_below_the_list_of_runs(executor: FakeExecutor, holdfast: Invoke) -> None:
+    executor.add_run("r", [event("r", 1)])
+    assert (await holdfast("runs", "pause", "r", "--reason", "lunch")).stdout == "run r is paused\n"
+    assert json.loads((await holdfast("runs", "resume", "r", "--json")).stdout)["state"] == "RUN_STATE_QUEUED"
+    [paused], [resumed] = executor.paused, executor.resumed
+    assert (paused.reason, resumed.run_id) == ("lunch", "r")
+    assert paused.request_id and resumed.request_id
+    missing = await holdfast("runs", "pause", "nothing")
+    assert (missing.exit_code, "RUN_NOT_FOUND" in missing.stderr) == (ExitCode.ERROR, True)
+
+
+async def test_tail_shows_a_pause_and_leaves_when_told_not_to_wait(executor: FakeExecutor, holdfast: Invoke) -> None:
+    paused = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_PAUSED)
+    events = [
+        event("r", 1, pause_requested=run_pb2.PauseRequested(reason="lunch")),
+        event("r", 2, run_state_changed=paused),
+    ]
+    executor.add_run("r", events).run.state = run_pb2.RUN_STATE_PAUSED
+    result = await holdfast("tail", "r", "--no-wait")
+    assert result.exit_code == ExitCode.RUN_WAITING
+    assert "pause was asked for: lunch" in result.stderr
+
+
+async def test_expired_run_has_an_exit_code_of_its_own(executor: FakeExecutor, holdfast: Invoke) -> None:
+    executor.add_run("r", [event("r", 1), ended("r", 2, run_pb2.RUN_STATE_EXPIRED)])
+    assert (await holdfast("tail", "r")).exit_code == ExitCode.RUN_EXPIRED
+    refused = await holdfast("run", "support", "hi", "--ttl", "soon")
+    assert (refused.exit_code, "90s" in refused.stderr) == (ExitCode.USAGE, True)
+
+
 async def test_apply_stores_every_agent_of_every_file(executor: FakeExecutor, holdfast: Invoke, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(AGENT)
     (tmp_path / "b.yaml").write_text(AGENT.replace("shop", "bar") + "---\n" + AGENT.replace("shop", "cafe"))

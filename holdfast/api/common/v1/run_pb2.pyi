@@ -24,6 +24,7 @@ class RunState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUN_STATE_FAILED: _ClassVar[RunState]
     RUN_STATE_CANCELLED: _ClassVar[RunState]
     RUN_STATE_PAUSED: _ClassVar[RunState]
+    RUN_STATE_EXPIRED: _ClassVar[RunState]
 
 class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -86,6 +87,7 @@ RUN_STATE_SUCCEEDED: RunState
 RUN_STATE_FAILED: RunState
 RUN_STATE_CANCELLED: RunState
 RUN_STATE_PAUSED: RunState
+RUN_STATE_EXPIRED: RunState
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_INTERACTIVE: Priority
 PRIORITY_BATCH: Priority
@@ -121,7 +123,7 @@ IN_DOUBT_RESOLUTION_TELL_MODEL: InDoubtResolution
 IN_DOUBT_RESOLUTION_FAIL_RUN: InDoubtResolution
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested", "last_seq", "step_count", "usage", "failure", "output", "create_time", "update_time", "end_time", "wake_time", "previous_run_id", "priority", "pause_requested")
+    __slots__ = ("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested", "last_seq", "step_count", "usage", "failure", "output", "create_time", "update_time", "end_time", "wake_time", "previous_run_id", "priority", "pause_requested", "expire_time")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +144,7 @@ class Run(_message.Message):
     PREVIOUS_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     PAUSE_REQUESTED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session_id: str
     agent: str
@@ -162,7 +165,8 @@ class Run(_message.Message):
     previous_run_id: str
     priority: Priority
     pause_requested: bool
-    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., cancel_requested: bool = ..., last_seq: _Optional[int] = ..., step_count: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., pause_requested: bool = ...) -> None: ...
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., cancel_requested: bool = ..., last_seq: _Optional[int] = ..., step_count: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., pause_requested: bool = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("run_id", "seq", "time", "epoch", "changes")
@@ -179,7 +183,7 @@ class Event(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., seq: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., epoch: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("run_created", "run_claimed", "step_started", "attempt_started", "attempt_failed", "step_finished", "step_in_doubt", "run_state_changed", "cancel_requested", "approval_requested", "approval_decided", "approval_closed", "call_started", "late_result", "run_erased", "pause_requested", "resume_requested")
+    __slots__ = ("run_created", "run_claimed", "step_started", "attempt_started", "attempt_failed", "step_finished", "step_in_doubt", "run_state_changed", "cancel_requested", "approval_requested", "approval_decided", "approval_closed", "call_started", "late_result", "run_erased", "pause_requested", "resume_requested", "expiry_reached")
     RUN_CREATED_FIELD_NUMBER: _ClassVar[int]
     RUN_CLAIMED_FIELD_NUMBER: _ClassVar[int]
     STEP_STARTED_FIELD_NUMBER: _ClassVar[int]
@@ -197,6 +201,7 @@ class Change(_message.Message):
     RUN_ERASED_FIELD_NUMBER: _ClassVar[int]
     PAUSE_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     RESUME_REQUESTED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRY_REACHED_FIELD_NUMBER: _ClassVar[int]
     run_created: RunCreated
     run_claimed: RunClaimed
     step_started: StepStarted
@@ -214,10 +219,11 @@ class Change(_message.Message):
     run_erased: RunErased
     pause_requested: PauseRequested
     resume_requested: ResumeRequested
-    def __init__(self, run_created: _Optional[_Union[RunCreated, _Mapping]] = ..., run_claimed: _Optional[_Union[RunClaimed, _Mapping]] = ..., step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., attempt_failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., step_in_doubt: _Optional[_Union[StepInDoubt, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., cancel_requested: _Optional[_Union[CancelRequested, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_decided: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., approval_closed: _Optional[_Union[ApprovalClosed, _Mapping]] = ..., call_started: _Optional[_Union[CallStarted, _Mapping]] = ..., late_result: _Optional[_Union[LateResult, _Mapping]] = ..., run_erased: _Optional[_Union[RunErased, _Mapping]] = ..., pause_requested: _Optional[_Union[PauseRequested, _Mapping]] = ..., resume_requested: _Optional[_Union[ResumeRequested, _Mapping]] = ...) -> None: ...
+    expiry_reached: ExpiryReached
+    def __init__(self, run_created: _Optional[_Union[RunCreated, _Mapping]] = ..., run_claimed: _Optional[_Union[RunClaimed, _Mapping]] = ..., step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., attempt_failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., step_in_doubt: _Optional[_Union[StepInDoubt, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., cancel_requested: _Optional[_Union[CancelRequested, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_decided: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., approval_closed: _Optional[_Union[ApprovalClosed, _Mapping]] = ..., call_started: _Optional[_Union[CallStarted, _Mapping]] = ..., late_result: _Optional[_Union[LateResult, _Mapping]] = ..., run_erased: _Optional[_Union[RunErased, _Mapping]] = ..., pause_requested: _Optional[_Union[PauseRequested, _Mapping]] = ..., resume_requested: _Optional[_Union[ResumeRequested, _Mapping]] = ..., expiry_reached: _Optional[_Union[ExpiryReached, _Mapping]] = ...) -> None: ...
 
 class RunCreated(_message.Message):
-    __slots__ = ("session_id", "agent", "revision", "user_id", "input", "previous_run_id", "traceparent")
+    __slots__ = ("session_id", "agent", "revision", "user_id", "input", "previous_run_id", "traceparent", "ttl")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +231,7 @@ class RunCreated(_message.Message):
     INPUT_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     agent: str
     revision: str
@@ -232,7 +239,8 @@ class RunCreated(_message.Message):
     input: _content_pb2.StoredMessage
     previous_run_id: str
     traceparent: str
-    def __init__(self, session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    ttl: _duration_pb2.Duration
+    def __init__(self, session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class RunClaimed(_message.Message):
     __slots__ = ("executor_id", "epoch")
@@ -375,6 +383,12 @@ class ResumeRequested(_message.Message):
     requested_by: str
     reason: str
     def __init__(self, requested_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ExpiryReached(_message.Message):
+    __slots__ = ("expire_time",)
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Approval(_message.Message):
     __slots__ = ("approval_id", "run_id", "step", "kind", "state", "prompt", "answer_schema", "tool", "arguments_json", "create_time", "expire_time", "decide_time", "decision", "sign_in")

@@ -23,7 +23,7 @@ BUSY_POLICY_ENQUEUE: BusyPolicy
 BUSY_POLICY_REJECT: BusyPolicy
 
 class StartRunRequest(_message.Message):
-    __slots__ = ("agent", "revision", "text", "message", "session_id", "user_id", "busy_policy", "request_id", "priority")
+    __slots__ = ("agent", "revision", "text", "message", "session_id", "user_id", "busy_policy", "request_id", "priority", "ttl")
     AGENT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class StartRunRequest(_message.Message):
     BUSY_POLICY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
     agent: str
     revision: str
     text: str
@@ -42,7 +43,8 @@ class StartRunRequest(_message.Message):
     busy_policy: BusyPolicy
     request_id: str
     priority: _run_pb2.Priority
-    def __init__(self, agent: _Optional[str] = ..., revision: _Optional[str] = ..., text: _Optional[str] = ..., message: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., busy_policy: _Optional[_Union[BusyPolicy, str]] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_run_pb2.Priority, str]] = ...) -> None: ...
+    ttl: _duration_pb2.Duration
+    def __init__(self, agent: _Optional[str] = ..., revision: _Optional[str] = ..., text: _Optional[str] = ..., message: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., busy_policy: _Optional[_Union[BusyPolicy, str]] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_run_pb2.Priority, str]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StartRunResponse(_message.Message):
     __slots__ = ("run",)
