@@ -126,7 +126,9 @@ def request_cancel(
         FailedPrecondition: RUN_ENDED.
     """
     row = lock_in_chain(connection, workspace_id, run_id)
-    if row.state == run_pb2.RUN_STATE_CANCELLED or (row.cancel_requested and row.state not in ENDED):
+    # One that is paused although it was to be cancelled is woken once more.
+    is_asked = row.cancel_requested and row.state not in ENDED and row.state != run_pb2.RUN_STATE_PAUSED
+    if row.state == run_pb2.RUN_STATE_CANCELLED or is_asked:
         return run_of(row), Written(None, run_id)
     if row.state in ENDED:
         raise FailedPrecondition("the run has ended", reason=Reason.RUN_ENDED, metadata={"run_id": run_id})

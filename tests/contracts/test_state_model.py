@@ -16,8 +16,10 @@ from holdfast.ids import new_uuid7
 from tests.fakes.state_store import Answer, ModelStateStore, StateStore
 from tests.state.builders import (
     CANCELLED,
+    EXPIRED,
     FAILED,
     OTHER_WORKSPACE,
+    PAUSED,
     QUEUED,
     RUNNING,
     SUCCEEDED,
@@ -317,7 +319,7 @@ async def test_malformed_transition_is_refused(store: StateStore) -> None:
     assert why(answer) == Reason.INVALID_FIELD
 
 
-@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, CANCELLED])
+@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, CANCELLED, EXPIRED])
 async def test_nothing_is_written_after_an_end(store: StateStore, state: run_pb2.RunState) -> None:
     run_id, epoch = await claimed(store)
     assert await store.commit(transition(run_id, epoch, 2, ends(state))) == [2]
@@ -811,3 +813,48 @@ async def test_late_report_sent_twice_is_kept_once(store: StateStore) -> None:
         with pytest.raises(LeaseLost):
             await store.complete_call(WORKER, leased.lease, tool_result(1), late())
     assert (await kinds(store, run_id)).count("late_result") == 1
+
+
+# -------------------------------------------------------------------------------------------- pauses, and a run's time
+
+
+async def test_paused_run_rests_until_it_is_resumed(store: StateStore) -> None:
+    run_id, epoch = await claimed(store)
+    question = new_uuid7()
+    await store.commit(transition(run_id, epoch, 2, starts(1), asks(question), waits(wake_at=PAST)))
+    assert (await store.pause(run_id)).state == PAUSED
+    await store.decide(answers(question))
+    await store.sweep()
+    assert await store.claim(BOB) == {}
+    assert (await store.run(run_id)).pause_requested
+    assert (await store.resume(run_id)).state == QUEUED
+    assert (await store.claim(BOB))[run_id] == epoch + 1
+    assert (await kinds(store, run_id))[-4:] == [
+        "pause_requested", "run_state_changed", "approval_decided", "resume_requested",
+    ]  # fmt: skip
+
+
+async def test_driven_run_is_asked_to_pause_and_the_request_may_be_withdrawn(store: StateStore) -> None:
+    run_id, epoch = await claimed(store)
+    assert (await store.pause(run_id)).state == RUNNING
+    [answer] = await store.commit(transition(run_id, epoch, 2))
+    assert why(answer) == Reason.CONFLICT
+    assert not (await store.resume(run_id)).pause_requested
+    assert await store.commit(transition(run_id, epoch, 4, starts(1))) == [4]
+
+
+async def test_run_whose_time_is_over_ends_whatever_it_does(store: StateStore) -> None:
+    driven = await created(store, new_run(ttl_seconds=INSTANT))
+    await store.renew(ADA)
+    epoch = (await store.claim(ADA))[driven.run_id]
+    paused, queued = [await created(store, new_run(ttl_seconds=INSTANT)) for _ in range(2)]
+    behind = await created(store, new_run(session_id=queued.session_id))
+    await store.pause(paused.run_id)
+    await store.sweep()
+    assert [(await store.run(run.run_id)).state for run in (driven, paused, queued)] == [RUNNING, EXPIRED, EXPIRED]
+    assert set(await store.claim(BOB)) == {behind.run_id}
+    assert (await kinds(store, driven.run_id))[-1] == "expiry_reached"
+    assert await store.commit(transition(driven.run_id, epoch, 3, ends(EXPIRED))) == [3]
+    for ended in (driven, paused, queued):
+        with pytest.raises(FailedPrecondition):
+            await store.pause(ended.run_id)

@@ -35,6 +35,7 @@ from services.state.servicers.change_feed import DEFAULT_ENTRIES
 from tests.fakes.data_keys import MemoryKeys
 from tests.state.support import (
     CANCELLED,
+    EXPIRED,
     FAILED,
     FUTURE,
     PAST,
@@ -378,7 +379,7 @@ async def test_inline_messages_are_bounded_by_the_frame(store: Store) -> None:
 # --------------------------------------------------------------------------------------------------------------- ends
 
 
-@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, CANCELLED])
+@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, CANCELLED, EXPIRED])
 async def test_end_gives_the_lease_back_and_closes_what_is_open(store: Store, state: run_pb2.RunState) -> None:
     run = await store.claimed()
     other = await store.claimed()

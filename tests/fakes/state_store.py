@@ -450,7 +450,8 @@ class ModelStateStore:
 
     async def cancel(self, run_id: str, workspace_id: str = "") -> run_pb2.Run:
         stored = self._find(run_id, workspace_id)
-        if stored.run.state == run_pb2.RUN_STATE_CANCELLED or (stored.run.cancel_requested and not stored.has_ended):
+        is_asked = stored.run.cancel_requested and not stored.has_ended and stored.run.state != PAUSED
+        if stored.run.state == run_pb2.RUN_STATE_CANCELLED or is_asked:
             return self._copy(stored)
         if stored.has_ended:
             raise FailedPrecondition("ended", reason=Reason.RUN_ENDED)

@@ -46,7 +46,7 @@ def insert_many_runs(connection: sa.Connection, /, workspaces: Sequence[str], co
     run = {column.name: "0" for column in t.runs.c if not column.nullable}
     run |= dict.fromkeys(("run_id", "session_id"), "gen_random_uuid()")
     run |= dict.fromkeys(("agent", "revision", "user_id"), "'x'")
-    run |= dict.fromkeys(("blocked", "cancel_requested"), "false")
+    run |= dict.fromkeys(("blocked", "cancel_requested", "pause_requested", "expiring"), "false")
     run |= dict.fromkeys(("created_at", "updated_at"), "now()")
     run |= {
         "workspace_id": "(CAST(:workspaces AS uuid[]))[1 + i % :spread]",

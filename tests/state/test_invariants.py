@@ -12,6 +12,7 @@ import grpc
 import psycopg
 import pytest
 import sqlalchemy as sa
+from google.protobuf.duration_pb2 import Duration
 from psycopg.sql import SQL, Identifier
 from sqlalchemy.engine import make_url
 
@@ -165,8 +166,10 @@ async def test_a_healthy_database_has_no_violation(store: Store) -> None:
     await waiting_run(store, asks(1, new_uuid7()))
     await waiting_run(store, wait={"wake": FUTURE})
     await waiting_run(store, calls=[new_call(1)])
-    for _ in range(3):
+    for _ in range(2):
         await store.create()
+    # A time of its own, which is not over.
+    await store.create(ttl=Duration(seconds=3_600))
     # Ranges of two, so that everything has several.
     found = await inspect(store, page=2)
     assert {name: finding.examples for name, finding in found.items() if finding.violations} == {}

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.executor.v1 import run_service_pb2 as api
@@ -231,6 +232,31 @@ async def test_ended_run_cannot_be_cancelled(executor: Executor, client: Client)
     await executor.state.end(run)
     refused = await error(client.runs.CancelRun(api.CancelRunRequest(run_id=run.run.run_id)))
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, Reason.RUN_ENDED)
+
+
+async def test_pause_and_resume_say_who_asked_and_why(executor: Executor, client: Client) -> None:
+    run = executor.state.add_run("ws1")
+    run_id = run.run.run_id
+    paused = await client.runs.PauseRun(api.PauseRunRequest(run_id=run_id, reason="lunch"))
+    assert (paused.run.state, paused.run.pause_requested) == (run_pb2.RUN_STATE_PAUSED, True)
+    assert run.events[-1].changes[0].pause_requested == run_pb2.PauseRequested(requested_by="key-ws1", reason="lunch")
+    resumed = await client.runs.ResumeRun(api.ResumeRunRequest(run_id=run_id, reason="back"))
+    assert (resumed.run.state, resumed.run.pause_requested) == (run_pb2.RUN_STATE_QUEUED, False)
+    assert run.events[-1].changes[0].resume_requested == run_pb2.ResumeRequested(requested_by="key-ws1", reason="back")
+    await executor.state.end(run)
+    for refused in (
+        client.runs.PauseRun(api.PauseRunRequest(run_id=run_id)),
+        client.runs.ResumeRun(api.ResumeRunRequest(run_id=run_id)),
+    ):
+        assert (await error(refused)).reason == Reason.RUN_ENDED
+    long = await error(client.runs.PauseRun(api.PauseRunRequest(run_id=run_id, reason="x" * 1_001)))
+    assert long.reason == Reason.INVALID_FIELD
+
+
+@pytest.mark.parametrize("ttl", [Duration(nanos=999_999_999), Duration(seconds=-5), Duration(seconds=34_560_001)])
+async def test_time_of_a_run_has_limits(executor: Executor, client: Client, ttl: Duration) -> None:
+    refused = await error(client.runs.StartRun(api.StartRunRequest(agent="support", text="hi", ttl=ttl)))
+    assert refused.reason == Reason.INVALID_FIELD
 
 
 # ------------------------------------------------------------------------------------------------------------- watch
