@@ -109,3 +109,30 @@ async def test_paused_run_is_cancelled(stage: Stage) -> None:
         await handle.cancel("enough")
         assert (await handle.wait()).state == run_pb2.RUN_STATE_CANCELLED
     check_history(await read_history(handle))
+
+
+@pytest.mark.parametrize("crash_point", ["executor.before_commit", "executor.after_commit"])
+async def test_driver_that_dies_as_it_pauses_leaves_a_run_that_is_paused(stage: Stage, crash_point: str) -> None:
+    path = f"/pay_at_{crash_point.rpartition('.')[2]}"
+    gate = Gate("paid")
+    stage.http.on(path, gate.answer)
+    agent = Agent("fragile", model=scripted(call(path[1:]), "done"), tools=[stage.tool(path[1:], effect="idempotent")])
+    async with asyncio.timeout(60):
+        handle = await stage.start(agent)
+        await stage.http.until(lambda: bool(stage.http.of(handle.id, path)))
+        await handle.pause()
+        await stage.suite.kill("executor")
+        # The only thing that the next one has to store is that the run is paused.
+        stage.suite.launch("executor", settings={"HOLDFAST_CRASH_POINT": crash_point})
+        assert await stage.suite.wait_for_exit("executor") == 137
+        await stage.suite.restart("executor", settings={"HOLDFAST_CRASH_POINT": ""})
+        await until_paused(handle)
+        assert len(stage.http.of(handle.id, path)) == 1
+        gate.open()
+        await handle.resume()
+        assert await handle.result() == "done"
+    events = await read_history(handle)
+    check_history(events)
+    states = [change.run_state_changed.state for change in changes_of(events, "run_state_changed")]
+    assert states == [PAUSED, run_pb2.RUN_STATE_SUCCEEDED]
+    assert len({made.key for made in stage.http.of(handle.id, path)}) == 1
