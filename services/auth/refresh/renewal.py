@@ -316,7 +316,8 @@ class Renewal:
             while True:
                 if escrow is not None and key is not None and not is_escrowed:
                     is_escrowed = await self._keep(escrow, key)  # R7
-                    crash_point("auth.refresh.r7")
+                    if is_escrowed:
+                        crash_point("auth.refresh.r7")
                 try:
                     winner = await self._write(connection, path, old, new)  # R8
                     break

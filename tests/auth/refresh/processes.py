@@ -14,20 +14,25 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from holdfast.api.auth.v1 import connection_service_pb2 as pb
 from holdfast.api.auth.v1.integration_service_pb2 import CREDENTIAL_KIND_OAUTH2, CreateIntegrationRequest
 from holdfast.ids import new_uuid7
-from services.auth.app import open_core
+from services.auth.app import Core, open_core
 from services.auth.connection_store import ConnectionState, CredentialKind, NewConnection
 from services.auth.fingerprints import fingerprint_of
 from services.auth.oauth.tokens import TokenSet
 from services.auth.refresh.documents import TokenDocument
 from services.auth.sealing import MasterKey
+from services.auth.secret_backend import open_secret_backend
 from services.auth.secret_paths import new_connection_path
-from services.auth.secrets_embedded import EmbeddedSecretStore
+from services.auth.secrets import SecretStore
 from services.auth.settings import AuthSettings
+from services.auth.tables import escrows
 from services.shared.clock import SystemClock
-from tests.auth.support import TOKEN, Auth, Client, make_key, settings_for
+from services.shared.settings import load
+from tests.auth.support import TOKEN, Auth, Client, make_key
 from tests.repository.tree import ROOT
 
 
@@ -64,9 +69,7 @@ class Child:
 class Cluster:
     """A database, its processes, and what is put into it beside them."""
 
-    def __init__(self, database_url: str, providers: Path) -> None:
-        self.master = MasterKey.generate()
-        self.settings: AuthSettings = settings_for(database_url, master_key=self.master)
+    def __init__(self, database_url: str, providers: Path, **environment: str) -> None:
         self._environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
@@ -76,10 +79,12 @@ class Cluster:
             "HOLDFAST_AUTH_HTTP_LISTEN": "127.0.0.1:0",
             "HOLDFAST_LOG_FORMAT": "json",
             "HOLDFAST_MIGRATE_ON_START": "true",
-            "HOLDFAST_MASTER_KEY": self.master.export(),
+            "HOLDFAST_MASTER_KEY": MasterKey.generate().export(),
             "HOLDFAST_PROVIDERS_FOLDER": str(providers),
             "HOLDFAST_AUTH_EGRESS_ALLOW": "127.0.0.0/8",
+            **environment,
         }
+        self.settings = load(AuthSettings, self._environment)
         self.workspace_id = ""
         self.key = ""
 
@@ -129,7 +134,7 @@ class Cluster:
 
     async def connect(self, name: str, integration_id: str, provider: str, tokens: TokenSet) -> str:
         """Stores a grant as a sign-in does; returns the connection's id. Nothing refreshes it by itself."""
-        async with open_core(self.settings, asyncio.Event(), clock=SystemClock()) as core:
+        async with self._opened() as (core, secrets):
             fingerprint = partial(fingerprint_of, core.keyring.audit_key)
             path = new_connection_path(self.workspace_id, "")
             new = NewConnection(
@@ -145,20 +150,35 @@ class Cluster:
                 expire_time=tokens.expire_time,
             )
             await core.connection_store.announce_secret(path)
-            secrets = EmbeddedSecretStore(core.db, core.keyring)
             await secrets.put(path, TokenDocument(tokens=tokens).to_secret(new), expected_version=0)
             saved = await core.connection_store.save_connection(new, replace=False, actor="test", request=None)
             return saved.connection.connection_id
 
     async def stored(self, connection_id: str) -> tuple[ConnectionState, int, TokenDocument]:
         """Returns what is stored of a connection: its state, the version of its tokens, and the tokens."""
-        async with open_core(self.settings, asyncio.Event(), clock=SystemClock()) as core:
+        async with self._opened() as (core, secrets):
             row = await core.connection_store.get_connection(self.workspace_id, connection_id)
             assert row is not None
             assert row.secret_path is not None
-            found = await EmbeddedSecretStore(core.db, core.keyring).get(row.secret_path)
+            found = await secrets.get(row.secret_path)
             assert found is not None
             return row.state, found.version, TokenDocument.from_secret(found.secret, row)
+
+    async def escrowed(self) -> int:
+        """Counts the tokens that lie between a provider's answer and the write of their document."""
+        async with self._opened() as (core, _):
+            return await core.db.read_once(
+                lambda connection: connection.scalar(sa.select(sa.func.count()).select_from(escrows)) or 0
+            )
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[tuple[Core, SecretStore]]:
+        clock = SystemClock()
+        async with (
+            open_core(self.settings, asyncio.Event(), clock=clock) as core,
+            open_secret_backend(self.settings, core.db, core.keyring, clock) as backend,
+        ):
+            yield core, backend.secrets
 
 
 async def _address(stderr: asyncio.StreamReader) -> str:

@@ -17,22 +17,39 @@ from services.auth.oauth.client import OAuthClient
 from services.shared.clock import SystemClock
 from tests.auth.oauth.test_oidc_provider import signed_in
 from tests.auth.refresh.processes import Child, Cluster
+from tests.auth.vault.support import approle_environment, of_double
 from tests.fakes import oauth_provider, oidc_provider
 from tests.fakes.oauth_provider import CLIENT_ID, CLIENT_SECRET, FakeOAuthProvider, Grant
+from tests.fakes.vault import Cluster as Vault
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-async def cluster(postgres_database: str, tmp_path: Path) -> Cluster:
-    """A database and a folder of providers."""
+def providers(tmp_path: Path) -> Path:
+    """A folder of providers."""
     folder = tmp_path / "providers"
     folder.mkdir()
     (folder / "panva.yaml").write_text(oidc_provider.DATA)
     (folder / "fake.yaml").write_text(oauth_provider.DATA.replace("account:\n", "  rotation: strict\naccount:\n", 1))
-    made = Cluster(postgres_database, folder)
+    return folder
+
+
+@pytest.fixture
+async def cluster(postgres_database: str, providers: Path) -> Cluster:
+    """A database that holds the tokens too."""
+    made = Cluster(postgres_database, providers)
     await made.prepare()
     return made
+
+
+@pytest.fixture
+async def cluster_on_vault(postgres_database: str, providers: Path, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A database, and tokens in the double of Vault: only then are there escrows."""
+    with Vault() as vault:
+        made = Cluster(postgres_database, providers, **await approle_environment(of_double(vault), tmp_path))
+        await made.prepare()
+        yield made
 
 
 @pytest.fixture
@@ -127,6 +144,33 @@ async def test_a_process_that_is_killed_at_a_step_loses_no_grant(
             assert (state, version) == (ConnectionState.DEGRADED, 1)
         else:
             assert (state, version) == (ConnectionState.ACTIVE, 3 if is_stored else 2)
+
+
+async def test_tokens_that_a_killed_process_left_in_escrow_become_the_document(
+    cluster_on_vault: Cluster, provider: FakeOAuthProvider
+) -> None:
+    cluster = cluster_on_vault
+    async with cluster.process(HOLDFAST_CRASH_POINT="auth.refresh.r7") as victim:
+        connection_id, grant = await connected(cluster, victim, provider)
+        dying = asyncio.create_task(victim.refresh("crm"))
+        assert await victim.ended() == 137
+        await asyncio.gather(dying, return_exceptions=True)
+    # The provider has spent the refresh token of the document; the one that it takes next lies in the escrow alone.
+    _, version, document = await cluster.stored(connection_id)
+    spent = document.tokens.refresh_token
+    assert spent is not None
+    assert (version, is_alive(grant, spent.reveal()), await cluster.escrowed()) == (1, False, 1)
+    async with cluster.process() as survivor:
+        renewed = await outcome(survivor)
+        assert isinstance(renewed, Connection)
+        state, version, document = await cluster.stored(connection_id)
+        token = document.tokens.refresh_token
+        assert token is not None
+        assert is_alive(grant, token.reveal())
+        # Each answer of the provider is a version of the document, the one that the victim got among them.
+        assert (state, version) == (ConnectionState.ACTIVE, provider.token_calls + 1)
+        assert provider.reuses_detected == 0
+        assert await cluster.escrowed() == 0
 
 
 async def test_a_process_that_is_killed_with_the_answer_in_its_hands_loses_the_grant_and_says_why(

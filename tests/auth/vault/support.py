@@ -88,6 +88,22 @@ async def approle(server: Server, folder: Path) -> AppRoleLogin:
     return AppRoleLogin(role_id, path, server.role.name)
 
 
+async def approle_environment(server: Server, folder: Path) -> dict[str, str]:
+    """Settings of auth on a server that is set up for it, with a login by AppRole."""
+    role_id, secret_id, _ = await set_up(server)
+    file = folder / "secret-id"
+    file.touch(0o600)
+    file.write_text(secret_id)
+    return {
+        "HOLDFAST_SECRET_STORE": "vault",
+        "HOLDFAST_VAULT_ADDR": ",".join(server.addresses),
+        "HOLDFAST_VAULT_MOUNT_PREFIX": server.mounts.connections.removesuffix("-conn"),
+        "HOLDFAST_VAULT_ROLE": server.role.name,
+        "HOLDFAST_VAULT_ROLE_ID": role_id,
+        "HOLDFAST_VAULT_SECRET_ID_FILE": str(file),
+    }
+
+
 @asynccontextmanager
 async def opened(server: Server, method: LoginMethod, *, clock: Clock | None = None) -> AsyncIterator[Vault]:
     """Vault as auth has it."""

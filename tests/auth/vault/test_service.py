@@ -14,7 +14,7 @@ from services.auth.secret_backend import READ_HEALTH, WRITE_HEALTH
 from services.auth.settings import AuthSettings
 from services.shared.settings import SettingsError, load
 from tests.auth.support import TOKEN, Client, failure, new_connection, running, sqlite_url, use_of
-from tests.auth.vault.support import Server, of_double, set_up
+from tests.auth.vault.support import Server, approle_environment, of_double
 from tests.fakes.vault import Cluster
 
 KEY = "sk-canary-of-the-vault"
@@ -36,12 +36,7 @@ def environment(folder: Path, server: Server, **changes: str) -> dict[str, str]:
 
 
 async def settings_on(server: Server, folder: Path) -> AuthSettings:
-    role_id, secret_id, _ = await set_up(server)
-    file = folder / "secret-id"
-    file.touch(0o600)
-    file.write_text(secret_id)
-    changes = {"HOLDFAST_VAULT_ROLE_ID": role_id, "HOLDFAST_VAULT_SECRET_ID_FILE": str(file)}
-    return load(AuthSettings, environment(folder, server, **changes))
+    return load(AuthSettings, environment(folder, server, **await approle_environment(server, folder)))
 
 
 async def health(client: Client, name: str, wanted: str) -> None:
