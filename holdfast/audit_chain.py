@@ -170,11 +170,7 @@ class Verdict:
     anchor_seq: int | None
     """The record that the anchor is the hash of."""
     problem: Problem | None
-
-    @property
-    def is_intact(self) -> bool:
-        """Whether nothing is wrong."""
-        return self.problem is None
+    """None when nothing is wrong."""
 
 
 class ChainCheck:

@@ -32,7 +32,7 @@ from joserfc.jwk import RSAKey
 
 from services.auth.oauth.tokens import OAuthApp, TokenSet
 from services.auth.providers import load_provider
-from services.auth.providers.schema import Provider
+from services.auth.providers.schema import OAuthSpec, Provider
 from services.auth.secrets import Secret
 from services.shared.clock import Clock, SystemClock
 from services.shared.egress import EgressClient, TargetPolicy
@@ -54,7 +54,6 @@ oauth:
   token_url: "{base}/token"
   device_url: "{base}/device"
   revoke_url: "{base}/revoke"
-  introspect_url: "{base}/introspect"
   flows: [authorization_code, device, client_credentials]
 account:
   from: whoami
@@ -375,7 +374,7 @@ class FakeOAuthProvider:
         """Returns an app at this provider, with its OAuth data changed as given."""
         data = self.data
         return OAuthApp(
-            data.with_oauth(**changes) if changes else data,
+            with_oauth(data, **changes),
             CLIENT_ID,
             tuple(Secret(text) for text in client_secrets or self.client_secrets),
             {"base": self.url},
@@ -626,9 +625,6 @@ class FakeOAuthProvider:
                 if found is not None:
                     found.is_alive = False
                 return 200, b"", {}
-            case "/introspect":
-                found = self.grant_of(params.get("token", ""))
-                return 200, {"active": found is not None and found.is_alive}, {}
             case "/whoami":
                 found = self.grant_of(bearer)
                 if found is None or not found.is_alive or found.access_token != bearer:
@@ -647,6 +643,11 @@ class FakeOAuthProvider:
                 return 200, document, {}
             case _:
                 return 404, {"error": "not found"}, {}
+
+
+def with_oauth(provider: Provider, **changes: Any) -> Provider:
+    """Returns a provider with parts of its OAuth data replaced."""
+    return replace(provider, oauth=replace(provider.oauth or OAuthSpec(), **changes))
 
 
 @cache

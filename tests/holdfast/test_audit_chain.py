@@ -87,14 +87,14 @@ def test_the_form_is_the_one_that_is_documented() -> None:
 def test_a_trail_as_it_was_written_is_intact() -> None:
     lines = trail(20)
     verdict = checked(lines, anchor=head_of(lines[:7]), last_seq=20)
-    assert verdict.is_intact
+    assert verdict.problem is None
     assert (verdict.records, verdict.last_seq, verdict.anchor_seq, verdict.before_chain) == (20, 20, 7, 0)
     assert verdict.head_hash == head_of(lines)
 
 
 def test_records_from_before_the_chain_are_counted_and_not_vouched_for() -> None:
     verdict = checked(trail(9, before_chain=4))
-    assert verdict.is_intact
+    assert verdict.problem is None
     assert (verdict.records, verdict.before_chain) == (9, 4)
 
 
@@ -133,7 +133,7 @@ def test_tampering_is_found_where_it_begins(name: str) -> None:
 def test_an_anchor_finds_what_was_cut_off_or_rewritten_as_a_whole() -> None:
     lines = trail(10)
     for forged in (lines[:-3], rewritten(lines, 4, actor="key:b")):
-        assert checked(forged).is_intact
+        assert checked(forged).problem is None
         verdict = checked(forged, anchor=head_of(lines))
         assert verdict.problem is not None
         assert verdict.problem.flaw is Flaw.ANCHOR_MISSING
@@ -159,4 +159,4 @@ def test_no_change_of_a_trail_up_to_its_anchor_goes_unnoticed(data: st.DataObjec
             else:
                 contents = [parse_line(line) for line in rewritten(lines, index, **change)]
     changed = [line_of(content, stored) for content, stored in contents]
-    assert checked(changed, anchor=anchor).is_intact == (changed == lines)
+    assert (checked(changed, anchor=anchor).problem is None) == (changed == lines)

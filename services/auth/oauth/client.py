@@ -287,28 +287,6 @@ class OAuthClient:
         """Tells whether the provider has an endpoint to revoke at."""
         return requests.oauth_of(app).revoke_url is not None
 
-    async def is_active(self, app: OAuthApp, tokens: TokenSet) -> bool | None:
-        """Asks the provider whether the access token is still good (RFC 7662); None when it has no such endpoint.
-
-        Raises:
-            TokenRefused: It did not say.
-        """
-        spec = requests.oauth_of(app)
-        if spec.introspect_url is None:
-            return None
-        params = {"token": tokens.access_token.reveal(), "token_type_hint": "access_token"}
-        answer = await self._ask(app, params, spec.introspect_url, tokens.extra, REVOKE_SECONDS)
-        document = parse_document(answer.body)
-        refuse_errors(spec.answer, answer, document, provider=app.provider.slug, now=self._clock.now())
-        active = as_text((document or {}).get("active"))
-        if active not in ("true", "false"):
-            raise TokenRefused(
-                RefusalKind.MALFORMED,
-                f"{app.provider.slug} did not say whether the token is active",
-                status=answer.status,
-            )
-        return active == "true"
-
     async def identify(self, app: OAuthApp, tokens: TokenSet, *, nonce: str | None) -> Account:
         """Tells whose tokens these are. The tokens are stored before: what fails here never costs them.
 

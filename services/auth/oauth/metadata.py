@@ -33,7 +33,6 @@ _ENDPOINTS: Final = {
     "authorize_url": "authorization_endpoint",
     "token_url": "token_endpoint",
     "revoke_url": "revocation_endpoint",
-    "introspect_url": "introspection_endpoint",
     "device_url": "device_authorization_endpoint",
     "jwks_url": "jwks_uri",
     "registration_url": "registration_endpoint",
@@ -69,7 +68,6 @@ class ServerMetadata:
     authorize_url: str | None = None
     token_url: str
     revoke_url: str | None = None
-    introspect_url: str | None = None
     device_url: str | None = None
     jwks_url: str | None = None
     registration_url: str | None = None
@@ -185,7 +183,6 @@ def discovered_provider(
             authorize_url=_template(metadata.authorize_url),
             token_url=_template(metadata.token_url),
             revoke_url=_template(metadata.revoke_url),
-            introspect_url=_template(metadata.introspect_url),
             device_url=_template(metadata.device_url),
             jwks_url=_template(metadata.jwks_url),
             issuer=metadata.issuer,

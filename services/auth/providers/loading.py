@@ -256,7 +256,6 @@ def _oauth(reader: Reader) -> OAuthSpec:
         refresh_url=reader.url("refresh_url"),
         device_url=reader.url("device_url"),
         revoke_url=reader.url("revoke_url"),
-        introspect_url=reader.url("introspect_url"),
         jwks_url=reader.url("jwks_url"),
         issuer=reader.optional_text("issuer"),
         resource=reader.optional_text("resource"),
@@ -377,7 +376,7 @@ def _check_places(provider: Provider) -> None:
     addresses |= {name for name, item in captures.items() if item.hosts}
     urls: dict[str, UrlTemplate | None] = {}
     if spec is not None:
-        fields = ("authorize_url", "token_url", "refresh_url", "device_url", "revoke_url", "introspect_url", "jwks_url")
+        fields = ("authorize_url", "token_url", "refresh_url", "device_url", "revoke_url", "jwks_url")
         urls = {f"oauth.{name}": getattr(spec, name) for name in fields}
     if provider.account is not None:
         urls["account.url"] = provider.account.url

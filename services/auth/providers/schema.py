@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -358,7 +358,6 @@ class OAuthSpec:
     """Where refreshes go, when not to `token_url`."""
     device_url: UrlTemplate | None = None
     revoke_url: UrlTemplate | None = None
-    introspect_url: UrlTemplate | None = None
     jwks_url: UrlTemplate | None = None
     issuer: str | None = None
     """Expected `iss` of ID tokens, and of the callback; `{claim.tid}` takes a claim's value."""
@@ -517,10 +516,6 @@ class Provider:
         """
         merged = {**self._defaults(), **(variables or {}), **values}
         return tuple(item.render(merged) for item in self.inject)
-
-    def with_oauth(self, **changes: Any) -> Provider:
-        """Returns the provider with parts of its OAuth replaced, as by what a server says about itself."""
-        return replace(self, oauth=replace(self.oauth or OAuthSpec(), **changes))
 
     def _defaults(self) -> dict[str, str]:
         return {name: item.default for name, item in self.variables.items() if item.default is not None}

@@ -14,7 +14,7 @@ from services.auth.oauth.refusals import RefusalKind, TokenRefused
 from services.auth.oauth.tokens import OAuthApp
 from services.auth.providers import ProviderCatalog
 from services.auth.secrets import Secret
-from tests.fakes.oauth_provider import FakeOAuthProvider
+from tests.fakes.oauth_provider import FakeOAuthProvider, with_oauth
 
 CATALOG = ProviderCatalog.load()
 ISSUER = "https://id.example/a"
@@ -24,7 +24,7 @@ def app(slug: str, **changes: object) -> OAuthApp:
     provider = CATALOG.get(slug)
     assert provider is not None
     variables = {"shop": "acme"} if slug == "shopify" else {}
-    return OAuthApp(provider.with_oauth(**changes), "client-1", (Secret("old"), Secret("new")), variables)
+    return OAuthApp(with_oauth(provider, **changes), "client-1", (Secret("old"), Secret("new")), variables)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from services.auth.secrets import Secret
 from services.shared.clock import SystemClock
 from services.shared.egress import EgressClient
 from tests.fakes.clock import FakeClock
-from tests.fakes.oauth_provider import CLIENT_ID, FakeOAuthProvider, Fault
+from tests.fakes.oauth_provider import CLIENT_ID, FakeOAuthProvider, Fault, with_oauth
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ async def test_issuer_without_usable_keys_proves_nobody(
     client: OAuthClient, provider: FakeOAuthProvider, app: OAuthApp, keys: Any
 ) -> None:
     provider.documents["/keys"] = keys
-    app = replace(app, provider=app.provider.with_oauth(jwks_url=UrlTemplate.parse("{base}/keys")))
+    app = replace(app, provider=with_oauth(app.provider, jwks_url=UrlTemplate.parse("{base}/keys")))
     failed = await refused(client.identify(app, tokens(provider), nonce="n"))
     assert failed.kind in (RefusalKind.MALFORMED, RefusalKind.TRANSIENT)
 
@@ -176,7 +176,7 @@ async def test_issuer_without_usable_keys_proves_nobody(
 async def test_issuer_with_the_users_directory_in_it_is_completed_by_the_claim(
     client: OAuthClient, provider: FakeOAuthProvider, app: OAuthApp
 ) -> None:
-    app = replace(app, provider=app.provider.with_oauth(issuer="https://login.example/{claim.tid}/v2.0"))
+    app = replace(app, provider=with_oauth(app.provider, issuer="https://login.example/{claim.tid}/v2.0"))
     good = tokens(provider, iss="https://login.example/d1/v2.0", tid="d1")
     assert (await client.identify(app, good, nonce="n")).account_id == "ada"
     for tid in ("d2", "../d1", None, 7, ""):

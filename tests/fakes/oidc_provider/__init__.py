@@ -21,6 +21,7 @@ from services.auth.providers.schema import ClientAuth, Provider
 from services.auth.secrets import Secret
 from tests.fakes import node_packages
 from tests.fakes.node_packages import NodeUnavailable
+from tests.fakes.oauth_provider import with_oauth
 
 __all__ = ["REDIRECT_URI", "NodeUnavailable", "OidcProvider", "running"]
 
@@ -41,7 +42,6 @@ oauth:
   token_url: "{base}/token"
   device_url: "{base}/device/auth"
   revoke_url: "{base}/token/revocation"
-  introspect_url: "{base}/token/introspection"
   jwks_url: "{base}/jwks"
   issuer: "{base}"
   iss_in_callback: true
@@ -79,7 +79,7 @@ class OidcProvider:
         """Returns one of its apps: `holdfast-post`, `holdfast-basic` or `holdfast-public`."""
         auth = {"holdfast-post": ClientAuth.POST, "holdfast-basic": ClientAuth.BASIC}.get(client_id, ClientAuth.NONE)
         secrets = (Secret(_SECRETS[client_id]),) if client_id in _SECRETS else ()
-        return OAuthApp(self.data.with_oauth(client_auth=auth), client_id, secrets, {"base": self.url})
+        return OAuthApp(with_oauth(self.data, client_auth=auth), client_id, secrets, {"base": self.url})
 
     async def sign_in(self, authorization_url: str) -> dict[str, str]:
         """Follows an authorization URL as a browser does; returns the parameters of the callback."""

@@ -65,7 +65,6 @@ const provider = new Provider(issuer, {
     devInteractions: { enabled: false },
     deviceFlow: { enabled: true, charset: 'base-20' },
     revocation: { enabled: true },
-    introspection: { enabled: true },
     clientCredentials: { enabled: true },
     registration: { enabled: true },
     resourceIndicators: {
