@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -105,6 +105,7 @@ class Client:
         scopes: Sequence[str] = (),
         mode: ConnectMode = "browser",
         return_url: str = "",
+        variables: Mapping[str, str] | None = None,
     ) -> ConnectHandle:
         """Begins to connect an account at a third party, so that agents can act with it.
 
@@ -117,6 +118,8 @@ class Client:
             mode: `browser`: the person opens a link. `device`: they type a code on another device.
             return_url: Where their browser brings the code that confirms it: this machine's loopback, or an address
                 that the operator has listed. Not given: the page shows the code.
+            variables: Values of the provider's variables that are the connection's own, such as `shop`. What is not
+                given is that of the existing connection, or the page asks the person.
         """
         return await start_connect(
             self._transport,
@@ -126,6 +129,7 @@ class Client:
             scopes=scopes,
             mode=mode,
             return_url=return_url,
+            variables=variables,
         )
 
     async def connect_session(self, session_id: str) -> ConnectHandle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from holdfast.api.auth.v1 import connect_service_pb2, connection_service_pb2
@@ -110,6 +110,7 @@ async def start_connect(
     scopes: Sequence[str] = (),
     mode: ConnectMode = "browser",
     return_url: str = "",
+    variables: Mapping[str, str] | None = None,
 ) -> ConnectHandle:
     """As `Client.connect`."""
     if mode not in _MODES:
@@ -121,6 +122,7 @@ async def start_connect(
         mode=_MODES[mode],
         scopes=scopes,
         return_url=return_url,
+        variables=variables,
         request_id=new_uuid7(),
     )
     stub = transport.stub("auth", ConnectServiceStub)

@@ -160,6 +160,7 @@ class Connections:
         username: str = "",
         agents: Sequence[str] = (),
         allow_raw_token: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> connection_service_pb2.Connection:
         """Stores a key or a password, or has an application get a token for itself.
 
@@ -175,6 +176,7 @@ class Connections:
             username: User name for HTTP Basic.
             agents: Agents that may use it; all when there are none.
             allow_raw_token: Workers may be handed the secret itself.
+            variables: Values of the provider's variables that are the connection's own, such as a subdomain.
         """
         request = connection_service_pb2.CreateConnectionRequest(
             name=name,
@@ -188,6 +190,7 @@ class Connections:
             username=username,
             agents=agents,
             allow_raw_token=allow_raw_token,
+            variables=variables,
         )
         return (await self._transport.call("auth", self._stub.CreateConnection, request)).connection
 

@@ -19,6 +19,7 @@ from holdfast.api.auth.v1 import connect_service_pb2, connection_service_pb2
 from holdfast.cli.app import JsonOption, app, with_client
 from holdfast.cli.console import err, note, print_json, say
 from holdfast.cli.loopback import Loopback, loopback
+from holdfast.cli.variables import VariableOption, read_variables
 from holdfast.client import Client
 from holdfast.connecting import ConnectHandle
 from holdfast.errors import FailedPrecondition, HoldfastError, InvalidArgument, Reason
@@ -49,6 +50,7 @@ def connect(
     scope: Annotated[
         list[str] | None, typer.Option("--scope", "-s", help="A permission beyond the integration's; may be repeated.")
     ] = None,
+    variable: VariableOption = None,
     device: Annotated[bool, typer.Option("--device", help="Consent by a code typed on another device.")] = False,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Open no browser here, and type the code that the page shows.")
@@ -67,6 +69,7 @@ def connect(
                 scopes=scope or [],
                 mode="device" if device else "browser",
                 return_url="" if back is None else back.url,
+                variables=read_variables(variable),
             )
             try:
                 _tell(handle, as_json=as_json)

@@ -11,6 +11,7 @@ from holdfast.api.auth.v1 import connection_service_pb2 as pb
 from holdfast.api.auth.v1 import integration_service_pb2
 from holdfast.cli.app import JsonOption, group, with_client
 from holdfast.cli.console import age, moment, print_json, print_table, say, state_text
+from holdfast.cli.variables import VariableOption, read_variables
 from holdfast.client import Client
 from holdfast.errors import InvalidArgument
 from holdfast.runs import short_name
@@ -84,6 +85,7 @@ def show(name: NameArgument, user: UserOption = "", as_json: JsonOption = False)
         ("state", _state_text(connection) + reason),
         ("account", connection.account_label),
         ("address", connection.base_url),
+        ("variables", ", ".join(f"{name}={value}" for name, value in sorted(connection.variables.items()))),
         ("scopes", " ".join(connection.scopes)),
         ("missing scopes", " ".join(connection.missing_scopes)),
         ("agents", ", ".join(connection.agents) or "all"),
@@ -121,6 +123,7 @@ def create(
     agent: Annotated[
         list[str] | None, typer.Option("--agent", "-a", help="An agent that may use it; all without. Several times.")
     ] = None,
+    variable: VariableOption = None,
     allow_raw_token: Annotated[
         bool, typer.Option("--allow-raw-token", help="Workers may be handed the secret itself.")
     ] = False,
@@ -150,6 +153,7 @@ def create(
             username=username,
             agents=agent or (),
             allow_raw_token=allow_raw_token,
+            variables=read_variables(variable),
         )
     )
     if as_json:

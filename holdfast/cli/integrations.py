@@ -12,6 +12,7 @@ import typer
 from holdfast.api.auth.v1 import integration_service_pb2 as pb
 from holdfast.cli.app import JsonOption, group, with_client
 from holdfast.cli.console import age, moment, note, print_json, print_table, say, state_text
+from holdfast.cli.variables import VariableOption, read_variables
 from holdfast.client import Client
 from holdfast.connections import Kind
 from holdfast.errors import InvalidArgument
@@ -27,9 +28,6 @@ ScopeOption = Annotated[
 ]
 AgentOption = Annotated[
     list[str] | None, typer.Option("--agent", "-a", help="An agent that may use its connections; all without.")
-]
-VariableOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A value of the provider, such as tenant=….")
 ]
 SecretStdinOption = Annotated[
     bool, typer.Option("--client-secret-stdin", help="Read the client secret from standard input.")
@@ -70,7 +68,7 @@ def providers(
                 provider.slug,
                 provider.display_name,
                 ", ".join(_kind_text(kind) for kind in provider.kinds),
-                ", ".join(provider.variables),
+                ", ".join((*provider.variables, *(f"{name} (each)" for name in provider.connection_variables))),
                 provider.documentation_url,
             )
             for provider in found
@@ -143,7 +141,7 @@ def create(
             kind=cast(Kind, kind.replace("-", "_")),
             client_id=client_id,
             client_secret=secret,
-            variables=_variables(variable),
+            variables=read_variables(variable),
             scopes=scope or (),
             agents=agent or (),
             server_url=server_url,
@@ -227,7 +225,7 @@ def update(
             client_id=client_id,
             client_secret=secret,
             remove_old_secrets=remove_old_secrets,
-            variables=None if variable is None else _variables(variable),
+            variables=None if variable is None else read_variables(variable),
             scopes=() if no_scopes else scope,
             agents=() if all_agents else agent,
             enabled=True if enable else False if disable else None,
@@ -264,16 +262,6 @@ def _kind_text(kind: int) -> str:
 
 def _state_text(integration: pb.Integration) -> str:
     return short_name(pb.IntegrationState, integration.state, "INTEGRATION_STATE_")
-
-
-def _variables(given: list[str] | None) -> dict[str, str]:
-    variables = {}
-    for text in given or ():
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise typer.BadParameter("expected NAME=VALUE", param_hint="--set")
-        variables[key] = value
-    return variables
 
 
 def _read_secret(of: str, *, from_stdin: bool, path: Path | None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, Protocol
@@ -69,6 +69,8 @@ class Connection:
     missing_scopes: tuple[str, ...] = ()
     agents: tuple[str, ...] = ()
     allow_raw_token: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Values of the provider's variables, to be shown: those that count are sealed beside the secret."""
     expire_time: datetime | None = None
     grant_expire_time: datetime | None = None
     refresh_time: datetime | None = None
@@ -106,6 +108,7 @@ class NewConnection:
     missing_scopes: tuple[str, ...] = ()
     agents: tuple[str, ...] = ()
     allow_raw_token: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
     expire_time: datetime | None = None
     grant_expire_time: datetime | None = None
     refresh_time: datetime | None = None

@@ -32,6 +32,7 @@ from services.auth.connection_store import (
     NewConnection,
     connection_exists,
 )
+from services.auth.connection_variables import checked_variables
 from services.auth.fingerprints import fingerprint_of
 from services.auth.integration_store import (
     Integration,
@@ -116,6 +117,7 @@ class Connections:
         username: str = "",
         agents: Sequence[str] = (),
         allow_raw_token: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> Connection:
         """Stores a key or a password as a connection, or gets a token for an application itself.
 
@@ -137,7 +139,13 @@ class Connections:
         agents = checked_names(agents, "agents")
         content = [name, provider, api_key.reveal(), base_url, replace]
         # Only what is given: a request of an earlier release, repeated after an update, is the same request.
-        extra = {"user_id": user_id, "integration": integration, "username": username, "agents": list(agents)}
+        extra = {
+            "user_id": user_id,
+            "integration": integration,
+            "username": username,
+            "agents": list(agents),
+            "variables": dict(variables or {}),
+        }
         given = {key: value for key, value in extra.items() if value} | ({"raw": True} if allow_raw_token else {})
         request = identify(self._request_key, "CreateConnection", request_id, [*content, given] if given else content)
         # The transaction below decides both again; here they spare a secret that would be written for nothing.
@@ -146,6 +154,15 @@ class Connections:
             if answered is not None:
                 return answered
         owner = await self._integration(caller.workspace_id, integration, provider)
+        checked: Mapping[str, str] = {}
+        if owner is not None:
+            checked = checked_variables(self._apps.provider_of(owner), variables or {})
+        elif variables:
+            raise InvalidArgument(
+                "variables belong to an integration's connection",
+                field=f"variables.{min(variables)[:64]}",
+                description="expected none; base_url says where the key is sent",
+            )
         if owner is None:
             _check_plain(provider, api_key, base_url)
         elif base_url:
@@ -165,6 +182,7 @@ class Connections:
             base_url=base_url,
             agents=agents,
             allow_raw_token=allow_raw_token,
+            variables=checked,
         )
         document: Secret | None
         if owner is not None and owner.kind is CredentialKind.CLIENT_CREDENTIALS:
@@ -338,10 +356,10 @@ class Connections:
         for field, is_given in (("api_key", not api_key.is_empty), ("username", bool(username))):
             if is_given:
                 raise InvalidArgument(f"{field} does not belong to this kind", field=field)
-        app = await self._apps.oauth_app(owner.workspace_id, owner.integration_id)
+        app = (await self._apps.oauth_app(owner.workspace_id, owner.integration_id)).with_variables(new.variables)
         scopes = app.provider.with_mandatory_scopes(owner.scopes or app.provider.default_scopes)
         try:
-            tokens = await self._client.client_credentials(app, scopes=scopes)
+            tokens = (await self._client.client_credentials(app, scopes=scopes)).with_extra(new.variables)
         except TokenRefused as refused:
             raise await self._refused(owner, refused) from refused
         await self._apps.record_client_success(owner.workspace_id, owner.integration_id)

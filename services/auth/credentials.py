@@ -235,7 +235,7 @@ class Credentials:
         else:
             document = await self._secrets.get(connection)
             secret, fingerprint = document.api_key, connection.fingerprint
-            values |= document.values
+            values |= {**document.variables, **document.values}
         targets = targets_of(chosen.provider, connection, values)
         # A model's request goes to the connection's own address; what a tool's does is said, and looked at here too.
         if request.target and not any(_reaches(rule, request) for rule in targets):

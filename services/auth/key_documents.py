@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from services.auth.connection_store import SHARED, Connection, NewConnection
@@ -27,6 +27,8 @@ class KeyDocument:
     """By the names of the provider's fields, or `api_key`, or `username` and `password`."""
     api_key: Secret
     """The key, or the password: what the fingerprint is of. Empty for a server that wants none."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Values of the provider's variables: they say where it may be sent."""
 
 
 def key_document(new: NewConnection, values: Mapping[str, Secret], api_key: Secret) -> Secret:
@@ -36,9 +38,10 @@ def key_document(new: NewConnection, values: Mapping[str, Secret], api_key: Secr
         json.dumps(
             {
                 "schema": _DOCUMENT_SCHEMA,
-                **{field: getattr(new, field) for field in _BOUND},
+                **{name: getattr(new, name) for name in _BOUND},
                 "api_key": api_key.reveal(),
                 "values": {name: value.reveal() for name, value in values.items()},
+                "variables": dict(new.variables),
             }
         )
     )
@@ -58,10 +61,11 @@ async def read_key_document(secrets: SecretStore, connection: Connection) -> Key
     if stored is None:
         return None
     document: dict[str, Any] = {"user_id": SHARED, **json.loads(stored.secret.reveal())}
-    for field in _BOUND:
-        if document.get(field) != getattr(connection, field):
-            raise SecretDamagedError(f"the sealed {field} of a connection is not that of its row")
+    for name in _BOUND:
+        if document.get(name) != getattr(connection, name):
+            raise SecretDamagedError(f"the sealed {name} of a connection is not that of its row")
     api_key = Secret(document["api_key"])
     # Documents of an earlier release have the key alone.
     values = document.get("values") or {API_KEY: document["api_key"]}
-    return KeyDocument({name: Secret(value) for name, value in values.items()}, api_key)
+    variables = document.get("variables", {})
+    return KeyDocument({name: Secret(value) for name, value in values.items()}, api_key, variables)

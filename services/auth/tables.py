@@ -112,6 +112,8 @@ connections: Final = sa.Table(
     sa.Column("last_use_time", Timestamp),
     sa.Column("create_time", Timestamp, nullable=False),
     sa.Column("update_time", Timestamp, nullable=False),
+    # JSON object: values of the provider's variables, to be shown. What decides is sealed beside the secret.
+    sa.Column("variables", sa.Text, nullable=False, server_default="{}"),
     sa.Index("connections_by_refresh_time", "refresh_time"),
     sa.Index("connections_by_integration", "workspace_id", "integration_id"),
 )
@@ -155,6 +157,8 @@ connect_sessions: Final = sa.Table(
     sa.Column("update_time", Timestamp, nullable=False),
     # Of the link while it is PENDING, of what follows afterwards.
     sa.Column("expire_time", Timestamp, nullable=False),
+    # JSON object: values of the provider's variables that the connection will have.
+    sa.Column("variables", sa.Text, nullable=False, server_default="{}"),
     sa.Index("connect_sessions_by_id", "session_id", unique=True),
     sa.Index("connect_sessions_by_poll_time", "poll_time"),
     sa.Index("connect_sessions_by_expire_time", "expire_time"),

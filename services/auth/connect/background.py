@@ -8,7 +8,7 @@ from holdfast.errors import HoldfastError
 from services.auth.connect.keys import ConnectKeys
 from services.auth.connect.landing import Landing
 from services.auth.connect.store import ConnectMode, ConnectSession, ConnectStore, SessionState
-from services.auth.connect.targets import Targets
+from services.auth.connect.targets import Target, Targets
 from services.auth.oauth.client import OAuthClient
 from services.auth.oauth.refusals import DevicePending, RefusalKind, TokenRefused
 from services.auth.oauth.tokens import DeviceAuthorization
@@ -93,7 +93,7 @@ class ConnectBackground:
         if session.state.is_end:
             await self._landing.give_back(session)
         elif session.state is SessionState.AUTHORIZING:
-            target = await self._targets.with_id(session.workspace_id, session.integration_id)
+            target = await self._target(session)
             is_there = session.secret_path is not None and await self._secrets.version(session.secret_path) > 0
             if is_there or session.mode is ConnectMode.BROWSER:
                 # Somebody died on the way; `settle` goes on, or ends what cannot go on.
@@ -101,8 +101,12 @@ class ConnectBackground:
             else:
                 await self._ask(session)
 
+    async def _target(self, session: ConnectSession) -> Target:
+        found = await self._targets.with_id(session.workspace_id, session.integration_id)
+        return found.with_variables(session.variables)
+
     async def _ask(self, session: ConnectSession) -> None:
-        target = await self._targets.with_id(session.workspace_id, session.integration_id)
+        target = await self._target(session)
         try:
             device = DeviceAuthorization.from_document(await self._keys.open(session.session_id, session.sealed))
         except (SecretDamagedError, ValueError):

@@ -17,10 +17,11 @@ from services.auth.connect.return_urls import with_query
 from services.auth.connect.sessions import AUTHORIZE_SECONDS
 from services.auth.connect.store import Authorization, ConnectMode, ConnectSession, ConnectStore, SessionState
 from services.auth.connect.targets import Target, Targets
+from services.auth.connection_variables import checked_variables, missing_variables
 from services.auth.oauth.client import OAuthClient
 from services.auth.oauth.refusals import VERDICTS, RefusalKind, TokenRefused
 from services.auth.oauth.tokens import TokenSet
-from services.auth.providers.schema import Sensitivity
+from services.auth.providers.schema import Sensitivity, Variable
 from services.auth.secret_paths import new_connection_path
 from services.auth.secrets import SecretDamagedError
 from services.shared.clock import Clock
@@ -66,6 +67,8 @@ class Look:
     session: ConnectSession
     target: Target
     scopes: tuple[ScopeRow, ...]
+    variables: tuple[Variable, ...]
+    """Values that the person has to type, because nobody has given them."""
     form_token: str
     is_elsewhere: bool = False
     """Another browser has continued from it a moment ago."""
@@ -132,15 +135,23 @@ class ConnectBrowser:
             session,
             target,
             tuple(_scope_rows(target, session.scopes)),
+            missing_variables(target.app.provider, session.variables),
             self._keys.form_token(session.session_id, cookie),
             is_elsewhere=session.state is not SessionState.PENDING and not self._is_bound(session, cookie),
         )
 
-    async def proceed(self, link: str, cookie: str, form_token: str) -> str:
+    async def proceed(self, link: str, cookie: str, form_token: str, variables: Mapping[str, str]) -> str:
         """Binds the session to the browser and returns the address at the provider.
+
+        Args:
+            link: The link's token.
+            cookie: The browser's.
+            form_token: The form's.
+            variables: Values that nobody has given before, as the person typed them.
 
         Raises:
             NotHereError: There is no such link, or the form is not this browser's.
+            InvalidArgument: A value is missing, or does not fit.
             OutOfDateError: The session is over, or goes on in another browser.
             TokenRefused: The integration lacks something.
         """
@@ -148,7 +159,10 @@ class ConnectBrowser:
         if not is_cookie(cookie) or not self._keys.is_form_token(form_token, session.session_id, cookie):
             raise NotHereError
         target = await self._targets.with_id(session.workspace_id, session.integration_id)
-        attempt, state = Attempt.make(), new_state()
+        asked = {item.name for item in missing_variables(target.app.provider, session.variables)}
+        typed = {name: value.strip() for name, value in variables.items() if name in asked}
+        attempt = Attempt.make(checked_variables(target.app.provider, typed, session.variables))
+        state = new_state()
         url = self._url(session, target, attempt, state)
         begun = await self._store.begin_authorizing(
             session.session_id,
@@ -251,11 +265,13 @@ class ConnectBrowser:
             state_hash,
             confirm_hash=self._keys.code_hash(session_id, self._keys.confirm_code(session_id, cookie)),
             secret_path=new_connection_path(session.workspace_id, session.user_id),
+            variables=attempt.variables or session.variables,
             seconds=AUTHORIZE_SECONDS,
         )
         crash_point("auth.connect.after_state")
         if taken is None:
             raise OutOfDateError
+        target = target.with_variables(taken.variables)
         start = self._clock.monotonic()
         try:
             tokens = await self._oauth.exchange_code(
@@ -295,7 +311,7 @@ class ConnectBrowser:
         if spec is None or not is_wanted or not spec.force_consent_params or attempt.is_consent_forced:
             return None
         await self._landing.drop(session)
-        forced, state = Attempt.make(is_consent_forced=True), new_state()
+        forced, state = Attempt.make(attempt.variables, is_consent_forced=True), new_state()
         url = self._url(session, target, forced, state)
         assert session.browser_hash is not None
         authorization = await self._authorization(session, target, forced, state, session.browser_hash)
@@ -326,7 +342,7 @@ class ConnectBrowser:
 
     def _url(self, session: ConnectSession, target: Target, attempt: Attempt, state: str) -> str:
         return self._oauth.authorization_url(
-            target.app,
+            target.app.with_variables(attempt.variables),
             redirect_uri=self.redirect_uri(target.integration_id),
             state=state,
             code_challenge=attempt.challenge,

@@ -12,7 +12,7 @@ import hmac
 import json
 import secrets as random_source
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from services.auth.keyring import Keyring
@@ -46,14 +46,17 @@ class Attempt:
     nonce: str
     is_consent_forced: bool = False
     """The second try, because the first brought no refresh token."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Values of the provider's variables with which it is asked."""
 
     @classmethod
-    def make(cls, *, is_consent_forced: bool = False) -> Attempt:
+    def make(cls, variables: Mapping[str, str], *, is_consent_forced: bool = False) -> Attempt:
         """Returns a new one."""
         return cls(
             Secret(random_source.token_urlsafe(VERIFIER_CHARACTERS)[:VERIFIER_CHARACTERS]),
             random_source.token_urlsafe(STATE_BYTES),
             is_consent_forced,
+            variables,
         )
 
     @property
@@ -64,12 +67,23 @@ class Attempt:
 
     def to_document(self) -> dict[str, Any]:
         """Returns it as JSON has it, in the open: for a sealed row and nothing else."""
-        return {"verifier": self.verifier.reveal(), "nonce": self.nonce, "is_consent_forced": self.is_consent_forced}
+        return {
+            "verifier": self.verifier.reveal(),
+            "nonce": self.nonce,
+            "is_consent_forced": self.is_consent_forced,
+            "variables": dict(self.variables),
+        }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Attempt:
         """Returns what `to_document` returned."""
-        return cls(Secret(document["verifier"]), document["nonce"], document["is_consent_forced"])
+        return cls(
+            Secret(document["verifier"]),
+            document["nonce"],
+            document["is_consent_forced"],
+            # An attempt that an earlier release began has none.
+            document.get("variables", {}),
+        )
 
 
 class ConnectKeys:

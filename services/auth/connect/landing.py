@@ -99,7 +99,8 @@ class Landing:
     async def keep(self, session: ConnectSession, target: Target, tokens: TokenSet, *, nonce: str | None) -> None:
         """Stores tokens that have just arrived. Safe to repeat with the same tokens after a lost answer."""
         assert session.secret_path is not None
-        sealed = self._document(session, target, tokens)
+        # With the tokens: what says where they may be sent is sealed with them, and whoever revokes them needs it.
+        sealed = self._document(session, target, tokens.with_extra(session.variables))
         document: dict[str, Any] = json.loads(sealed.reveal())
         # For `settle`, should this process not live to do it: who is it, and is it the answer to this session?
         document["pending"] = {
@@ -184,6 +185,7 @@ class Landing:
             missing_scopes=missing_scopes(session.scopes, granted),
             agents=() if existing is None else existing.agents,
             allow_raw_token=existing is not None and existing.allow_raw_token,
+            variables=session.variables,
             expire_time=tokens.expire_time,
             grant_expire_time=tokens.refresh_expire_time if tokens.refresh_token is not None else tokens.expire_time,
             refresh_time=None if spec is None else next_refresh(tokens, spec, self._rng),

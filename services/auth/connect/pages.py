@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from holdfast.errors import HoldfastError, Unavailable
+from holdfast.errors import HoldfastError, InvalidArgument, Unavailable
 from holdfast.ids import is_uuid
 from services.auth.connect.browser import (
     ConnectBrowser,
@@ -46,6 +46,7 @@ MAX_FIELDS: Final = 40
 MAX_HEAD_BYTES: Final = 32 * 1024
 
 _PARKED: Final = "parked"
+_VARIABLE: Final = "variable."
 _PARKED_SECONDS: Final = 120.0
 _FINISHING_SECONDS: Final = 2
 _STATIC: Final = {"style.css": "text/css; charset=utf-8", "favicon.svg": "image/svg+xml"}
@@ -144,7 +145,10 @@ class ConnectPages:
         """Continues to the provider."""
         fields = _unique(await _read_body(request))
         cookie = self._cookie(request)
-        url = await self._browser.proceed(request.path_params["link"], cookie, fields.get("form_token", ""))
+        variables = {
+            name.removeprefix(_VARIABLE): value for name, value in fields.items() if name.startswith(_VARIABLE)
+        }
+        url = await self._browser.proceed(request.path_params["link"], cookie, fields.get("form_token", ""), variables)
         response = RedirectResponse(url, status_code=303)
         self._set_cookie(response, cookie)
         return response
@@ -267,6 +271,12 @@ class ConnectPages:
                 log.warning("sign_in_impossible", detail=str(error))
                 return self._message(
                     502, "The integration is not set up", "An admin of the workspace has to look at it."
+                )
+            case InvalidArgument():
+                # What was expected, in the provider's data's words.
+                expected = "; ".join(item.description for item in error.field_violations)
+                return self._message(
+                    400, f"{error.message[:1].upper()}{error.message[1:]}", f"Please go back: {expected}."
                 )
             case Unavailable():
                 return self._message(503, "Just a moment", "A service that is needed is away. Please try again.")

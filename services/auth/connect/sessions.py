@@ -28,6 +28,7 @@ from services.auth.connection_store import (
     CredentialKind,
     connection_exists,
 )
+from services.auth.connection_variables import checked_variables
 from services.auth.grants import MAX_USER_ID_CHARACTERS, RunGrant
 from services.auth.oauth.client import OAuthClient
 from services.auth.oauth.refusals import RefusalKind, TokenRefused
@@ -49,6 +50,7 @@ MAX_CODE_ATTEMPTS: Final = 5
 MAX_WAIT_SECONDS: Final = 60
 MAX_SCOPES: Final = 100
 NO_SCOPES: Final[tuple[str, ...]] = ()
+NO_VARIABLES: Final[Mapping[str, str]] = {}
 
 _LOOK_SECONDS: Final = 1.0
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")  # RFC 6749 §3.3
@@ -116,10 +118,11 @@ class ConnectSessions:
         connection: str = "",
         mode: ConnectMode = ConnectMode.BROWSER,
         scopes: tuple[str, ...] = (),
+        variables: Mapping[str, str] | None = None,
         return_url: str = "",
         request_id: str = "",
     ) -> SessionView:
-        """Begins a session.
+        """Begins a session. Of the variables, what is not given is that of the existing connection, or asked for.
 
         Raises:
             NotFound: There is no such integration.
@@ -135,7 +138,10 @@ class ConnectSessions:
         if return_url:
             self._return_urls.check(return_url)
         content = [integration, user_id, name, mode.value, list(scopes), return_url]
-        request = identify(self._request_key, "StartConnect", request_id, content)
+        # Only when given: a request of an earlier release, repeated after an update, is the same request.
+        request = identify(
+            self._request_key, "StartConnect", request_id, [*content, dict(variables)] if variables else content
+        )
         target = await self._targets.named(caller.workspace_id, integration)
         existing = await self._existing(caller.workspace_id, user_id, name, target)
         new = NewSession(
@@ -150,6 +156,13 @@ class ConnectSessions:
             return_url=return_url if mode is ConnectMode.BROWSER else "",
             run_id="",
             lifetime_seconds=LINK_SECONDS,
+            variables=checked_variables(
+                target.app.provider,
+                variables or {},
+                None if existing is None else existing.variables,
+                # The page asks for the rest; on a device nobody would.
+                is_partial=mode is ConnectMode.BROWSER,
+            ),
         )
         _require_flow(target, mode)
         if mode is ConnectMode.DEVICE:
@@ -186,11 +199,11 @@ class ConnectSessions:
         found = await self._of_run(grant, connection)
         if found is None:
             target = await self._targets.named(grant.workspace_id, connection)
-            name, user_id, has = connection, grant.user_id, NO_SCOPES
+            name, user_id, has, known = connection, grant.user_id, NO_SCOPES, NO_VARIABLES
         else:
             assert found.integration_id is not None
             target = await self._targets.with_id(grant.workspace_id, found.integration_id)
-            name, user_id, has = found.name, found.user_id, found.scopes
+            name, user_id, has, known = found.name, found.user_id, found.scopes, found.variables
         if target.agents and grant.agent not in target.agents:
             raise _not_granted(connection)
         _require_flow(target, ConnectMode.BROWSER)
@@ -210,6 +223,7 @@ class ConnectSessions:
                 return_url="",
                 run_id=grant.run_id,
                 lifetime_seconds=seconds,
+                variables=checked_variables(target.app.provider, {}, known, is_partial=True),
             ),
             request=identify(
                 self._request_key, "RequestSignIn", request_id, [grant.run_id, connection, sorted(scopes)]
@@ -333,7 +347,8 @@ class ConnectSessions:
 
     async def _with_device(self, target: Target, new: NewSession) -> NewSession:
         try:
-            device = await self._oauth.start_device(target.app, scopes=new.scopes)
+            app = target.app.with_variables(new.variables)
+            device = await self._oauth.start_device(app, scopes=new.scopes)
         except TokenRefused as refused:
             if refused.kind is RefusalKind.INTEGRATION and refused.error is not None:
                 await self._targets.report(target, new.workspace_id, refused.error)

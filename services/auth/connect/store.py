@@ -5,7 +5,8 @@ A session moves forward only, by updates that hold on to the state it was seen i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, Protocol
@@ -82,6 +83,8 @@ class ConnectSession:
     """When the next thing is due that no request does: asking for a device's tokens, or clearing up."""
     poll_interval_seconds: int = 0
     run_id: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Values of the provider's variables that the connection will have."""
     create_time: datetime
     update_time: datetime
     expire_time: datetime
@@ -110,6 +113,7 @@ class NewSession:
     return_url: str
     run_id: str
     lifetime_seconds: float
+    variables: Mapping[str, str] = field(default_factory=dict)
     sealed: str | None = None
     secret_path: str | None = None
     user_code: str = ""
@@ -161,12 +165,19 @@ class ConnectStore(Protocol):
         """
 
     async def consume_state(
-        self, session_id: str, state_hash: bytes, *, confirm_hash: bytes, secret_path: str, seconds: float
+        self,
+        session_id: str,
+        state_hash: bytes,
+        *,
+        confirm_hash: bytes,
+        secret_path: str,
+        variables: Mapping[str, str],
+        seconds: float,
     ) -> ConnectSession | None:
         """Takes the `state`, once: whoever gets the session asks for the tokens, and nobody else ever does.
 
-        Also notes where they will lie, and the hash of the code that confirms them. Returns None when the state was
-        taken before, is older than `seconds`, or the session is over.
+        Also notes where they will lie, the hash of the code that confirms them, and with which variables they are asked
+        for. Returns None when the state was taken before, is older than `seconds`, or the session is over.
         """
 
     async def ask_again(self, session_id: str, authorization: Authorization, *, seconds: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -76,11 +77,23 @@ class SqlConnectStore:
         return await self._db.write(_begin_authorizing, self._db, session_id, authorization, timedelta(seconds=seconds))
 
     async def consume_state(
-        self, session_id: str, state_hash: bytes, *, confirm_hash: bytes, secret_path: str, seconds: float
+        self,
+        session_id: str,
+        state_hash: bytes,
+        *,
+        confirm_hash: bytes,
+        secret_path: str,
+        variables: Mapping[str, str],
+        seconds: float,
     ) -> ConnectSession | None:
         """See `ConnectStore.consume_state`."""
+        values = {
+            "confirm_hash": confirm_hash,
+            "secret_path": secret_path,
+            "variables": json.dumps(dict(variables)),
+        }
         return await self._db.write(
-            _consume_state, self._db, session_id, state_hash, confirm_hash, secret_path, timedelta(seconds=seconds)
+            _consume_state, self._db, session_id, state_hash, values, timedelta(seconds=seconds)
         )
 
     async def ask_again(self, session_id: str, authorization: Authorization, *, seconds: float) -> bool:
@@ -145,6 +158,7 @@ def _session_from(row: Any) -> ConnectSession:
     for name in ("state_hash", "browser_hash", "confirm_hash"):
         values[name] = None if values[name] is None else bytes(values[name])
     values["scopes"] = tuple(values["scopes"].split())
+    values["variables"] = json.loads(values["variables"])
     values["state"] = SessionState(values["state"])
     values["mode"] = ConnectMode(values["mode"])
     return ConnectSession(**values)
@@ -193,6 +207,7 @@ def _create(connection: sa.Connection, db: Database, new: NewSession, request: R
     values |= {
         "mode": new.mode.value,
         "scopes": " ".join(new.scopes),
+        "variables": json.dumps(dict(new.variables)),
         "state": (SessionState.AUTHORIZING if is_device else SessionState.PENDING).value,
         "failure_reason": "",
         "confirm_failures": 0,
@@ -279,8 +294,7 @@ def _consume_state(
     db: Database,
     session_id: str,
     state_hash: bytes,
-    confirm_hash: bytes,
-    secret_path: str,
+    values: dict[str, Any],
     life: timedelta,
 ) -> ConnectSession | None:
     now = db.now(connection)
@@ -291,10 +305,9 @@ def _consume_state(
         connect_sessions.c.state_hash == state_hash,
         connect_sessions.c.update_time > now - life,
         connect_sessions.c.expire_time > now,
+        **values,
         state_hash=None,
-        confirm_hash=confirm_hash,
         confirm_failures=0,
-        secret_path=secret_path,
         update_time=now,
         # If this process dies now, another one looks after the tokens.
         poll_time=now + _RECOVERY,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from holdfast.errors import InvalidArgument
@@ -39,6 +40,10 @@ class Target:
     def title(self) -> str:
         """The provider's name for people."""
         return self.app.provider.display_name
+
+    def with_variables(self, variables: Mapping[str, str]) -> Target:
+        """Returns the integration as one session uses it."""
+        return replace(self, app=self.app.with_variables(variables))
 
     def scopes_with(self, *wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Returns all that is asked for, together with `wanted`."""

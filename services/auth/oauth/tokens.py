@@ -22,7 +22,11 @@ class OAuthApp:
     client_secrets: tuple[Secret, ...] = ()
     """In the order in which they are tried: while one is rotated there are two. Private keys for `private_key_jwt`."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Values of the provider's variables, such as a tenant; checked by `Provider.check_variables`."""
+    """Values of the provider's variables, such as a tenant; checked by its data."""
+
+    def with_variables(self, variables: Mapping[str, str]) -> OAuthApp:
+        """Returns the app as one connection uses it, with values of its own."""
+        return replace(self, variables={**self.variables, **variables}) if variables else self
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

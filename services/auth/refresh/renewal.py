@@ -539,7 +539,9 @@ class Renewal:
     async def _app(self, connection: Connection, stored: StoredTokens) -> OAuthApp:
         if connection.integration_id is None:
             raise await self._cannot_renew(connection, stored)
-        return await self._apps.oauth_app(connection.workspace_id, connection.integration_id)
+        app = await self._apps.oauth_app(connection.workspace_id, connection.integration_id)
+        # Also an application that gets a token for itself may do so at an address of the connection's own.
+        return app.with_variables(stored.tokens.extra)
 
     async def _app_fails(self, connection: Connection, refused: TokenRefused) -> None:
         assert connection.integration_id is not None  # the app came from there

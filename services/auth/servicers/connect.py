@@ -40,6 +40,7 @@ class ConnectServicer(ConnectServiceServicer):
             connection=request.connection,
             mode=_MODES.get(request.mode, ConnectMode.BROWSER),
             scopes=tuple(request.scopes),
+            variables=dict(request.variables),
             return_url=request.return_url,
             request_id=request.request_id,
         )
@@ -96,4 +97,5 @@ def to_session(view: SessionView) -> pb.ConnectSession:
         verification_url="" if session.state.is_end else session.verification_url,
         create_time=to_timestamp(session.create_time),
         expire_time=to_timestamp(session.expire_time),
+        variables=session.variables,
     )

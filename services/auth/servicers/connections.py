@@ -47,6 +47,7 @@ class ConnectionServicer(ConnectionServiceServicer):
             username=request.username,
             agents=request.agents,
             allow_raw_token=request.allow_raw_token,
+            variables=dict(request.variables),
         )
         return pb.CreateConnectionResponse(connection=to_connection(connection))
 

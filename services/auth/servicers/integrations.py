@@ -9,10 +9,11 @@ from holdfast.api.auth.v1 import integration_service_pb2 as pb
 from holdfast.api.auth.v1.integration_service_pb2_grpc import IntegrationServiceServicer
 from holdfast.errors import InvalidArgument
 from services.auth.connection_store import CredentialKind
+from services.auth.connection_variables import variables_of
 from services.auth.integration_store import Integration, IntegrationState
 from services.auth.integrations import Integrations, kinds_of
 from services.auth.providers import Provider
-from services.auth.providers.schema import Sensitivity
+from services.auth.providers.schema import Sensitivity, VariableOwner
 from services.auth.secrets import Secret
 from services.auth.servicers.messages import CREDENTIAL_KINDS, current_caller, to_timestamp
 from services.shared.interceptors import current_workspace
@@ -172,7 +173,8 @@ def _to_provider(provider: Provider) -> pb.Provider:
             pb.ProviderScope(scope=scope.name, description=scope.words, sensitivity=_SENSITIVITIES[scope.sensitivity])
             for scope in provider.scopes.values()
         ],
-        variables=list(provider.variables),
+        variables=[item.name for item in provider.variables.values() if item.owner is VariableOwner.INTEGRATION],
+        connection_variables=[item.name for item in variables_of(provider)],
         hosts=[rule.host for rule in provider.hosts],
         documentation_url=provider.documentation_url,
     )

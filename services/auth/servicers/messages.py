@@ -100,4 +100,5 @@ def to_connection(connection: Connection) -> connection_service_pb2.Connection:
         last_use_time=to_timestamp(connection.last_use_time),
         agents=connection.agents,
         allow_raw_token=connection.allow_raw_token,
+        variables=connection.variables,
     )

@@ -115,6 +115,17 @@ async def test_password_is_asked_for_with_a_user_name(holdfast: Invoke) -> None:
     assert json.loads(made.stdout)["kind"] == "CREDENTIAL_KIND_BASIC"
 
 
+async def test_what_an_installation_is_called_is_checked_by_its_provider(holdfast: Invoke) -> None:
+    await holdfast("integrations", "create", "shopify", "--client-id", "app", "--public")
+    refused = await holdfast("connect", "shopify", "--no-browser", "--variable", "shop=evil.example/x")
+    assert (refused.exit_code, "<name>.myshopify.com" in refused.stderr) == (ExitCode.ERROR, True)
+    await holdfast("integrations", "create", "api-key", "--variable", "api_url=https://crm.example")
+    refused = await holdfast(
+        *("connections", "create", "--integration", "api-key", "--api-key-stdin", "--variable", "shop=acme"), input=KEY
+    )
+    assert (refused.exit_code, "variables.shop" in refused.stderr) == (ExitCode.ERROR, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,6 +135,8 @@ async def test_password_is_asked_for_with_a_user_name(holdfast: Invoke) -> None:
         (["integrations", "update", "a", "--enable", "--disable"], "give one of"),
         (["integrations", "create", "github", "--set", "tenant", "--client-id", "a", "--public"], "NAME=VALUE"),
         (["integrations", "create", "mcp", "--client-secret-stdin"], "belongs to a client id"),
+        (["connections", "create", "-i", "a", "--no-api-key", "--variable", "shop"], "NAME=VALUE"),
+        (["connect", "shopify", "--variable", "=acme"], "NAME=VALUE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -26,43 +26,51 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from holdfast.api.auth.v1 import connection_service_pb2 as holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*holdfast/api/auth/v1/connect_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a-holdfast/api/auth/v1/connection_service.proto\"\xac\x03\n\x0e\x43onnectSession\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bintegration\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nconnection\x18\x04 \x01(\t\x12/\n\x04mode\x18\x05 \x01(\x0e\x32!.holdfast.api.auth.v1.ConnectMode\x12\x0e\n\x06scopes\x18\x06 \x03(\t\x12\x38\n\x05state\x18\x07 \x01(\x0e\x32).holdfast.api.auth.v1.ConnectSessionState\x12\x16\n\x0e\x66\x61ilure_reason\x18\x08 \x01(\t\x12\x15\n\raccount_label\x18\t \x01(\t\x12\x13\n\x0b\x63onnect_url\x18\n \x01(\t\x12\x11\n\tuser_code\x18\x0b \x01(\t\x12\x18\n\x10verification_url\x18\x0c \x01(\t\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb8\x01\n\x13StartConnectRequest\x12\x13\n\x0bintegration\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nconnection\x18\x03 \x01(\t\x12/\n\x04mode\x18\x04 \x01(\x0e\x32!.holdfast.api.auth.v1.ConnectMode\x12\x0e\n\x06scopes\x18\x05 \x03(\t\x12\x12\n\nreturn_url\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"M\n\x14StartConnectResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession\"\x84\x01\n\x18GetConnectSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12>\n\x0bknown_state\x18\x02 \x01(\x0e\x32).holdfast.api.auth.v1.ConnectSessionState\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x05\"R\n\x19GetConnectSessionResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession\"Z\n\x15\x43onfirmConnectRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x19\n\x0c\x63onfirm_code\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x85\x01\n\x16\x43onfirmConnectResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession\x12\x34\n\nconnection\x18\x02 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\">\n\x14\x43\x61ncelConnectRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"N\n\x15\x43\x61ncelConnectResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession\"\xbb\x01\n\x14RequestSignInRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x16\n\trun_grant\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x12\n\nconnection\x18\x04 \x01(\t\x12\x0e\n\x06scopes\x18\x05 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"N\n\x15RequestSignInResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession*^\n\x0b\x43onnectMode\x12\x1c\n\x18\x43ONNECT_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONNECT_MODE_BROWSER\x10\x01\x12\x17\n\x13\x43ONNECT_MODE_DEVICE\x10\x02*\xdf\x02\n\x13\x43onnectSessionState\x12%\n!CONNECT_SESSION_STATE_UNSPECIFIED\x10\x00\x12!\n\x1d\x43ONNECT_SESSION_STATE_PENDING\x10\x01\x12%\n!CONNECT_SESSION_STATE_AUTHORIZING\x10\x02\x12$\n CONNECT_SESSION_STATE_CONFIRMING\x10\x03\x12#\n\x1f\x43ONNECT_SESSION_STATE_CONNECTED\x10\x04\x12\"\n\x1e\x43ONNECT_SESSION_STATE_DECLINED\x10\x05\x12 \n\x1c\x43ONNECT_SESSION_STATE_FAILED\x10\x06\x12!\n\x1d\x43ONNECT_SESSION_STATE_EXPIRED\x10\x07\x12#\n\x1f\x43ONNECT_SESSION_STATE_CANCELLED\x10\x08\x32\xae\x04\n\x0e\x43onnectService\x12\x65\n\x0cStartConnect\x12).holdfast.api.auth.v1.StartConnectRequest\x1a*.holdfast.api.auth.v1.StartConnectResponse\x12t\n\x11GetConnectSession\x12..holdfast.api.auth.v1.GetConnectSessionRequest\x1a/.holdfast.api.auth.v1.GetConnectSessionResponse\x12k\n\x0e\x43onfirmConnect\x12+.holdfast.api.auth.v1.ConfirmConnectRequest\x1a,.holdfast.api.auth.v1.ConfirmConnectResponse\x12h\n\rCancelConnect\x12*.holdfast.api.auth.v1.CancelConnectRequest\x1a+.holdfast.api.auth.v1.CancelConnectResponse\x12h\n\rRequestSignIn\x12*.holdfast.api.auth.v1.RequestSignInRequest\x1a+.holdfast.api.auth.v1.RequestSignInResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*holdfast/api/auth/v1/connect_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a-holdfast/api/auth/v1/connection_service.proto\"\xa6\x04\n\x0e\x43onnectSession\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0bintegration\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nconnection\x18\x04 \x01(\t\x12/\n\x04mode\x18\x05 \x01(\x0e\x32!.holdfast.api.auth.v1.ConnectMode\x12\x0e\n\x06scopes\x18\x06 \x03(\t\x12\x38\n\x05state\x18\x07 \x01(\x0e\x32).holdfast.api.auth.v1.ConnectSessionState\x12\x16\n\x0e\x66\x61ilure_reason\x18\x08 \x01(\t\x12\x15\n\raccount_label\x18\t \x01(\t\x12\x13\n\x0b\x63onnect_url\x18\n \x01(\t\x12\x11\n\tuser_code\x18\x0b \x01(\t\x12\x18\n\x10verification_url\x18\x0c \x01(\t\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x46\n\tvariables\x18\x0f \x03(\x0b\x32\x33.holdfast.api.auth.v1.ConnectSession.VariablesEntry\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb7\x02\n\x13StartConnectRequest\x12\x13\n\x0bintegration\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nconnection\x18\x03 \x01(\t\x12/\n\x04mode\x18\x04 \x01(\x0e\x32!.holdfast.api.auth.v1.ConnectMode\x12\x0e\n\x06scopes\x18\x05 \x03(\t\x12\x12\n\nreturn_url\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12K\n\tvariables\x18\x08 \x03(\x0b\x32\x38.holdfast.api.auth.v1.StartConnectRequest.VariablesEntry\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x14StartConnectResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession\"\x84\x01\n\x18GetConnectSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12>\n\x0bknown_state\x18\x02 \x01(\x0e\x32).holdfast.api.auth.v1.ConnectSessionState\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x05\"R\n\x19GetConnectSessionResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession\"Z\n\x15\x43onfirmConnectRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x19\n\x0c\x63onfirm_code\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x85\x01\n\x16\x43onfirmConnectResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession\x12\x34\n\nconnection\x18\x02 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\">\n\x14\x43\x61ncelConnectRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"N\n\x15\x43\x61ncelConnectResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession\"\xbb\x01\n\x14RequestSignInRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x16\n\trun_grant\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x12\n\nconnection\x18\x04 \x01(\t\x12\x0e\n\x06scopes\x18\x05 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"N\n\x15RequestSignInResponse\x12\x35\n\x07session\x18\x01 \x01(\x0b\x32$.holdfast.api.auth.v1.ConnectSession*^\n\x0b\x43onnectMode\x12\x1c\n\x18\x43ONNECT_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONNECT_MODE_BROWSER\x10\x01\x12\x17\n\x13\x43ONNECT_MODE_DEVICE\x10\x02*\xdf\x02\n\x13\x43onnectSessionState\x12%\n!CONNECT_SESSION_STATE_UNSPECIFIED\x10\x00\x12!\n\x1d\x43ONNECT_SESSION_STATE_PENDING\x10\x01\x12%\n!CONNECT_SESSION_STATE_AUTHORIZING\x10\x02\x12$\n CONNECT_SESSION_STATE_CONFIRMING\x10\x03\x12#\n\x1f\x43ONNECT_SESSION_STATE_CONNECTED\x10\x04\x12\"\n\x1e\x43ONNECT_SESSION_STATE_DECLINED\x10\x05\x12 \n\x1c\x43ONNECT_SESSION_STATE_FAILED\x10\x06\x12!\n\x1d\x43ONNECT_SESSION_STATE_EXPIRED\x10\x07\x12#\n\x1f\x43ONNECT_SESSION_STATE_CANCELLED\x10\x08\x32\xae\x04\n\x0e\x43onnectService\x12\x65\n\x0cStartConnect\x12).holdfast.api.auth.v1.StartConnectRequest\x1a*.holdfast.api.auth.v1.StartConnectResponse\x12t\n\x11GetConnectSession\x12..holdfast.api.auth.v1.GetConnectSessionRequest\x1a/.holdfast.api.auth.v1.GetConnectSessionResponse\x12k\n\x0e\x43onfirmConnect\x12+.holdfast.api.auth.v1.ConfirmConnectRequest\x1a,.holdfast.api.auth.v1.ConfirmConnectResponse\x12h\n\rCancelConnect\x12*.holdfast.api.auth.v1.CancelConnectRequest\x1a+.holdfast.api.auth.v1.CancelConnectResponse\x12h\n\rRequestSignIn\x12*.holdfast.api.auth.v1.RequestSignInRequest\x1a+.holdfast.api.auth.v1.RequestSignInResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.api.auth.v1.connect_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CONNECTSESSION_VARIABLESENTRY']._loaded_options = None
+  _globals['_CONNECTSESSION_VARIABLESENTRY']._serialized_options = b'8\001'
+  _globals['_STARTCONNECTREQUEST_VARIABLESENTRY']._loaded_options = None
+  _globals['_STARTCONNECTREQUEST_VARIABLESENTRY']._serialized_options = b'8\001'
   _globals['_CONFIRMCONNECTREQUEST'].fields_by_name['confirm_code']._loaded_options = None
   _globals['_CONFIRMCONNECTREQUEST'].fields_by_name['confirm_code']._serialized_options = b'\200\001\001'
   _globals['_REQUESTSIGNINREQUEST'].fields_by_name['run_grant']._loaded_options = None
   _globals['_REQUESTSIGNINREQUEST'].fields_by_name['run_grant']._serialized_options = b'\200\001\001'
-  _globals['_CONNECTMODE']._serialized_start=1706
-  _globals['_CONNECTMODE']._serialized_end=1800
-  _globals['_CONNECTSESSIONSTATE']._serialized_start=1803
-  _globals['_CONNECTSESSIONSTATE']._serialized_end=2154
+  _globals['_CONNECTMODE']._serialized_start=1955
+  _globals['_CONNECTMODE']._serialized_end=2049
+  _globals['_CONNECTSESSIONSTATE']._serialized_start=2052
+  _globals['_CONNECTSESSIONSTATE']._serialized_end=2403
   _globals['_CONNECTSESSION']._serialized_start=149
-  _globals['_CONNECTSESSION']._serialized_end=577
-  _globals['_STARTCONNECTREQUEST']._serialized_start=580
-  _globals['_STARTCONNECTREQUEST']._serialized_end=764
-  _globals['_STARTCONNECTRESPONSE']._serialized_start=766
-  _globals['_STARTCONNECTRESPONSE']._serialized_end=843
-  _globals['_GETCONNECTSESSIONREQUEST']._serialized_start=846
-  _globals['_GETCONNECTSESSIONREQUEST']._serialized_end=978
-  _globals['_GETCONNECTSESSIONRESPONSE']._serialized_start=980
-  _globals['_GETCONNECTSESSIONRESPONSE']._serialized_end=1062
-  _globals['_CONFIRMCONNECTREQUEST']._serialized_start=1064
-  _globals['_CONFIRMCONNECTREQUEST']._serialized_end=1154
-  _globals['_CONFIRMCONNECTRESPONSE']._serialized_start=1157
-  _globals['_CONFIRMCONNECTRESPONSE']._serialized_end=1290
-  _globals['_CANCELCONNECTREQUEST']._serialized_start=1292
-  _globals['_CANCELCONNECTREQUEST']._serialized_end=1354
-  _globals['_CANCELCONNECTRESPONSE']._serialized_start=1356
-  _globals['_CANCELCONNECTRESPONSE']._serialized_end=1434
-  _globals['_REQUESTSIGNINREQUEST']._serialized_start=1437
-  _globals['_REQUESTSIGNINREQUEST']._serialized_end=1624
-  _globals['_REQUESTSIGNINRESPONSE']._serialized_start=1626
-  _globals['_REQUESTSIGNINRESPONSE']._serialized_end=1704
-  _globals['_CONNECTSERVICE']._serialized_start=2157
-  _globals['_CONNECTSERVICE']._serialized_end=2715
+  _globals['_CONNECTSESSION']._serialized_end=699
+  _globals['_CONNECTSESSION_VARIABLESENTRY']._serialized_start=651
+  _globals['_CONNECTSESSION_VARIABLESENTRY']._serialized_end=699
+  _globals['_STARTCONNECTREQUEST']._serialized_start=702
+  _globals['_STARTCONNECTREQUEST']._serialized_end=1013
+  _globals['_STARTCONNECTREQUEST_VARIABLESENTRY']._serialized_start=651
+  _globals['_STARTCONNECTREQUEST_VARIABLESENTRY']._serialized_end=699
+  _globals['_STARTCONNECTRESPONSE']._serialized_start=1015
+  _globals['_STARTCONNECTRESPONSE']._serialized_end=1092
+  _globals['_GETCONNECTSESSIONREQUEST']._serialized_start=1095
+  _globals['_GETCONNECTSESSIONREQUEST']._serialized_end=1227
+  _globals['_GETCONNECTSESSIONRESPONSE']._serialized_start=1229
+  _globals['_GETCONNECTSESSIONRESPONSE']._serialized_end=1311
+  _globals['_CONFIRMCONNECTREQUEST']._serialized_start=1313
+  _globals['_CONFIRMCONNECTREQUEST']._serialized_end=1403
+  _globals['_CONFIRMCONNECTRESPONSE']._serialized_start=1406
+  _globals['_CONFIRMCONNECTRESPONSE']._serialized_end=1539
+  _globals['_CANCELCONNECTREQUEST']._serialized_start=1541
+  _globals['_CANCELCONNECTREQUEST']._serialized_end=1603
+  _globals['_CANCELCONNECTRESPONSE']._serialized_start=1605
+  _globals['_CANCELCONNECTRESPONSE']._serialized_end=1683
+  _globals['_REQUESTSIGNINREQUEST']._serialized_start=1686
+  _globals['_REQUESTSIGNINREQUEST']._serialized_end=1873
+  _globals['_REQUESTSIGNINRESPONSE']._serialized_start=1875
+  _globals['_REQUESTSIGNINRESPONSE']._serialized_end=1953
+  _globals['_CONNECTSERVICE']._serialized_start=2406
+  _globals['_CONNECTSERVICE']._serialized_end=2964
 # @@protoc_insertion_point(module_scope)

@@ -42,7 +42,14 @@ CONNECT_SESSION_STATE_EXPIRED: ConnectSessionState
 CONNECT_SESSION_STATE_CANCELLED: ConnectSessionState
 
 class ConnectSession(_message.Message):
-    __slots__ = ("session_id", "integration", "user_id", "connection", "mode", "scopes", "state", "failure_reason", "account_label", "connect_url", "user_code", "verification_url", "create_time", "expire_time")
+    __slots__ = ("session_id", "integration", "user_id", "connection", "mode", "scopes", "state", "failure_reason", "account_label", "connect_url", "user_code", "verification_url", "create_time", "expire_time", "variables")
+    class VariablesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +64,7 @@ class ConnectSession(_message.Message):
     VERIFICATION_URL_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    VARIABLES_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     integration: str
     user_id: str
@@ -71,10 +79,18 @@ class ConnectSession(_message.Message):
     verification_url: str
     create_time: _timestamp_pb2.Timestamp
     expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, session_id: _Optional[str] = ..., integration: _Optional[str] = ..., user_id: _Optional[str] = ..., connection: _Optional[str] = ..., mode: _Optional[_Union[ConnectMode, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ConnectSessionState, str]] = ..., failure_reason: _Optional[str] = ..., account_label: _Optional[str] = ..., connect_url: _Optional[str] = ..., user_code: _Optional[str] = ..., verification_url: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    variables: _containers.ScalarMap[str, str]
+    def __init__(self, session_id: _Optional[str] = ..., integration: _Optional[str] = ..., user_id: _Optional[str] = ..., connection: _Optional[str] = ..., mode: _Optional[_Union[ConnectMode, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ConnectSessionState, str]] = ..., failure_reason: _Optional[str] = ..., account_label: _Optional[str] = ..., connect_url: _Optional[str] = ..., user_code: _Optional[str] = ..., verification_url: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., variables: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class StartConnectRequest(_message.Message):
-    __slots__ = ("integration", "user_id", "connection", "mode", "scopes", "return_url", "request_id")
+    __slots__ = ("integration", "user_id", "connection", "mode", "scopes", "return_url", "request_id", "variables")
+    class VariablesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     INTEGRATION_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +98,7 @@ class StartConnectRequest(_message.Message):
     SCOPES_FIELD_NUMBER: _ClassVar[int]
     RETURN_URL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VARIABLES_FIELD_NUMBER: _ClassVar[int]
     integration: str
     user_id: str
     connection: str
@@ -89,7 +106,8 @@ class StartConnectRequest(_message.Message):
     scopes: _containers.RepeatedScalarFieldContainer[str]
     return_url: str
     request_id: str
-    def __init__(self, integration: _Optional[str] = ..., user_id: _Optional[str] = ..., connection: _Optional[str] = ..., mode: _Optional[_Union[ConnectMode, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., return_url: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    variables: _containers.ScalarMap[str, str]
+    def __init__(self, integration: _Optional[str] = ..., user_id: _Optional[str] = ..., connection: _Optional[str] = ..., mode: _Optional[_Union[ConnectMode, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., return_url: _Optional[str] = ..., request_id: _Optional[str] = ..., variables: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class StartConnectResponse(_message.Message):
     __slots__ = ("session",)

@@ -27,47 +27,55 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from holdfast.api.auth.v1 import integration_service_pb2 as holdfast_dot_api_dot_auth_dot_v1_dot_integration__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-holdfast/api/auth/v1/connection_service.proto\x12\x14holdfast.api.auth.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.holdfast/api/auth/v1/integration_service.proto\"\xf5\x04\n\nConnection\x12\x15\n\rconnection_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x34\n\x05state\x18\x04 \x01(\x0e\x32%.holdfast.api.auth.v1.ConnectionState\x12\x10\n\x08\x62\x61se_url\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\t \x01(\t\x12\x13\n\x0bintegration\x18\n \x01(\t\x12\x32\n\x04kind\x18\x0b \x01(\x0e\x32$.holdfast.api.auth.v1.CredentialKind\x12\x14\n\x0cstate_reason\x18\x0c \x01(\t\x12\x15\n\raccount_label\x18\r \x01(\t\x12\x0e\n\x06scopes\x18\x0e \x03(\t\x12\x16\n\x0emissing_scopes\x18\x0f \x03(\t\x12/\n\x0b\x65xpire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11grant_expire_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61gents\x18\x13 \x03(\t\x12\x17\n\x0f\x61llow_raw_token\x18\x14 \x01(\x08\"\xe7\x01\n\x17\x43reateConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x14\n\x07\x61pi_key\x18\x03 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08\x62\x61se_url\x18\x04 \x01(\t\x12\x0f\n\x07replace\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x0f\n\x07user_id\x18\x07 \x01(\t\x12\x13\n\x0bintegration\x18\x08 \x01(\t\x12\x10\n\x08username\x18\t \x01(\t\x12\x0e\n\x06\x61gents\x18\n \x03(\t\x12\x17\n\x0f\x61llow_raw_token\x18\x0b \x01(\x08\"P\n\x18\x43reateConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"5\n\x14GetConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"M\n\x15GetConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"\x9b\x01\n\x16ListConnectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x13\n\x0bintegration\x18\x04 \x01(\t\x12\x34\n\x05state\x18\x05 \x01(\x0e\x32%.holdfast.api.auth.v1.ConnectionState\"i\n\x17ListConnectionsResponse\x12\x35\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32 .holdfast.api.auth.v1.Connection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb3\x01\n\x17UpdateConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x34\n\nconnection\x18\x03 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"P\n\x18UpdateConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"L\n\x17RevokeConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"P\n\x18RevokeConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"9\n\x18RefreshConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"Q\n\x19RefreshConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"q\n\x1b\x45raseUserConnectionsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x0crequested_by\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"3\n\x1c\x45raseUserConnectionsResponse\x12\x13\n\x0b\x63onnections\x18\x01 \x01(\x05*\xf1\x01\n\x0f\x43onnectionState\x12 \n\x1c\x43ONNECTION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43ONNECTION_STATE_ACTIVE\x10\x01\x12\x1c\n\x18\x43ONNECTION_STATE_REVOKED\x10\x02\x12\x1d\n\x19\x43ONNECTION_STATE_DEGRADED\x10\x03\x12 \n\x1c\x43ONNECTION_STATE_UNAVAILABLE\x10\x04\x12!\n\x1d\x43ONNECTION_STATE_NEEDS_REAUTH\x10\x05\x12\x1d\n\x19\x43ONNECTION_STATE_DISABLED\x10\x06\x32\xbb\x06\n\x11\x43onnectionService\x12q\n\x10\x43reateConnection\x12-.holdfast.api.auth.v1.CreateConnectionRequest\x1a..holdfast.api.auth.v1.CreateConnectionResponse\x12h\n\rGetConnection\x12*.holdfast.api.auth.v1.GetConnectionRequest\x1a+.holdfast.api.auth.v1.GetConnectionResponse\x12n\n\x0fListConnections\x12,.holdfast.api.auth.v1.ListConnectionsRequest\x1a-.holdfast.api.auth.v1.ListConnectionsResponse\x12q\n\x10UpdateConnection\x12-.holdfast.api.auth.v1.UpdateConnectionRequest\x1a..holdfast.api.auth.v1.UpdateConnectionResponse\x12q\n\x10RevokeConnection\x12-.holdfast.api.auth.v1.RevokeConnectionRequest\x1a..holdfast.api.auth.v1.RevokeConnectionResponse\x12t\n\x11RefreshConnection\x12..holdfast.api.auth.v1.RefreshConnectionRequest\x1a/.holdfast.api.auth.v1.RefreshConnectionResponse\x12}\n\x14\x45raseUserConnections\x12\x31.holdfast.api.auth.v1.EraseUserConnectionsRequest\x1a\x32.holdfast.api.auth.v1.EraseUserConnectionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-holdfast/api/auth/v1/connection_service.proto\x12\x14holdfast.api.auth.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.holdfast/api/auth/v1/integration_service.proto\"\xeb\x05\n\nConnection\x12\x15\n\rconnection_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x34\n\x05state\x18\x04 \x01(\x0e\x32%.holdfast.api.auth.v1.ConnectionState\x12\x10\n\x08\x62\x61se_url\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\t \x01(\t\x12\x13\n\x0bintegration\x18\n \x01(\t\x12\x32\n\x04kind\x18\x0b \x01(\x0e\x32$.holdfast.api.auth.v1.CredentialKind\x12\x14\n\x0cstate_reason\x18\x0c \x01(\t\x12\x15\n\raccount_label\x18\r \x01(\t\x12\x0e\n\x06scopes\x18\x0e \x03(\t\x12\x16\n\x0emissing_scopes\x18\x0f \x03(\t\x12/\n\x0b\x65xpire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11grant_expire_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61gents\x18\x13 \x03(\t\x12\x17\n\x0f\x61llow_raw_token\x18\x14 \x01(\x08\x12\x42\n\tvariables\x18\x15 \x03(\x0b\x32/.holdfast.api.auth.v1.Connection.VariablesEntry\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xea\x02\n\x17\x43reateConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x14\n\x07\x61pi_key\x18\x03 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08\x62\x61se_url\x18\x04 \x01(\t\x12\x0f\n\x07replace\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x0f\n\x07user_id\x18\x07 \x01(\t\x12\x13\n\x0bintegration\x18\x08 \x01(\t\x12\x10\n\x08username\x18\t \x01(\t\x12\x0e\n\x06\x61gents\x18\n \x03(\t\x12\x17\n\x0f\x61llow_raw_token\x18\x0b \x01(\x08\x12O\n\tvariables\x18\x0c \x03(\x0b\x32<.holdfast.api.auth.v1.CreateConnectionRequest.VariablesEntry\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x18\x43reateConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"5\n\x14GetConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"M\n\x15GetConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"\x9b\x01\n\x16ListConnectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x13\n\x0bintegration\x18\x04 \x01(\t\x12\x34\n\x05state\x18\x05 \x01(\x0e\x32%.holdfast.api.auth.v1.ConnectionState\"i\n\x17ListConnectionsResponse\x12\x35\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32 .holdfast.api.auth.v1.Connection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb3\x01\n\x17UpdateConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x34\n\nconnection\x18\x03 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"P\n\x18UpdateConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"L\n\x17RevokeConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"P\n\x18RevokeConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"9\n\x18RefreshConnectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"Q\n\x19RefreshConnectionResponse\x12\x34\n\nconnection\x18\x01 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"q\n\x1b\x45raseUserConnectionsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x0crequested_by\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"3\n\x1c\x45raseUserConnectionsResponse\x12\x13\n\x0b\x63onnections\x18\x01 \x01(\x05*\xf1\x01\n\x0f\x43onnectionState\x12 \n\x1c\x43ONNECTION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43ONNECTION_STATE_ACTIVE\x10\x01\x12\x1c\n\x18\x43ONNECTION_STATE_REVOKED\x10\x02\x12\x1d\n\x19\x43ONNECTION_STATE_DEGRADED\x10\x03\x12 \n\x1c\x43ONNECTION_STATE_UNAVAILABLE\x10\x04\x12!\n\x1d\x43ONNECTION_STATE_NEEDS_REAUTH\x10\x05\x12\x1d\n\x19\x43ONNECTION_STATE_DISABLED\x10\x06\x32\xbb\x06\n\x11\x43onnectionService\x12q\n\x10\x43reateConnection\x12-.holdfast.api.auth.v1.CreateConnectionRequest\x1a..holdfast.api.auth.v1.CreateConnectionResponse\x12h\n\rGetConnection\x12*.holdfast.api.auth.v1.GetConnectionRequest\x1a+.holdfast.api.auth.v1.GetConnectionResponse\x12n\n\x0fListConnections\x12,.holdfast.api.auth.v1.ListConnectionsRequest\x1a-.holdfast.api.auth.v1.ListConnectionsResponse\x12q\n\x10UpdateConnection\x12-.holdfast.api.auth.v1.UpdateConnectionRequest\x1a..holdfast.api.auth.v1.UpdateConnectionResponse\x12q\n\x10RevokeConnection\x12-.holdfast.api.auth.v1.RevokeConnectionRequest\x1a..holdfast.api.auth.v1.RevokeConnectionResponse\x12t\n\x11RefreshConnection\x12..holdfast.api.auth.v1.RefreshConnectionRequest\x1a/.holdfast.api.auth.v1.RefreshConnectionResponse\x12}\n\x14\x45raseUserConnections\x12\x31.holdfast.api.auth.v1.EraseUserConnectionsRequest\x1a\x32.holdfast.api.auth.v1.EraseUserConnectionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.api.auth.v1.connection_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CONNECTION_VARIABLESENTRY']._loaded_options = None
+  _globals['_CONNECTION_VARIABLESENTRY']._serialized_options = b'8\001'
+  _globals['_CREATECONNECTIONREQUEST_VARIABLESENTRY']._loaded_options = None
+  _globals['_CREATECONNECTIONREQUEST_VARIABLESENTRY']._serialized_options = b'8\001'
   _globals['_CREATECONNECTIONREQUEST'].fields_by_name['api_key']._loaded_options = None
   _globals['_CREATECONNECTIONREQUEST'].fields_by_name['api_key']._serialized_options = b'\200\001\001'
-  _globals['_CONNECTIONSTATE']._serialized_start=2268
-  _globals['_CONNECTIONSTATE']._serialized_end=2509
+  _globals['_CONNECTIONSTATE']._serialized_start=2517
+  _globals['_CONNECTIONSTATE']._serialized_end=2758
   _globals['_CONNECTION']._serialized_start=187
-  _globals['_CONNECTION']._serialized_end=816
-  _globals['_CREATECONNECTIONREQUEST']._serialized_start=819
-  _globals['_CREATECONNECTIONREQUEST']._serialized_end=1050
-  _globals['_CREATECONNECTIONRESPONSE']._serialized_start=1052
-  _globals['_CREATECONNECTIONRESPONSE']._serialized_end=1132
-  _globals['_GETCONNECTIONREQUEST']._serialized_start=1134
-  _globals['_GETCONNECTIONREQUEST']._serialized_end=1187
-  _globals['_GETCONNECTIONRESPONSE']._serialized_start=1189
-  _globals['_GETCONNECTIONRESPONSE']._serialized_end=1266
-  _globals['_LISTCONNECTIONSREQUEST']._serialized_start=1269
-  _globals['_LISTCONNECTIONSREQUEST']._serialized_end=1424
-  _globals['_LISTCONNECTIONSRESPONSE']._serialized_start=1426
-  _globals['_LISTCONNECTIONSRESPONSE']._serialized_end=1531
-  _globals['_UPDATECONNECTIONREQUEST']._serialized_start=1534
-  _globals['_UPDATECONNECTIONREQUEST']._serialized_end=1713
-  _globals['_UPDATECONNECTIONRESPONSE']._serialized_start=1715
-  _globals['_UPDATECONNECTIONRESPONSE']._serialized_end=1795
-  _globals['_REVOKECONNECTIONREQUEST']._serialized_start=1797
-  _globals['_REVOKECONNECTIONREQUEST']._serialized_end=1873
-  _globals['_REVOKECONNECTIONRESPONSE']._serialized_start=1875
-  _globals['_REVOKECONNECTIONRESPONSE']._serialized_end=1955
-  _globals['_REFRESHCONNECTIONREQUEST']._serialized_start=1957
-  _globals['_REFRESHCONNECTIONREQUEST']._serialized_end=2014
-  _globals['_REFRESHCONNECTIONRESPONSE']._serialized_start=2016
-  _globals['_REFRESHCONNECTIONRESPONSE']._serialized_end=2097
-  _globals['_ERASEUSERCONNECTIONSREQUEST']._serialized_start=2099
-  _globals['_ERASEUSERCONNECTIONSREQUEST']._serialized_end=2212
-  _globals['_ERASEUSERCONNECTIONSRESPONSE']._serialized_start=2214
-  _globals['_ERASEUSERCONNECTIONSRESPONSE']._serialized_end=2265
-  _globals['_CONNECTIONSERVICE']._serialized_start=2512
-  _globals['_CONNECTIONSERVICE']._serialized_end=3339
+  _globals['_CONNECTION']._serialized_end=934
+  _globals['_CONNECTION_VARIABLESENTRY']._serialized_start=886
+  _globals['_CONNECTION_VARIABLESENTRY']._serialized_end=934
+  _globals['_CREATECONNECTIONREQUEST']._serialized_start=937
+  _globals['_CREATECONNECTIONREQUEST']._serialized_end=1299
+  _globals['_CREATECONNECTIONREQUEST_VARIABLESENTRY']._serialized_start=886
+  _globals['_CREATECONNECTIONREQUEST_VARIABLESENTRY']._serialized_end=934
+  _globals['_CREATECONNECTIONRESPONSE']._serialized_start=1301
+  _globals['_CREATECONNECTIONRESPONSE']._serialized_end=1381
+  _globals['_GETCONNECTIONREQUEST']._serialized_start=1383
+  _globals['_GETCONNECTIONREQUEST']._serialized_end=1436
+  _globals['_GETCONNECTIONRESPONSE']._serialized_start=1438
+  _globals['_GETCONNECTIONRESPONSE']._serialized_end=1515
+  _globals['_LISTCONNECTIONSREQUEST']._serialized_start=1518
+  _globals['_LISTCONNECTIONSREQUEST']._serialized_end=1673
+  _globals['_LISTCONNECTIONSRESPONSE']._serialized_start=1675
+  _globals['_LISTCONNECTIONSRESPONSE']._serialized_end=1780
+  _globals['_UPDATECONNECTIONREQUEST']._serialized_start=1783
+  _globals['_UPDATECONNECTIONREQUEST']._serialized_end=1962
+  _globals['_UPDATECONNECTIONRESPONSE']._serialized_start=1964
+  _globals['_UPDATECONNECTIONRESPONSE']._serialized_end=2044
+  _globals['_REVOKECONNECTIONREQUEST']._serialized_start=2046
+  _globals['_REVOKECONNECTIONREQUEST']._serialized_end=2122
+  _globals['_REVOKECONNECTIONRESPONSE']._serialized_start=2124
+  _globals['_REVOKECONNECTIONRESPONSE']._serialized_end=2204
+  _globals['_REFRESHCONNECTIONREQUEST']._serialized_start=2206
+  _globals['_REFRESHCONNECTIONREQUEST']._serialized_end=2263
+  _globals['_REFRESHCONNECTIONRESPONSE']._serialized_start=2265
+  _globals['_REFRESHCONNECTIONRESPONSE']._serialized_end=2346
+  _globals['_ERASEUSERCONNECTIONSREQUEST']._serialized_start=2348
+  _globals['_ERASEUSERCONNECTIONSREQUEST']._serialized_end=2461
+  _globals['_ERASEUSERCONNECTIONSRESPONSE']._serialized_start=2463
+  _globals['_ERASEUSERCONNECTIONSRESPONSE']._serialized_end=2514
+  _globals['_CONNECTIONSERVICE']._serialized_start=2761
+  _globals['_CONNECTIONSERVICE']._serialized_end=3588
 # @@protoc_insertion_point(module_scope)

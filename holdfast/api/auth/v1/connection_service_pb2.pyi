@@ -30,7 +30,14 @@ CONNECTION_STATE_NEEDS_REAUTH: ConnectionState
 CONNECTION_STATE_DISABLED: ConnectionState
 
 class Connection(_message.Message):
-    __slots__ = ("connection_id", "name", "provider", "state", "base_url", "fingerprint", "create_time", "update_time", "user_id", "integration", "kind", "state_reason", "account_label", "scopes", "missing_scopes", "expire_time", "grant_expire_time", "last_use_time", "agents", "allow_raw_token")
+    __slots__ = ("connection_id", "name", "provider", "state", "base_url", "fingerprint", "create_time", "update_time", "user_id", "integration", "kind", "state_reason", "account_label", "scopes", "missing_scopes", "expire_time", "grant_expire_time", "last_use_time", "agents", "allow_raw_token", "variables")
+    class VariablesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +58,7 @@ class Connection(_message.Message):
     LAST_USE_TIME_FIELD_NUMBER: _ClassVar[int]
     AGENTS_FIELD_NUMBER: _ClassVar[int]
     ALLOW_RAW_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VARIABLES_FIELD_NUMBER: _ClassVar[int]
     connection_id: str
     name: str
     provider: str
@@ -71,10 +79,18 @@ class Connection(_message.Message):
     last_use_time: _timestamp_pb2.Timestamp
     agents: _containers.RepeatedScalarFieldContainer[str]
     allow_raw_token: bool
-    def __init__(self, connection_id: _Optional[str] = ..., name: _Optional[str] = ..., provider: _Optional[str] = ..., state: _Optional[_Union[ConnectionState, str]] = ..., base_url: _Optional[str] = ..., fingerprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., user_id: _Optional[str] = ..., integration: _Optional[str] = ..., kind: _Optional[_Union[_integration_service_pb2.CredentialKind, str]] = ..., state_reason: _Optional[str] = ..., account_label: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., missing_scopes: _Optional[_Iterable[str]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., grant_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., agents: _Optional[_Iterable[str]] = ..., allow_raw_token: bool = ...) -> None: ...
+    variables: _containers.ScalarMap[str, str]
+    def __init__(self, connection_id: _Optional[str] = ..., name: _Optional[str] = ..., provider: _Optional[str] = ..., state: _Optional[_Union[ConnectionState, str]] = ..., base_url: _Optional[str] = ..., fingerprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., user_id: _Optional[str] = ..., integration: _Optional[str] = ..., kind: _Optional[_Union[_integration_service_pb2.CredentialKind, str]] = ..., state_reason: _Optional[str] = ..., account_label: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., missing_scopes: _Optional[_Iterable[str]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., grant_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., agents: _Optional[_Iterable[str]] = ..., allow_raw_token: bool = ..., variables: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class CreateConnectionRequest(_message.Message):
-    __slots__ = ("name", "provider", "api_key", "base_url", "replace", "request_id", "user_id", "integration", "username", "agents", "allow_raw_token")
+    __slots__ = ("name", "provider", "api_key", "base_url", "replace", "request_id", "user_id", "integration", "username", "agents", "allow_raw_token", "variables")
+    class VariablesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     API_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +102,7 @@ class CreateConnectionRequest(_message.Message):
     USERNAME_FIELD_NUMBER: _ClassVar[int]
     AGENTS_FIELD_NUMBER: _ClassVar[int]
     ALLOW_RAW_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VARIABLES_FIELD_NUMBER: _ClassVar[int]
     name: str
     provider: str
     api_key: str
@@ -97,7 +114,8 @@ class CreateConnectionRequest(_message.Message):
     username: str
     agents: _containers.RepeatedScalarFieldContainer[str]
     allow_raw_token: bool
-    def __init__(self, name: _Optional[str] = ..., provider: _Optional[str] = ..., api_key: _Optional[str] = ..., base_url: _Optional[str] = ..., replace: bool = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., integration: _Optional[str] = ..., username: _Optional[str] = ..., agents: _Optional[_Iterable[str]] = ..., allow_raw_token: bool = ...) -> None: ...
+    variables: _containers.ScalarMap[str, str]
+    def __init__(self, name: _Optional[str] = ..., provider: _Optional[str] = ..., api_key: _Optional[str] = ..., base_url: _Optional[str] = ..., replace: bool = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., integration: _Optional[str] = ..., username: _Optional[str] = ..., agents: _Optional[_Iterable[str]] = ..., allow_raw_token: bool = ..., variables: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class CreateConnectionResponse(_message.Message):
     __slots__ = ("connection",)

@@ -26,7 +26,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.holdfast/api/auth/v1/integration_service.proto\x12\x14holdfast.api.auth.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\rProviderScope\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12;\n\x0bsensitivity\x18\x03 \x01(\x0e\x32&.holdfast.api.auth.v1.ScopeSensitivity\"\xd5\x01\n\x08Provider\x12\x0c\n\x04slug\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x33\n\x05kinds\x18\x03 \x03(\x0e\x32$.holdfast.api.auth.v1.CredentialKind\x12\x33\n\x06scopes\x18\x04 \x03(\x0b\x32#.holdfast.api.auth.v1.ProviderScope\x12\x11\n\tvariables\x18\x05 \x03(\t\x12\r\n\x05hosts\x18\x06 \x03(\t\x12\x19\n\x11\x64ocumentation_url\x18\x07 \x01(\t\"\xa7\x04\n\x0bIntegration\x12\x16\n\x0eintegration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x32\n\x04kind\x18\x04 \x01(\x0e\x32$.holdfast.api.auth.v1.CredentialKind\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12\x43\n\tvariables\x18\x06 \x03(\x0b\x32\x30.holdfast.api.auth.v1.Integration.VariablesEntry\x12\x0e\n\x06scopes\x18\x07 \x03(\t\x12\x0e\n\x06\x61gents\x18\x08 \x03(\t\x12\x35\n\x05state\x18\t \x01(\x0e\x32&.holdfast.api.auth.v1.IntegrationState\x12\x14\n\x0cstate_reason\x18\n \x01(\t\x12\x14\n\x0credirect_uri\x18\x0b \x01(\t\x12\x1b\n\x13\x63lient_secret_count\x18\x0c \x01(\x05\x12\x12\n\nserver_url\x18\r \x01(\t\x12\x0c\n\x04\x65tag\x18\x0e \x01(\t\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x14ListProvidersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"c\n\x15ListProvidersResponse\x12\x31\n\tproviders\x18\x01 \x03(\x0b\x32\x1e.holdfast.api.auth.v1.Provider\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe9\x02\n\x18\x43reateIntegrationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32$.holdfast.api.auth.v1.CredentialKind\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12\x1a\n\rclient_secret\x18\x05 \x01(\tB\x03\x80\x01\x01\x12P\n\tvariables\x18\x06 \x03(\x0b\x32=.holdfast.api.auth.v1.CreateIntegrationRequest.VariablesEntry\x12\x0e\n\x06scopes\x18\x07 \x03(\t\x12\x0e\n\x06\x61gents\x18\x08 \x03(\t\x12\x12\n\nserver_url\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"S\n\x19\x43reateIntegrationResponse\x12\x36\n\x0bintegration\x18\x01 \x01(\x0b\x32!.holdfast.api.auth.v1.Integration\"%\n\x15GetIntegrationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"P\n\x16GetIntegrationResponse\x12\x36\n\x0bintegration\x18\x01 \x01(\x0b\x32!.holdfast.api.auth.v1.Integration\"@\n\x17ListIntegrationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x18ListIntegrationsResponse\x12\x37\n\x0cintegrations\x18\x01 \x03(\x0b\x32!.holdfast.api.auth.v1.Integration\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xeb\x01\n\x18UpdateIntegrationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x0bintegration\x18\x02 \x01(\x0b\x32!.holdfast.api.auth.v1.Integration\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1a\n\rclient_secret\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x1a\n\x12remove_old_secrets\x18\x05 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"S\n\x19UpdateIntegrationResponse\x12\x36\n\x0bintegration\x18\x01 \x01(\x0b\x32!.holdfast.api.auth.v1.Integration\"<\n\x18\x44\x65leteIntegrationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"8\n\x19\x44\x65leteIntegrationResponse\x12\x1b\n\x13revoked_connections\x18\x01 \x01(\x05*\xad\x01\n\x0e\x43redentialKind\x12\x1f\n\x1b\x43REDENTIAL_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43REDENTIAL_KIND_API_KEY\x10\x01\x12\x19\n\x15\x43REDENTIAL_KIND_BASIC\x10\x02\x12\x1a\n\x16\x43REDENTIAL_KIND_OAUTH2\x10\x03\x12&\n\"CREDENTIAL_KIND_CLIENT_CREDENTIALS\x10\x04*\x98\x01\n\x10IntegrationState\x12!\n\x1dINTEGRATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18INTEGRATION_STATE_ACTIVE\x10\x01\x12#\n\x1fINTEGRATION_STATE_MISCONFIGURED\x10\x02\x12\x1e\n\x1aINTEGRATION_STATE_DISABLED\x10\x03*\xcc\x01\n\x10ScopeSensitivity\x12!\n\x1dSCOPE_SENSITIVITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16SCOPE_SENSITIVITY_READ\x10\x01\x12\x1b\n\x17SCOPE_SENSITIVITY_WRITE\x10\x02\x12\x1b\n\x17SCOPE_SENSITIVITY_ADMIN\x10\x03\x12\x1b\n\x17SCOPE_SENSITIVITY_MONEY\x10\x04\x12\"\n\x1eSCOPE_SENSITIVITY_SEND_AS_USER\x10\x05\x32\xc0\x05\n\x12IntegrationService\x12h\n\rListProviders\x12*.holdfast.api.auth.v1.ListProvidersRequest\x1a+.holdfast.api.auth.v1.ListProvidersResponse\x12t\n\x11\x43reateIntegration\x12..holdfast.api.auth.v1.CreateIntegrationRequest\x1a/.holdfast.api.auth.v1.CreateIntegrationResponse\x12k\n\x0eGetIntegration\x12+.holdfast.api.auth.v1.GetIntegrationRequest\x1a,.holdfast.api.auth.v1.GetIntegrationResponse\x12q\n\x10ListIntegrations\x12-.holdfast.api.auth.v1.ListIntegrationsRequest\x1a..holdfast.api.auth.v1.ListIntegrationsResponse\x12t\n\x11UpdateIntegration\x12..holdfast.api.auth.v1.UpdateIntegrationRequest\x1a/.holdfast.api.auth.v1.UpdateIntegrationResponse\x12t\n\x11\x44\x65leteIntegration\x12..holdfast.api.auth.v1.DeleteIntegrationRequest\x1a/.holdfast.api.auth.v1.DeleteIntegrationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.holdfast/api/auth/v1/integration_service.proto\x12\x14holdfast.api.auth.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\rProviderScope\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12;\n\x0bsensitivity\x18\x03 \x01(\x0e\x32&.holdfast.api.auth.v1.ScopeSensitivity\"\xf3\x01\n\x08Provider\x12\x0c\n\x04slug\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x33\n\x05kinds\x18\x03 \x03(\x0e\x32$.holdfast.api.auth.v1.CredentialKind\x12\x33\n\x06scopes\x18\x04 \x03(\x0b\x32#.holdfast.api.auth.v1.ProviderScope\x12\x11\n\tvariables\x18\x05 \x03(\t\x12\r\n\x05hosts\x18\x06 \x03(\t\x12\x19\n\x11\x64ocumentation_url\x18\x07 \x01(\t\x12\x1c\n\x14\x63onnection_variables\x18\x08 \x03(\t\"\xa7\x04\n\x0bIntegration\x12\x16\n\x0eintegration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x32\n\x04kind\x18\x04 \x01(\x0e\x32$.holdfast.api.auth.v1.CredentialKind\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12\x43\n\tvariables\x18\x06 \x03(\x0b\x32\x30.holdfast.api.auth.v1.Integration.VariablesEntry\x12\x0e\n\x06scopes\x18\x07 \x03(\t\x12\x0e\n\x06\x61gents\x18\x08 \x03(\t\x12\x35\n\x05state\x18\t \x01(\x0e\x32&.holdfast.api.auth.v1.IntegrationState\x12\x14\n\x0cstate_reason\x18\n \x01(\t\x12\x14\n\x0credirect_uri\x18\x0b \x01(\t\x12\x1b\n\x13\x63lient_secret_count\x18\x0c \x01(\x05\x12\x12\n\nserver_url\x18\r \x01(\t\x12\x0c\n\x04\x65tag\x18\x0e \x01(\t\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x14ListProvidersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"c\n\x15ListProvidersResponse\x12\x31\n\tproviders\x18\x01 \x03(\x0b\x32\x1e.holdfast.api.auth.v1.Provider\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe9\x02\n\x18\x43reateIntegrationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32$.holdfast.api.auth.v1.CredentialKind\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12\x1a\n\rclient_secret\x18\x05 \x01(\tB\x03\x80\x01\x01\x12P\n\tvariables\x18\x06 \x03(\x0b\x32=.holdfast.api.auth.v1.CreateIntegrationRequest.VariablesEntry\x12\x0e\n\x06scopes\x18\x07 \x03(\t\x12\x0e\n\x06\x61gents\x18\x08 \x03(\t\x12\x12\n\nserver_url\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"S\n\x19\x43reateIntegrationResponse\x12\x36\n\x0bintegration\x18\x01 \x01(\x0b\x32!.holdfast.api.auth.v1.Integration\"%\n\x15GetIntegrationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"P\n\x16GetIntegrationResponse\x12\x36\n\x0bintegration\x18\x01 \x01(\x0b\x32!.holdfast.api.auth.v1.Integration\"@\n\x17ListIntegrationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x18ListIntegrationsResponse\x12\x37\n\x0cintegrations\x18\x01 \x03(\x0b\x32!.holdfast.api.auth.v1.Integration\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xeb\x01\n\x18UpdateIntegrationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x0bintegration\x18\x02 \x01(\x0b\x32!.holdfast.api.auth.v1.Integration\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1a\n\rclient_secret\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x1a\n\x12remove_old_secrets\x18\x05 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"S\n\x19UpdateIntegrationResponse\x12\x36\n\x0bintegration\x18\x01 \x01(\x0b\x32!.holdfast.api.auth.v1.Integration\"<\n\x18\x44\x65leteIntegrationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"8\n\x19\x44\x65leteIntegrationResponse\x12\x1b\n\x13revoked_connections\x18\x01 \x01(\x05*\xad\x01\n\x0e\x43redentialKind\x12\x1f\n\x1b\x43REDENTIAL_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43REDENTIAL_KIND_API_KEY\x10\x01\x12\x19\n\x15\x43REDENTIAL_KIND_BASIC\x10\x02\x12\x1a\n\x16\x43REDENTIAL_KIND_OAUTH2\x10\x03\x12&\n\"CREDENTIAL_KIND_CLIENT_CREDENTIALS\x10\x04*\x98\x01\n\x10IntegrationState\x12!\n\x1dINTEGRATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18INTEGRATION_STATE_ACTIVE\x10\x01\x12#\n\x1fINTEGRATION_STATE_MISCONFIGURED\x10\x02\x12\x1e\n\x1aINTEGRATION_STATE_DISABLED\x10\x03*\xcc\x01\n\x10ScopeSensitivity\x12!\n\x1dSCOPE_SENSITIVITY_UNSPECIFIED\x10\x00\x12\x1a\n\x16SCOPE_SENSITIVITY_READ\x10\x01\x12\x1b\n\x17SCOPE_SENSITIVITY_WRITE\x10\x02\x12\x1b\n\x17SCOPE_SENSITIVITY_ADMIN\x10\x03\x12\x1b\n\x17SCOPE_SENSITIVITY_MONEY\x10\x04\x12\"\n\x1eSCOPE_SENSITIVITY_SEND_AS_USER\x10\x05\x32\xc0\x05\n\x12IntegrationService\x12h\n\rListProviders\x12*.holdfast.api.auth.v1.ListProvidersRequest\x1a+.holdfast.api.auth.v1.ListProvidersResponse\x12t\n\x11\x43reateIntegration\x12..holdfast.api.auth.v1.CreateIntegrationRequest\x1a/.holdfast.api.auth.v1.CreateIntegrationResponse\x12k\n\x0eGetIntegration\x12+.holdfast.api.auth.v1.GetIntegrationRequest\x1a,.holdfast.api.auth.v1.GetIntegrationResponse\x12q\n\x10ListIntegrations\x12-.holdfast.api.auth.v1.ListIntegrationsRequest\x1a..holdfast.api.auth.v1.ListIntegrationsResponse\x12t\n\x11UpdateIntegration\x12..holdfast.api.auth.v1.UpdateIntegrationRequest\x1a/.holdfast.api.auth.v1.UpdateIntegrationResponse\x12t\n\x11\x44\x65leteIntegration\x12..holdfast.api.auth.v1.DeleteIntegrationRequest\x1a/.holdfast.api.auth.v1.DeleteIntegrationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,46 +41,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEINTEGRATIONREQUEST'].fields_by_name['client_secret']._serialized_options = b'\200\001\001'
   _globals['_UPDATEINTEGRATIONREQUEST'].fields_by_name['client_secret']._loaded_options = None
   _globals['_UPDATEINTEGRATIONREQUEST'].fields_by_name['client_secret']._serialized_options = b'\200\001\001'
-  _globals['_CREDENTIALKIND']._serialized_start=2377
-  _globals['_CREDENTIALKIND']._serialized_end=2550
-  _globals['_INTEGRATIONSTATE']._serialized_start=2553
-  _globals['_INTEGRATIONSTATE']._serialized_end=2705
-  _globals['_SCOPESENSITIVITY']._serialized_start=2708
-  _globals['_SCOPESENSITIVITY']._serialized_end=2912
+  _globals['_CREDENTIALKIND']._serialized_start=2407
+  _globals['_CREDENTIALKIND']._serialized_end=2580
+  _globals['_INTEGRATIONSTATE']._serialized_start=2583
+  _globals['_INTEGRATIONSTATE']._serialized_end=2735
+  _globals['_SCOPESENSITIVITY']._serialized_start=2738
+  _globals['_SCOPESENSITIVITY']._serialized_end=2942
   _globals['_PROVIDERSCOPE']._serialized_start=139
   _globals['_PROVIDERSCOPE']._serialized_end=251
   _globals['_PROVIDER']._serialized_start=254
-  _globals['_PROVIDER']._serialized_end=467
-  _globals['_INTEGRATION']._serialized_start=470
-  _globals['_INTEGRATION']._serialized_end=1021
-  _globals['_INTEGRATION_VARIABLESENTRY']._serialized_start=973
-  _globals['_INTEGRATION_VARIABLESENTRY']._serialized_end=1021
-  _globals['_LISTPROVIDERSREQUEST']._serialized_start=1023
-  _globals['_LISTPROVIDERSREQUEST']._serialized_end=1084
-  _globals['_LISTPROVIDERSRESPONSE']._serialized_start=1086
-  _globals['_LISTPROVIDERSRESPONSE']._serialized_end=1185
-  _globals['_CREATEINTEGRATIONREQUEST']._serialized_start=1188
-  _globals['_CREATEINTEGRATIONREQUEST']._serialized_end=1549
-  _globals['_CREATEINTEGRATIONREQUEST_VARIABLESENTRY']._serialized_start=973
-  _globals['_CREATEINTEGRATIONREQUEST_VARIABLESENTRY']._serialized_end=1021
-  _globals['_CREATEINTEGRATIONRESPONSE']._serialized_start=1551
-  _globals['_CREATEINTEGRATIONRESPONSE']._serialized_end=1634
-  _globals['_GETINTEGRATIONREQUEST']._serialized_start=1636
-  _globals['_GETINTEGRATIONREQUEST']._serialized_end=1673
-  _globals['_GETINTEGRATIONRESPONSE']._serialized_start=1675
-  _globals['_GETINTEGRATIONRESPONSE']._serialized_end=1755
-  _globals['_LISTINTEGRATIONSREQUEST']._serialized_start=1757
-  _globals['_LISTINTEGRATIONSREQUEST']._serialized_end=1821
-  _globals['_LISTINTEGRATIONSRESPONSE']._serialized_start=1823
-  _globals['_LISTINTEGRATIONSRESPONSE']._serialized_end=1931
-  _globals['_UPDATEINTEGRATIONREQUEST']._serialized_start=1934
-  _globals['_UPDATEINTEGRATIONREQUEST']._serialized_end=2169
-  _globals['_UPDATEINTEGRATIONRESPONSE']._serialized_start=2171
-  _globals['_UPDATEINTEGRATIONRESPONSE']._serialized_end=2254
-  _globals['_DELETEINTEGRATIONREQUEST']._serialized_start=2256
-  _globals['_DELETEINTEGRATIONREQUEST']._serialized_end=2316
-  _globals['_DELETEINTEGRATIONRESPONSE']._serialized_start=2318
-  _globals['_DELETEINTEGRATIONRESPONSE']._serialized_end=2374
-  _globals['_INTEGRATIONSERVICE']._serialized_start=2915
-  _globals['_INTEGRATIONSERVICE']._serialized_end=3619
+  _globals['_PROVIDER']._serialized_end=497
+  _globals['_INTEGRATION']._serialized_start=500
+  _globals['_INTEGRATION']._serialized_end=1051
+  _globals['_INTEGRATION_VARIABLESENTRY']._serialized_start=1003
+  _globals['_INTEGRATION_VARIABLESENTRY']._serialized_end=1051
+  _globals['_LISTPROVIDERSREQUEST']._serialized_start=1053
+  _globals['_LISTPROVIDERSREQUEST']._serialized_end=1114
+  _globals['_LISTPROVIDERSRESPONSE']._serialized_start=1116
+  _globals['_LISTPROVIDERSRESPONSE']._serialized_end=1215
+  _globals['_CREATEINTEGRATIONREQUEST']._serialized_start=1218
+  _globals['_CREATEINTEGRATIONREQUEST']._serialized_end=1579
+  _globals['_CREATEINTEGRATIONREQUEST_VARIABLESENTRY']._serialized_start=1003
+  _globals['_CREATEINTEGRATIONREQUEST_VARIABLESENTRY']._serialized_end=1051
+  _globals['_CREATEINTEGRATIONRESPONSE']._serialized_start=1581
+  _globals['_CREATEINTEGRATIONRESPONSE']._serialized_end=1664
+  _globals['_GETINTEGRATIONREQUEST']._serialized_start=1666
+  _globals['_GETINTEGRATIONREQUEST']._serialized_end=1703
+  _globals['_GETINTEGRATIONRESPONSE']._serialized_start=1705
+  _globals['_GETINTEGRATIONRESPONSE']._serialized_end=1785
+  _globals['_LISTINTEGRATIONSREQUEST']._serialized_start=1787
+  _globals['_LISTINTEGRATIONSREQUEST']._serialized_end=1851
+  _globals['_LISTINTEGRATIONSRESPONSE']._serialized_start=1853
+  _globals['_LISTINTEGRATIONSRESPONSE']._serialized_end=1961
+  _globals['_UPDATEINTEGRATIONREQUEST']._serialized_start=1964
+  _globals['_UPDATEINTEGRATIONREQUEST']._serialized_end=2199
+  _globals['_UPDATEINTEGRATIONRESPONSE']._serialized_start=2201
+  _globals['_UPDATEINTEGRATIONRESPONSE']._serialized_end=2284
+  _globals['_DELETEINTEGRATIONREQUEST']._serialized_start=2286
+  _globals['_DELETEINTEGRATIONREQUEST']._serialized_end=2346
+  _globals['_DELETEINTEGRATIONRESPONSE']._serialized_start=2348
+  _globals['_DELETEINTEGRATIONRESPONSE']._serialized_end=2404
+  _globals['_INTEGRATIONSERVICE']._serialized_start=2945
+  _globals['_INTEGRATIONSERVICE']._serialized_end=3649
 # @@protoc_insertion_point(module_scope)

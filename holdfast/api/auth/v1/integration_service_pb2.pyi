@@ -61,7 +61,7 @@ class ProviderScope(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., description: _Optional[str] = ..., sensitivity: _Optional[_Union[ScopeSensitivity, str]] = ...) -> None: ...
 
 class Provider(_message.Message):
-    __slots__ = ("slug", "display_name", "kinds", "scopes", "variables", "hosts", "documentation_url")
+    __slots__ = ("slug", "display_name", "kinds", "scopes", "variables", "hosts", "documentation_url", "connection_variables")
     SLUG_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class Provider(_message.Message):
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
     HOSTS_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTATION_URL_FIELD_NUMBER: _ClassVar[int]
+    CONNECTION_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     slug: str
     display_name: str
     kinds: _containers.RepeatedScalarFieldContainer[CredentialKind]
@@ -76,7 +77,8 @@ class Provider(_message.Message):
     variables: _containers.RepeatedScalarFieldContainer[str]
     hosts: _containers.RepeatedScalarFieldContainer[str]
     documentation_url: str
-    def __init__(self, slug: _Optional[str] = ..., display_name: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[CredentialKind, str]]] = ..., scopes: _Optional[_Iterable[_Union[ProviderScope, _Mapping]]] = ..., variables: _Optional[_Iterable[str]] = ..., hosts: _Optional[_Iterable[str]] = ..., documentation_url: _Optional[str] = ...) -> None: ...
+    connection_variables: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, slug: _Optional[str] = ..., display_name: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[CredentialKind, str]]] = ..., scopes: _Optional[_Iterable[_Union[ProviderScope, _Mapping]]] = ..., variables: _Optional[_Iterable[str]] = ..., hosts: _Optional[_Iterable[str]] = ..., documentation_url: _Optional[str] = ..., connection_variables: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Integration(_message.Message):
     __slots__ = ("integration_id", "name", "provider", "kind", "client_id", "variables", "scopes", "agents", "state", "state_reason", "redirect_uri", "client_secret_count", "server_url", "etag", "create_time", "update_time")
