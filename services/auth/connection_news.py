@@ -45,6 +45,8 @@ class SignIn:
     user_id: str
     connection: str
     scopes: tuple[str, ...] = ()
+    rejected_fingerprint: str = ""
+    """Of a credential that does not count: the provider does not accept it."""
 
 
 class ConnectionNews:
@@ -171,7 +173,12 @@ class ConnectionNews:
         async def is_usable(sign_in: SignIn) -> bool:
             async with turn:
                 found = await self._store.connections_for(sign_in.workspace_id, sign_in.user_id, sign_in.connection)
-            return any(connection.is_usable and covers(connection, sign_in.scopes) for connection in found)
+            return any(
+                connection.is_usable
+                and covers(connection, sign_in.scopes)
+                and (not sign_in.rejected_fingerprint or connection.fingerprint != sign_in.rejected_fingerprint)
+                for connection in found
+            )
 
         distinct = list(dict.fromkeys(sign_ins))
         async with asyncio.TaskGroup() as group:

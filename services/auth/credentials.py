@@ -31,6 +31,7 @@ from services.auth.requests import is_name
 from services.auth.secret_cache import SecretCache
 from services.auth.secrets import Secret
 from services.auth.store import CredentialUse
+from services.shared.auth_failure_signals import AuthFailureSignal
 from services.shared.clock import Clock
 from services.shared.egress import EgressRule
 
@@ -96,6 +97,8 @@ class Credential:
     expire_time: datetime | None = None
     injected: Sequence[Injected] = ()
     targets: Sequence[EgressRule] = ()
+    signals: Sequence[AuthFailureSignal] = ()
+    """How the provider says that it is over."""
 
 
 class Credentials:
@@ -251,6 +254,7 @@ class Credentials:
             expire_time,
             injected_fields(chosen.provider, connection, values),
             targets,
+            () if chosen.provider is None else chosen.provider.auth_failure_signals,
         )
 
 

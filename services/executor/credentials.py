@@ -30,6 +30,7 @@ from holdfast.errors import (
 from services.executor.credential_uses import CredentialUses
 from services.executor.models.protocol import Credential
 from services.executor.run_grants import RunGrants
+from services.shared.auth_failure_signals import AuthFailureSignal
 from services.shared.channels import calling
 from services.shared.clock import Clock, SystemClock
 from services.shared.egress import EgressRule
@@ -45,6 +46,7 @@ _MAX_ENTRIES: Final = 4_096
 CONNECTION_MISSING: Final = "connection_missing"
 NEEDS_REAUTH: Final = "needs_reauth"
 SCOPE_INSUFFICIENT: Final = "scope_insufficient"
+REJECTED: Final = "credential_rejected"
 
 _SIGN_IN_REASONS: Final[Mapping[str, str]] = {
     Reason.CONNECTION_NOT_FOUND: CONNECTION_MISSING,
@@ -115,6 +117,8 @@ class ResolvedCredential(Credential):
     query: tuple[Injection, ...] = ()
     allowed: tuple[EgressRule, ...] = ()
     expire_time: datetime | None = None
+    signals: tuple[AuthFailureSignal, ...] = ()
+    """How the other side says that it is over, beside a 401."""
 
 
 class Credentials:
@@ -211,9 +215,19 @@ class Credentials:
             self._known.popitem(last=False)
         return credential
 
-    async def sign_in(self, need: Need, reason: str, scopes: Sequence[str]) -> run_pb2.SignInNeeded:
+    async def sign_in(
+        self, need: Need, reason: str, scopes: Sequence[str], *, rejected_fingerprint: str = ""
+    ) -> run_pb2.SignInNeeded:
         """Returns what a person has to do, with a page to do it where there is one."""
-        needed = run_pb2.SignInNeeded(connection=need.connection, user_id=need.user_id, scopes=scopes, reason=reason)
+        # Whatever they do, what is remembered is not what the run goes on with.
+        self._known.pop(replace(need, step=0), None)
+        needed = run_pb2.SignInNeeded(
+            connection=need.connection,
+            user_id=need.user_id,
+            scopes=scopes,
+            reason=reason,
+            rejected_fingerprint=rejected_fingerprint,
+        )
         try:
             grant = await self._grants.of(need.workspace_id, need.run_id)
             with calling("auth"):
@@ -270,6 +284,16 @@ def _credential_of(response: pb.ResolveCredentialResponse) -> ResolvedCredential
             for target in response.allowed_targets
         ),
         expire_time=response.expire_time.ToDatetime(tzinfo=UTC) if response.HasField("expire_time") else None,
+        signals=tuple(
+            AuthFailureSignal(
+                signal.status,
+                signal.pointer or None,
+                signal.equals if signal.pointer else None,
+                signal.header or None,
+                signal.contains or None,
+            )
+            for signal in response.auth_failure_signals
+        ),
     )
 
 

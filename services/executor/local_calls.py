@@ -10,7 +10,14 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
-from services.executor.credentials import SCOPE_INSUFFICIENT, CredentialMissing, Credentials, Need
+from services.executor.credentials import (
+    REJECTED,
+    SCOPE_INSUFFICIENT,
+    CredentialMissing,
+    Credentials,
+    Need,
+    ResolvedCredential,
+)
 from services.executor.decide import LocalCall, Outcome
 from services.executor.models import ModelAnswer, ModelFailed, ModelRegistry, ModelRequest
 from services.executor.models.scripted import ScriptedModel
@@ -200,14 +207,32 @@ class LocalCalls:
             return await self._http_tools.call(tool, arguments, key, headers, credential)
         except CredentialRejected as rejected:
             if rejected.missing_scopes is not None:
-                scopes = tuple(dict.fromkeys((*need.scopes, *rejected.missing_scopes)))
-                sign_in = await self._credentials.sign_in(need, SCOPE_INSUFFICIENT, scopes)
-                raise CredentialMissing(rejected.failure, sign_in) from None
+                raise await self._given_up(need, rejected, credential) from None
             renewed = await self._credentials.resolve(need, rejected_fingerprint=credential.fingerprint)
             if renewed.fingerprint == credential.fingerprint:
-                raise
+                raise await self._given_up(need, rejected, renewed) from None
+        try:
             # Once: what a new credential does not open is not about its age.
             return await self._http_tools.call(tool, arguments, key, headers, renewed)
+        except CredentialRejected as rejected:
+            raise await self._given_up(need, rejected, renewed) from None
+
+    async def _given_up(
+        self, need: Need, rejected: CredentialRejected, credential: ResolvedCredential
+    ) -> CredentialMissing:
+        """Returns what a person has to do about a credential that renewing does not help: replace it, or grant more."""
+        if rejected.missing_scopes is not None:
+            scopes = tuple(dict.fromkeys((*need.scopes, *rejected.missing_scopes)))
+            return CredentialMissing(
+                rejected.failure, await self._credentials.sign_in(need, SCOPE_INSUFFICIENT, scopes)
+            )
+        if not credential.fingerprint:
+            # Nothing was sent that somebody could replace.
+            return CredentialMissing(rejected.failure)
+        sign_in = await self._credentials.sign_in(
+            need, REJECTED, need.scopes, rejected_fingerprint=credential.fingerprint
+        )
+        return CredentialMissing(rejected.failure, sign_in)
 
 
 class _Deltas:

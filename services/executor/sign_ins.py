@@ -93,6 +93,7 @@ class SignIns:
                             user_id=stored.approval.sign_in.user_id,
                             connection=stored.approval.sign_in.connection,
                             scopes=stored.approval.sign_in.scopes,
+                            rejected_fingerprint=stored.approval.sign_in.rejected_fingerprint,
                         )
                         for stored in sign_ins
                     ]

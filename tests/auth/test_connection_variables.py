@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from holdfast.api.auth.v1 import integration_service_pb2 as integration_pb
 from holdfast.api.auth.v1.connection_service_pb2 import CreateConnectionRequest, RefreshConnectionRequest
+from holdfast.api.auth.v1.credential_service_pb2 import AuthFailureSignal
 from holdfast.api.auth.v1.integration_service_pb2 import CreateIntegrationRequest, ListProvidersRequest
 from holdfast.errors import InvalidArgument, PermissionDenied
 from services.auth.app import open_core
@@ -34,6 +35,9 @@ inject:
   - {header: Authorization, value: "Bearer {api_key}"}
 hosts:
   - {host: "{subdomain}.desk.example", path_prefix: /api}
+auth_failure_signals:
+  - {status: 200, pointer: /error, equals: invalid_auth}
+  - {status: 403, header: X-Reason, contains: expired}
 """
 OWN_ADDRESS = DATA.replace("is_url: true}", "is_url: true, owner: connection}").replace("slug: fake", "slug: each")
 
@@ -63,6 +67,19 @@ async def test_a_key_is_sent_to_the_installation_that_it_was_stored_for(desk: Au
         assert [target.host for target in answer.allowed_targets] == [f"{name}.desk.example"]
     error = await failure(desk.resolve(workspace_id, "east", target="https://west.desk.example"))
     assert type(error) is PermissionDenied
+
+
+async def test_the_answer_says_how_the_provider_says_that_the_key_is_over(desk: Auth) -> None:
+    client, workspace_id = await desk.workspace("acme")
+    await client.integrations.CreateIntegration(CreateIntegrationRequest(provider="desk"))
+    create = CreateConnectionRequest(integration="desk", api_key="key-1", variables={"subdomain": "acme"})
+    await client.connections.CreateConnection(create)
+    await client.connections.CreateConnection(new_connection())
+    assert list((await desk.resolve(workspace_id, "desk")).auth_failure_signals) == [
+        AuthFailureSignal(status=200, pointer="/error", equals="invalid_auth"),
+        AuthFailureSignal(status=403, header="x-reason", contains="expired"),
+    ]
+    assert not (await desk.resolve(workspace_id)).auth_failure_signals
 
 
 async def test_a_row_that_was_changed_behind_auths_back_sends_the_key_nowhere_else(desk: Auth) -> None:

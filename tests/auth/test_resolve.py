@@ -278,15 +278,30 @@ async def test_record_that_names_nothing_is_refused_with_its_field(workspace: Wo
 async def test_sign_ins_that_exist_are_told_from_those_that_do_not(workspace: Workspace) -> None:
     await workspace.store("crm", user_id="u1", scopes=("read",))
     await workspace.store("mail")
-    wanted = [("u1", "crm", []), ("u2", "crm", []), ("u1", "crm", ["write"]), ("u2", "mail", []), ("", "nothing", [])]
+    wanted = [
+        ("u1", "crm", [], ""),
+        ("u2", "crm", [], ""),
+        ("u1", "crm", ["write"], ""),
+        ("u2", "mail", [], ""),
+        ("", "nothing", [], ""),
+        # The one that the other side does not accept is not what the run waits for; another one is.
+        ("u1", "crm", [], "f" * 12),
+        ("u1", "crm", [], "a" * 12),
+    ]
     request = feed_pb2.CheckSignInsRequest(
         sign_ins=[
-            feed_pb2.SignIn(workspace_id=workspace.workspace_id, user_id=user_id, connection=name, scopes=scopes)
-            for user_id, name, scopes in wanted
+            feed_pb2.SignIn(
+                workspace_id=workspace.workspace_id,
+                user_id=user_id,
+                connection=name,
+                scopes=scopes,
+                rejected_fingerprint=rejected,
+            )
+            for user_id, name, scopes, rejected in wanted
         ]
     )
     answer = await workspace.auth.as_service("executor").feed.CheckSignIns(request)
-    assert list(answer.is_usable) == [True, False, False, True, False]
+    assert list(answer.is_usable) == [True, False, False, True, False, False, True]
 
 
 async def test_followers_hear_of_changes_wherever_they_are_made(settings: AuthSettings) -> None:

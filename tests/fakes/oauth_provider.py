@@ -630,6 +630,12 @@ class FakeOAuthProvider:
                 if found is None or not found.is_alive or found.access_token != bearer:
                     return 401, {"message": "bad credentials"}, {}
                 return 200, {"id": found.account, "name": found.account.title()}, {}
+            case "/api.test":
+                # As Slack's: whatever is wrong, it is a 200.
+                found = self.grant_of(bearer)
+                if found is None or not found.is_alive or found.access_token != bearer:
+                    return 200, {"ok": False, "error": "invalid_auth"}, {}
+                return 200, {"ok": True, "user": found.account.title()}, {}
             case "/jwks":
                 return 200, {"keys": [self.key.as_dict(private=False)]}, {}
             case "/register":

@@ -37,6 +37,23 @@ def agent(crm: Endpoint, connection: str) -> Agent:
     return Agent(f"asks-{connection}", model=scripted(call("look"), "There are {{result}}."), tools=[look])
 
 
+async def test_key_that_the_other_side_does_not_accept_is_waited_for(stage: Stage) -> None:
+    async def only_the_new(writer: asyncio.StreamWriter) -> None:
+        is_new = api.received[-1].headers["authorization"] == "Bearer key-new"
+        await (answer(body=b'{"customers": 3}') if is_new else answer(401, b"{}"))(writer)
+
+    async with asyncio.timeout(60), serving(only_the_new) as api:
+        await stage.client.connections.create("crm", "key-old", name="crm-key", base_url=api.url("/v1"))
+        handle = await stage.start(agent(api, "crm-key"))
+        question = await question_of(handle)
+        assert (question.sign_in.reason, question.sign_in.connect_url) == ("credential_rejected", "")
+        await until_waiting(handle, run_pb2.WAIT_REASON_AUTH)
+        await stage.client.connections.create("crm", "key-new", name="crm-key", base_url=api.url("/v1"), replace=True)
+        run = await handle.wait()
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+    assert [request.headers["authorization"] for request in api.received] == ["Bearer key-old", "Bearer key-new"]
+
+
 async def test_run_waits_for_its_users_connection_and_goes_on_by_itself(stage: Stage, crm: Endpoint) -> None:
     async with asyncio.timeout(60):
         handle = await stage.start(agent(crm, "crm-one"), user_id="u1")
@@ -184,3 +201,50 @@ async def test_worker_calls_through_the_egress_proxy_and_never_has_the_secret(cr
     assert [request.headers["authorization"] for request in crm.received] == ["Bearer key-of-u1-4711"]
     assert len(seen) == 1
     assert "4711" not in seen[0]
+
+
+async def test_api_that_says_with_a_200_that_a_token_is_over_is_called_once_more_and_then_waited_for(
+    tmp_path: Path,
+) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(100))
+        provider = await stack.enter_async_context(FakeOAuthProvider(Profile.strict()))
+        signals = "auth_failure_signals:\n  - {status: 200, pointer: /error, equals: invalid_auth}\n"
+        (tmp_path / "fake.yaml").write_text(provider.text + signals)
+        of_auth = {"HOLDFAST_PROVIDERS_FOLDER": str(tmp_path), "HOLDFAST_AUTH_EGRESS_ALLOW": "127.0.0.0/8"}
+        stage = await stack.enter_async_context(open_stage(service_settings={"auth": of_auth}))
+        await stage.client.integrations.create(
+            "fake", client_id=CLIENT_ID, client_secret=CLIENT_SECRET, variables={"base": provider.url}
+        )
+        # It may not be called twice: that it was rejected says that it did nothing.
+        post = http_tool("post", f"{provider.url}/api.test", connection="fake", scopes=["read"])
+        posts = Agent("posts", model=scripted(call("post"), "It said {{result}}."), tools=[post])
+
+        async def signed_in(question: run_pb2.Approval) -> None:
+            browser = Browser(base_of(question.sign_in.connect_url))
+            stack.push_async_callback(browser.close)
+            code = code_on(await browser.complete(question.sign_in.connect_url))
+            await stage.client.approvals.answer(question.approval_id, code)
+
+        def calls() -> int:
+            return sum(request.path == "/api.test" for request in provider.requests)
+
+        handle = await stage.start(posts, user_id="u1")
+        await signed_in(await question_of(handle))
+        assert "Ada" in str((await handle.wait()).output)
+        [grant] = [item for item in provider.grants if item.is_alive]
+        calls_before, renewals_before = calls(), provider.token_calls
+        grant.access_token = "no-longer-the-one-that-was-handed-out"
+        assert "Ada" in str((await (await stage.start(posts, user_id="u1")).wait()).output)
+        assert (calls() - calls_before, provider.token_calls - renewals_before) == (2, 1)
+
+        # The grant is gone. A refresh proves it, or is not tried, because the token has just come from one: either way
+        # the run waits for its user.
+        grant.is_alive = False
+        handle = await stage.start(posts, user_id="u1")
+        question = await question_of(handle)
+        assert question.sign_in.reason in ("needs_reauth", "credential_rejected")
+        await signed_in(question)
+        run = await handle.wait()
+        assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+        assert "Ada" in str(run.output)

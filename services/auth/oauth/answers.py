@@ -15,9 +15,10 @@ from urllib.parse import parse_qsl
 from services.auth.oauth.expiry import clock_skew, expire_time, jwt_expire_time, retry_after_seconds
 from services.auth.oauth.refusals import VERDICTS, RefusalKind, TokenRefused
 from services.auth.oauth.tokens import TokenSet
-from services.auth.providers.schema import AnswerRule, CaptureSource, ErrorRule, OAuthSpec, as_text, at_pointer
+from services.auth.providers.schema import AnswerRule, CaptureSource, ErrorRule, OAuthSpec
 from services.auth.secrets import Secret
 from services.shared.egress import Answer
+from services.shared.json_pointers import as_text, at_pointer
 from services.shared.telemetry import get_logger
 
 MAX_TOKEN_CHARACTERS: Final = 16 * 1024

@@ -24,11 +24,12 @@ from services.auth.oauth.refusals import (
     TokenRefused,
 )
 from services.auth.oauth.tokens import Account, DeviceAuthorization, OAuthApp, TokenSet
-from services.auth.providers.schema import ExpiryUnit, Pkce, Provider, as_text
+from services.auth.providers.schema import ExpiryUnit, Pkce, Provider
 from services.auth.providers.templates import UrlTemplate
 from services.auth.secrets import Secret
 from services.shared.clock import Clock
 from services.shared.egress import Answer, EgressClient, EgressFailed, Failure, parse_destination
+from services.shared.json_pointers import as_text
 
 EXCHANGE_SECONDS: Final = 20.0
 REFRESH_SECONDS: Final = 20.0

@@ -17,11 +17,12 @@ from services.auth.oauth import requests
 from services.auth.oauth.answers import parse_document
 from services.auth.oauth.refusals import ReauthReason, RefusalKind, TokenRefused
 from services.auth.oauth.tokens import Account, OAuthApp, TokenSet
-from services.auth.providers.schema import AccountRule, AccountSource, OAuthSpec, Provider, as_text, at_pointer
+from services.auth.providers.schema import AccountRule, AccountSource, OAuthSpec, Provider
 from services.auth.providers.templates import VariableMissing, fill
 from services.auth.secrets import Secret
 from services.shared.clock import Clock
 from services.shared.egress import Destination, EgressClient, EgressFailed
+from services.shared.json_pointers import as_text, at_pointer
 
 WHOAMI_SECONDS: Final = 10.0
 LEEWAY_SECONDS: Final = 60.0

@@ -16,7 +16,6 @@ from services.auth.providers.schema import (
     AccountRule,
     AccountSource,
     AnswerRule,
-    AuthFailureSignal,
     AuthKind,
     BodyFormat,
     Capture,
@@ -40,6 +39,7 @@ from services.auth.providers.schema import (
     VariableOwner,
 )
 from services.auth.providers.templates import UrlTemplate, places
+from services.shared.auth_failure_signals import AuthFailureSignal
 from services.shared.egress import EgressRule, parse_destination
 from services.shared.egress.rules import METHODS
 

@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from services.auth.oauth.refusals import ReauthReason
 from services.auth.providers.templates import UrlTemplate, VariableMissing, fill
 from services.auth.secrets import Secret
+from services.shared.auth_failure_signals import AuthFailureSignal
 from services.shared.egress import EgressRule, host_matches, parse_destination
 
 DEFAULT_VARIABLE_PATTERN: Final = r"[A-Za-z0-9._-]{1,128}"
@@ -288,33 +289,6 @@ class AccountRule:
 
 
 @dataclass(frozen=True, slots=True)
-class AuthFailureSignal:
-    """How the provider's API says that a token is no longer good, beside a plain 401."""
-
-    status: int
-    pointer: str | None = None
-    """A JSON pointer into the body, whose value is compared."""
-    equals: str | None = None
-    header: str | None = None
-    contains: str | None = None
-    """What the header holds."""
-
-    def matches(self, status: int, headers: Mapping[str, str], body: Any) -> bool:
-        """Tells whether an answer of the API says so.
-
-        Args:
-            status: Of the answer.
-            headers: With lower-case names.
-            body: The parsed JSON, or None.
-        """
-        if status != self.status:
-            return False
-        if self.header is not None and (self.contains or "") not in headers.get(self.header, ""):
-            return False
-        return self.pointer is None or as_text(at_pointer(body, self.pointer)) == self.equals
-
-
-@dataclass(frozen=True, slots=True)
 class ErrorRule:
     """What one of the provider's own error codes means, as a code of the OAuth registry."""
 
@@ -519,29 +493,6 @@ class Provider:
 
     def _defaults(self) -> dict[str, str]:
         return {name: item.default for name, item in self.variables.items() if item.default is not None}
-
-
-def at_pointer(document: Any, pointer: str) -> Any:
-    """Returns what a JSON pointer (RFC 6901) leads to; None when there is nothing."""
-    found = document
-    for part in pointer.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, dict):
-            found = found.get(key)
-        elif isinstance(found, list) and key.isascii() and key.isdigit() and len(key) < 7 and int(key) < len(found):
-            found = found[int(key)]
-        else:
-            return None
-    return found
-
-
-def as_text(value: Any) -> str | None:
-    """Returns a scalar of JSON as text, booleans as JSON writes them; None for everything else."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return value
-    return str(value) if isinstance(value, int) and abs(value) < 10**30 else None
 
 
 def _check_url(value: str, hosts: tuple[str, ...]) -> None:

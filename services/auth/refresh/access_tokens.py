@@ -87,7 +87,8 @@ class AccessTokens:
             connection: As it stands, of kind OAUTH2 or CLIENT_CREDENTIALS.
             min_valid_for: How long it is needed.
             rejected_fingerprint: The provider has refused this token: it is renewed, unless that has happened. The same
-                token comes back when it was renewed for that reason a moment ago: then renewing does not help.
+                token comes back when it was renewed for that reason a moment ago, or cannot be: then renewing does
+                not help.
 
         Raises:
             NotFound: The connection is revoked or switched off, or has changed meanwhile.

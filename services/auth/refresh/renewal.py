@@ -147,7 +147,8 @@ class Renewal:
         return StoredTokens(document, stored.version, self._fingerprint(document.tokens.access_token))
 
     async def attempt(self, connection: Connection, goal: Goal, progress: Progress) -> StoredTokens:
-        """Returns tokens that meet the goal, or the ones that a refresh has just brought.
+        """Returns tokens that meet the goal, or the ones that a refresh has just brought; the rejected ones, if nothing
+        can renew them.
 
         Raises:
             Held: Another process is at it; look again in a while.
@@ -162,6 +163,9 @@ class Renewal:
                 self._metrics.ended(Outcome.JOINED)
             return stored
         if connection.kind is CredentialKind.OAUTH2 and stored.tokens.refresh_token is None:
+            if goal.rejected_fingerprint == stored.fingerprint and stored.works_at(self._clock.now()):
+                # One rejection proves nothing. Whoever met it is told by the same token that renewing does not help.
+                return stored
             raise await self._cannot_renew(connection, stored)
         app = await self._app(connection, stored)
         spec = app.provider.oauth or OAuthSpec()

@@ -45,6 +45,7 @@ class ConnectionFeedServicer(ConnectionFeedServiceServicer):
                     user_id=item.user_id,
                     connection=item.connection,
                     scopes=tuple(item.scopes),
+                    rejected_fingerprint=item.rejected_fingerprint,
                 )
                 for item in request.sign_ins
             ]

@@ -63,6 +63,16 @@ class CredentialServicer(CredentialServiceServicer):
                 )
                 for rule in credential.targets
             ],
+            auth_failure_signals=[
+                pb.AuthFailureSignal(
+                    status=signal.status,
+                    pointer=signal.pointer,
+                    equals=signal.equals,
+                    header=signal.header,
+                    contains=signal.contains,
+                )
+                for signal in credential.signals
+            ],
         )
 
     async def RecordCredentialUses(

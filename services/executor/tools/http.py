@@ -24,6 +24,7 @@ from services.executor.tools.output import RESULT_LIMIT_BYTES, shorten
 from services.executor.tools.pools import ConnectionPools
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, parse_json
 from services.executor.tools.url_template import UrlTemplate, query_value
+from services.shared.auth_failure_signals import AuthFailureSignal, any_matches
 from services.shared.clock import Clock, SystemClock
 from services.shared.egress.addresses import Resolver, TargetRefused, resolve
 from services.shared.egress.rules import allows_any
@@ -120,6 +121,7 @@ class HttpTools:
             raise ToolFailed(refused.failure) from refused
         if credential is not None:
             attempt.has_credential = True
+            attempt.signals = credential.signals
             request = _with_credential(attempt, request, credential)
         seconds = tool.timeout.ToTimedelta().total_seconds() if tool.HasField("timeout") else DEFAULT_TIMEOUT_SECONDS
         try:
@@ -151,6 +153,8 @@ class HttpTools:
 
     def _result_of(self, attempt: _Attempt, status: int, headers: Mapping[str, str], body: bytes | None) -> str:
         name = attempt.tool.name
+        if any_matches(attempt.signals, status, headers, body):
+            raise _rejected(attempt, f"{name} answered {status}{_said(headers, body)}", None)
         if 200 <= status < 300:
             if body is None:
                 raise attempt.failed(
@@ -168,9 +172,7 @@ class HttpTools:
             )
         message = f"{name} answered {status}{said}"
         if attempt.has_credential and (challenge := _rejection(status, headers)) is not None:
-            failure = attempt.failed(CREDENTIAL_REJECTED, message).failure
-            failure.failure_class = content_pb2.FAILURE_CLASS_AUTH
-            raise CredentialRejected(failure, challenge or None)
+            raise _rejected(attempt, message, challenge or None)
         delay_millis = self._retry_after_millis(headers.get("retry-after", ""))
         if status == 429 or (status == 503 and delay_millis is not None):
             raise attempt.rate_limited(message, delay_millis or 0)
@@ -201,6 +203,7 @@ class _Attempt:
         self.tool = tool
         self.is_sent = False
         self.has_credential = False
+        self.signals: Sequence[AuthFailureSignal] = ()
 
     async def trace(self, event: str, _info: Mapping[str, Any]) -> None:
         """Notes the moment from which the other side may have the request."""
@@ -289,6 +292,12 @@ def _with_credential(attempt: _Attempt, request: httpcore.Request, credential: R
         pairs = "&".join(f"{quote(item.name, safe='')}={quote(item.value, safe='')}" for item in credential.query)
         url += ("&" if "?" in url else "?") + pairs
     return httpcore.Request(method, url, headers=[*headers, *injected.items()], content=request.stream)
+
+
+def _rejected(attempt: _Attempt, message: str, missing_scopes: tuple[str, ...] | None) -> CredentialRejected:
+    failure = attempt.failed(CREDENTIAL_REJECTED, message).failure
+    failure.failure_class = content_pb2.FAILURE_CLASS_AUTH
+    return CredentialRejected(failure, missing_scopes)
 
 
 def _rejection(status: int, headers: Mapping[str, str]) -> tuple[str, ...] | None:

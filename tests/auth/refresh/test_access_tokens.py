@@ -176,7 +176,11 @@ async def test_a_grant_without_a_refresh_token_is_used_to_its_end(world: World) 
     error = await world.outcome(asyncio.create_task(one.parts.access_tokens.refresh_now(row)))
     assert error.reason == Reason.CONNECTION_NOT_REFRESHABLE
     await world.clock.advance(3590)
-    assert (await get(one, connection_id)).version == 2
+    token = await get(one, connection_id)
+    assert token.version == 2
+    # That it is rejected is no proof that it has ended: by the same token its user learns that renewing does not help.
+    assert (await get(one, connection_id, rejected_fingerprint=token.fingerprint)).fingerprint == token.fingerprint
+    assert world.row(connection_id).state is ConnectionState.ACTIVE
     await world.clock.advance(10)
     assert isinstance(await get(one, connection_id), FailedPrecondition)
     row = world.row(connection_id)

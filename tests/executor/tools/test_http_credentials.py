@@ -7,6 +7,7 @@ import pytest
 from holdfast.api.common.v1 import content_pb2
 from services.executor.credentials import Injection, ResolvedCredential
 from services.executor.tools.http import CREDENTIAL_REJECTED, CredentialRejected, HttpTools, ToolFailed
+from services.shared.auth_failure_signals import SIGNAL_BODY_BYTES, AuthFailureSignal
 from services.shared.egress import EgressRule
 from tests.executor.tools.test_http import Endpoint, answer, serving, spec
 
@@ -16,7 +17,11 @@ SECRET = "canary-token-7"
 
 
 def credential(
-    endpoint: Endpoint, *, query: bool = False, path: str = "/", host: str = "127.0.0.1"
+    endpoint: Endpoint,
+    *signals: AuthFailureSignal,
+    query: bool = False,
+    path: str = "/",
+    host: str = "127.0.0.1",
 ) -> ResolvedCredential:
     return ResolvedCredential(
         secret=SECRET,
@@ -27,6 +32,7 @@ def credential(
         headers=() if query else (Injection("Authorization", f"Bearer {SECRET}"),),
         query=(Injection("api key", f"{SECRET}&x"),) if query else (),
         allowed=(EgressRule(host, scheme="http", port=endpoint.port, path_prefix=path),),
+        signals=signals,
     )
 
 
@@ -112,3 +118,60 @@ async def test_refusal_without_a_credential_or_about_something_else_is_an_ordina
         await http.close()
     assert not isinstance(caught.value, CredentialRejected)
     assert caught.value.failure.reason == "TOOL_ANSWERED_ERROR"
+
+
+SLACK = AuthFailureSignal(200, "/error", "invalid_auth")
+OVER = b'{"ok": false, "error": "invalid_auth"}'
+
+
+async def signalled(signal: AuthFailureSignal, status: int, body: bytes, **headers: str) -> str | CredentialRejected:
+    """The result of a call that may not be made twice, or the refusal."""
+    async with serving(answer(status, body, **headers)) as endpoint:
+        http = HttpTools(["127.0.0.1"])
+        try:
+            return await http.call(spec(endpoint.url()), {}, "key", {}, credential(endpoint, signal))
+        except CredentialRejected as rejected:
+            return rejected
+        finally:
+            await http.close()
+
+
+@pytest.mark.parametrize(
+    ("signal", "status", "body", "headers"),
+    [
+        (SLACK, 200, OVER, {}),
+        (AuthFailureSignal(400, "/code", "124"), 400, b'{"code": 124}', {}),
+        (
+            AuthFailureSignal(403, "/0/errorCode", "INVALID_SESSION_ID"),
+            403,
+            b'[{"errorCode": "INVALID_SESSION_ID"}]',
+            {},
+        ),
+        (AuthFailureSignal(403, header="x-reason", contains="expired"), 403, b"no", {"X_Reason": "token expired"}),
+        (AuthFailureSignal(418), 418, b"", {}),
+        (AuthFailureSignal(302), 302, b"", {"Location": "https://elsewhere.example/sign-in"}),
+    ],
+)
+async def test_api_that_says_in_its_own_way_that_the_credential_is_over_is_understood(
+    signal: AuthFailureSignal, status: int, body: bytes, headers: dict[str, str]
+) -> None:
+    rejected = await signalled(signal, status, body, **headers)
+    assert isinstance(rejected, CredentialRejected)
+    assert rejected.failure.failure_class == content_pb2.FAILURE_CLASS_AUTH
+    assert rejected.missing_scopes is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b'{"ok": false, "error": "not_in_channel"}'),
+        (201, OVER),
+        (200, b'{"text": {"error": "invalid_auth"}}'),
+        (200, b'{"error": "invalid_auth", "padding": "' + b"x" * SIGNAL_BODY_BYTES + b'"}'),
+        (200, b'"error: invalid_auth"'),
+        (200, b""),
+    ],
+    ids=["other-error", "other-status", "other-place", "long", "text", "empty"],
+)
+async def test_answer_that_only_resembles_a_signal_is_a_result(status: int, body: bytes) -> None:
+    assert isinstance(await signalled(SLACK, status, body), str)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from holdfast.api.auth.v1 import connection_service_pb2 as holdfast_dot_api_dot_auth_dot_v1_dot_connection__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2holdfast/api/auth/v1/connection_feed_service.proto\x12\x14holdfast.api.auth.v1\x1a-holdfast/api/auth/v1/connection_service.proto\"\x19\n\x17WatchConnectionsRequest\"f\n\x18WatchConnectionsResponse\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x34\n\nconnection\x18\x02 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"S\n\x06SignIn\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nconnection\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\"E\n\x13\x43heckSignInsRequest\x12.\n\x08sign_ins\x18\x01 \x03(\x0b\x32\x1c.holdfast.api.auth.v1.SignIn\")\n\x14\x43heckSignInsResponse\x12\x11\n\tis_usable\x18\x01 \x03(\x08\x32\xf3\x01\n\x15\x43onnectionFeedService\x12s\n\x10WatchConnections\x12-.holdfast.api.auth.v1.WatchConnectionsRequest\x1a..holdfast.api.auth.v1.WatchConnectionsResponse0\x01\x12\x65\n\x0c\x43heckSignIns\x12).holdfast.api.auth.v1.CheckSignInsRequest\x1a*.holdfast.api.auth.v1.CheckSignInsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2holdfast/api/auth/v1/connection_feed_service.proto\x12\x14holdfast.api.auth.v1\x1a-holdfast/api/auth/v1/connection_service.proto\"\x19\n\x17WatchConnectionsRequest\"f\n\x18WatchConnectionsResponse\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x34\n\nconnection\x18\x02 \x01(\x0b\x32 .holdfast.api.auth.v1.Connection\"q\n\x06SignIn\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nconnection\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12\x1c\n\x14rejected_fingerprint\x18\x05 \x01(\t\"E\n\x13\x43heckSignInsRequest\x12.\n\x08sign_ins\x18\x01 \x03(\x0b\x32\x1c.holdfast.api.auth.v1.SignIn\")\n\x14\x43heckSignInsResponse\x12\x11\n\tis_usable\x18\x01 \x03(\x08\x32\xf3\x01\n\x15\x43onnectionFeedService\x12s\n\x10WatchConnections\x12-.holdfast.api.auth.v1.WatchConnectionsRequest\x1a..holdfast.api.auth.v1.WatchConnectionsResponse0\x01\x12\x65\n\x0c\x43heckSignIns\x12).holdfast.api.auth.v1.CheckSignInsRequest\x1a*.holdfast.api.auth.v1.CheckSignInsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,11 +37,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHCONNECTIONSRESPONSE']._serialized_start=150
   _globals['_WATCHCONNECTIONSRESPONSE']._serialized_end=252
   _globals['_SIGNIN']._serialized_start=254
-  _globals['_SIGNIN']._serialized_end=337
-  _globals['_CHECKSIGNINSREQUEST']._serialized_start=339
-  _globals['_CHECKSIGNINSREQUEST']._serialized_end=408
-  _globals['_CHECKSIGNINSRESPONSE']._serialized_start=410
-  _globals['_CHECKSIGNINSRESPONSE']._serialized_end=451
-  _globals['_CONNECTIONFEEDSERVICE']._serialized_start=454
-  _globals['_CONNECTIONFEEDSERVICE']._serialized_end=697
+  _globals['_SIGNIN']._serialized_end=367
+  _globals['_CHECKSIGNINSREQUEST']._serialized_start=369
+  _globals['_CHECKSIGNINSREQUEST']._serialized_end=438
+  _globals['_CHECKSIGNINSRESPONSE']._serialized_start=440
+  _globals['_CHECKSIGNINSRESPONSE']._serialized_end=481
+  _globals['_CONNECTIONFEEDSERVICE']._serialized_start=484
+  _globals['_CONNECTIONFEEDSERVICE']._serialized_end=727
 # @@protoc_insertion_point(module_scope)

@@ -20,16 +20,18 @@ class WatchConnectionsResponse(_message.Message):
     def __init__(self, workspace_id: _Optional[str] = ..., connection: _Optional[_Union[_connection_service_pb2.Connection, _Mapping]] = ...) -> None: ...
 
 class SignIn(_message.Message):
-    __slots__ = ("workspace_id", "user_id", "connection", "scopes")
+    __slots__ = ("workspace_id", "user_id", "connection", "scopes", "rejected_fingerprint")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
     SCOPES_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     user_id: str
     connection: str
     scopes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, workspace_id: _Optional[str] = ..., user_id: _Optional[str] = ..., connection: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ...) -> None: ...
+    rejected_fingerprint: str
+    def __init__(self, workspace_id: _Optional[str] = ..., user_id: _Optional[str] = ..., connection: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., rejected_fingerprint: _Optional[str] = ...) -> None: ...
 
 class CheckSignInsRequest(_message.Message):
     __slots__ = ("sign_ins",)

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-holdfast/api/auth/v1/credential_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x02\n\x18ResolveCredentialRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nconnection\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x05\x12\x16\n\trun_grant\x18\x05 \x01(\tB\x03\x80\x01\x01\x12\x0c\n\x04tool\x18\x06 \x01(\t\x12\x0e\n\x06target\x18\x07 \x01(\t\x12\x0e\n\x06method\x18\x08 \x01(\t\x12\x0e\n\x06scopes\x18\t \x03(\t\x12\x30\n\rmin_valid_for\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14rejected_fingerprint\x18\x0b \x01(\t\x12\x32\n\x04mode\x18\x0c \x01(\x0e\x32$.holdfast.api.auth.v1.CredentialMode\"1\n\rInjectedField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\tB\x03\x80\x01\x01\"a\n\rAllowedTarget\x12\x0e\n\x06scheme\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\x05\x12\x13\n\x0bpath_prefix\x18\x04 \x01(\t\x12\x0f\n\x07methods\x18\x05 \x03(\t\"\xea\x02\n\x19ResolveCredentialResponse\x12\x15\n\rconnection_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x13\n\x06secret\x18\x03 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08\x62\x61se_url\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x07headers\x18\x08 \x03(\x0b\x32#.holdfast.api.auth.v1.InjectedField\x12\x32\n\x05query\x18\t \x03(\x0b\x32#.holdfast.api.auth.v1.InjectedField\x12<\n\x0f\x61llowed_targets\x18\n \x03(\x0b\x32#.holdfast.api.auth.v1.AllowedTarget\"\xf3\x01\n\rCredentialUse\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x12\n\nconnection\x18\x03 \x01(\t\x12\x15\n\rconnection_id\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x0e\n\x06run_id\x18\x06 \x01(\t\x12\x0c\n\x04step\x18\x07 \x01(\x05\x12\x0c\n\x04tool\x18\x08 \x01(\t\x12\x0e\n\x06target\x18\t \x01(\t\x12\x0f\n\x07user_id\x18\n \x01(\t\x12,\n\x08use_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x1bRecordCredentialUsesRequest\x12\x31\n\x04uses\x18\x01 \x03(\x0b\x32#.holdfast.api.auth.v1.CredentialUse\"\x1e\n\x1cRecordCredentialUsesResponse*f\n\x0e\x43redentialMode\x12\x1f\n\x1b\x43REDENTIAL_MODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43REDENTIAL_MODE_INJECT\x10\x01\x12\x17\n\x13\x43REDENTIAL_MODE_RAW\x10\x02\x32\x88\x02\n\x11\x43redentialService\x12t\n\x11ResolveCredential\x12..holdfast.api.auth.v1.ResolveCredentialRequest\x1a/.holdfast.api.auth.v1.ResolveCredentialResponse\x12}\n\x14RecordCredentialUses\x12\x31.holdfast.api.auth.v1.RecordCredentialUsesRequest\x1a\x32.holdfast.api.auth.v1.RecordCredentialUsesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-holdfast/api/auth/v1/credential_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x02\n\x18ResolveCredentialRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x12\n\nconnection\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x05\x12\x16\n\trun_grant\x18\x05 \x01(\tB\x03\x80\x01\x01\x12\x0c\n\x04tool\x18\x06 \x01(\t\x12\x0e\n\x06target\x18\x07 \x01(\t\x12\x0e\n\x06method\x18\x08 \x01(\t\x12\x0e\n\x06scopes\x18\t \x03(\t\x12\x30\n\rmin_valid_for\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14rejected_fingerprint\x18\x0b \x01(\t\x12\x32\n\x04mode\x18\x0c \x01(\x0e\x32$.holdfast.api.auth.v1.CredentialMode\"1\n\rInjectedField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\tB\x03\x80\x01\x01\"a\n\rAllowedTarget\x12\x0e\n\x06scheme\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\x05\x12\x13\n\x0bpath_prefix\x18\x04 \x01(\t\x12\x0f\n\x07methods\x18\x05 \x03(\t\"f\n\x11\x41uthFailureSignal\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x0f\n\x07pointer\x18\x02 \x01(\t\x12\x0e\n\x06\x65quals\x18\x03 \x01(\t\x12\x0e\n\x06header\x18\x04 \x01(\t\x12\x10\n\x08\x63ontains\x18\x05 \x01(\t\"\xb1\x03\n\x19ResolveCredentialResponse\x12\x15\n\rconnection_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x13\n\x06secret\x18\x03 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08\x62\x61se_url\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x07headers\x18\x08 \x03(\x0b\x32#.holdfast.api.auth.v1.InjectedField\x12\x32\n\x05query\x18\t \x03(\x0b\x32#.holdfast.api.auth.v1.InjectedField\x12<\n\x0f\x61llowed_targets\x18\n \x03(\x0b\x32#.holdfast.api.auth.v1.AllowedTarget\x12\x45\n\x14\x61uth_failure_signals\x18\x0b \x03(\x0b\x32\'.holdfast.api.auth.v1.AuthFailureSignal\"\xf3\x01\n\rCredentialUse\x12\x11\n\trecord_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x12\n\nconnection\x18\x03 \x01(\t\x12\x15\n\rconnection_id\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x0e\n\x06run_id\x18\x06 \x01(\t\x12\x0c\n\x04step\x18\x07 \x01(\x05\x12\x0c\n\x04tool\x18\x08 \x01(\t\x12\x0e\n\x06target\x18\t \x01(\t\x12\x0f\n\x07user_id\x18\n \x01(\t\x12,\n\x08use_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x1bRecordCredentialUsesRequest\x12\x31\n\x04uses\x18\x01 \x03(\x0b\x32#.holdfast.api.auth.v1.CredentialUse\"\x1e\n\x1cRecordCredentialUsesResponse*f\n\x0e\x43redentialMode\x12\x1f\n\x1b\x43REDENTIAL_MODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43REDENTIAL_MODE_INJECT\x10\x01\x12\x17\n\x13\x43REDENTIAL_MODE_RAW\x10\x02\x32\x88\x02\n\x11\x43redentialService\x12t\n\x11ResolveCredential\x12..holdfast.api.auth.v1.ResolveCredentialRequest\x1a/.holdfast.api.auth.v1.ResolveCredentialResponse\x12}\n\x14RecordCredentialUses\x12\x31.holdfast.api.auth.v1.RecordCredentialUsesRequest\x1a\x32.holdfast.api.auth.v1.RecordCredentialUsesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,22 +39,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INJECTEDFIELD'].fields_by_name['value']._serialized_options = b'\200\001\001'
   _globals['_RESOLVECREDENTIALRESPONSE'].fields_by_name['secret']._loaded_options = None
   _globals['_RESOLVECREDENTIALRESPONSE'].fields_by_name['secret']._serialized_options = b'\200\001\001'
-  _globals['_CREDENTIALMODE']._serialized_start=1330
-  _globals['_CREDENTIALMODE']._serialized_end=1432
+  _globals['_CREDENTIALMODE']._serialized_start=1505
+  _globals['_CREDENTIALMODE']._serialized_end=1607
   _globals['_RESOLVECREDENTIALREQUEST']._serialized_start=137
   _globals['_RESOLVECREDENTIALREQUEST']._serialized_end=453
   _globals['_INJECTEDFIELD']._serialized_start=455
   _globals['_INJECTEDFIELD']._serialized_end=504
   _globals['_ALLOWEDTARGET']._serialized_start=506
   _globals['_ALLOWEDTARGET']._serialized_end=603
-  _globals['_RESOLVECREDENTIALRESPONSE']._serialized_start=606
-  _globals['_RESOLVECREDENTIALRESPONSE']._serialized_end=968
-  _globals['_CREDENTIALUSE']._serialized_start=971
-  _globals['_CREDENTIALUSE']._serialized_end=1214
-  _globals['_RECORDCREDENTIALUSESREQUEST']._serialized_start=1216
-  _globals['_RECORDCREDENTIALUSESREQUEST']._serialized_end=1296
-  _globals['_RECORDCREDENTIALUSESRESPONSE']._serialized_start=1298
-  _globals['_RECORDCREDENTIALUSESRESPONSE']._serialized_end=1328
-  _globals['_CREDENTIALSERVICE']._serialized_start=1435
-  _globals['_CREDENTIALSERVICE']._serialized_end=1699
+  _globals['_AUTHFAILURESIGNAL']._serialized_start=605
+  _globals['_AUTHFAILURESIGNAL']._serialized_end=707
+  _globals['_RESOLVECREDENTIALRESPONSE']._serialized_start=710
+  _globals['_RESOLVECREDENTIALRESPONSE']._serialized_end=1143
+  _globals['_CREDENTIALUSE']._serialized_start=1146
+  _globals['_CREDENTIALUSE']._serialized_end=1389
+  _globals['_RECORDCREDENTIALUSESREQUEST']._serialized_start=1391
+  _globals['_RECORDCREDENTIALUSESREQUEST']._serialized_end=1471
+  _globals['_RECORDCREDENTIALUSESRESPONSE']._serialized_start=1473
+  _globals['_RECORDCREDENTIALUSESRESPONSE']._serialized_end=1503
+  _globals['_CREDENTIALSERVICE']._serialized_start=1610
+  _globals['_CREDENTIALSERVICE']._serialized_end=1874
 # @@protoc_insertion_point(module_scope)

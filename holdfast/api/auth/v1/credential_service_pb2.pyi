@@ -70,8 +70,22 @@ class AllowedTarget(_message.Message):
     methods: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, scheme: _Optional[str] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., path_prefix: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class AuthFailureSignal(_message.Message):
+    __slots__ = ("status", "pointer", "equals", "header", "contains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    POINTER_FIELD_NUMBER: _ClassVar[int]
+    EQUALS_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CONTAINS_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    pointer: str
+    equals: str
+    header: str
+    contains: str
+    def __init__(self, status: _Optional[int] = ..., pointer: _Optional[str] = ..., equals: _Optional[str] = ..., header: _Optional[str] = ..., contains: _Optional[str] = ...) -> None: ...
+
 class ResolveCredentialResponse(_message.Message):
-    __slots__ = ("connection_id", "provider", "secret", "base_url", "version", "fingerprint", "expire_time", "headers", "query", "allowed_targets")
+    __slots__ = ("connection_id", "provider", "secret", "base_url", "version", "fingerprint", "expire_time", "headers", "query", "allowed_targets", "auth_failure_signals")
     CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +96,7 @@ class ResolveCredentialResponse(_message.Message):
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_TARGETS_FIELD_NUMBER: _ClassVar[int]
+    AUTH_FAILURE_SIGNALS_FIELD_NUMBER: _ClassVar[int]
     connection_id: str
     provider: str
     secret: str
@@ -92,7 +107,8 @@ class ResolveCredentialResponse(_message.Message):
     headers: _containers.RepeatedCompositeFieldContainer[InjectedField]
     query: _containers.RepeatedCompositeFieldContainer[InjectedField]
     allowed_targets: _containers.RepeatedCompositeFieldContainer[AllowedTarget]
-    def __init__(self, connection_id: _Optional[str] = ..., provider: _Optional[str] = ..., secret: _Optional[str] = ..., base_url: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., headers: _Optional[_Iterable[_Union[InjectedField, _Mapping]]] = ..., query: _Optional[_Iterable[_Union[InjectedField, _Mapping]]] = ..., allowed_targets: _Optional[_Iterable[_Union[AllowedTarget, _Mapping]]] = ...) -> None: ...
+    auth_failure_signals: _containers.RepeatedCompositeFieldContainer[AuthFailureSignal]
+    def __init__(self, connection_id: _Optional[str] = ..., provider: _Optional[str] = ..., secret: _Optional[str] = ..., base_url: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., headers: _Optional[_Iterable[_Union[InjectedField, _Mapping]]] = ..., query: _Optional[_Iterable[_Union[InjectedField, _Mapping]]] = ..., allowed_targets: _Optional[_Iterable[_Union[AllowedTarget, _Mapping]]] = ..., auth_failure_signals: _Optional[_Iterable[_Union[AuthFailureSignal, _Mapping]]] = ...) -> None: ...
 
 class CredentialUse(_message.Message):
     __slots__ = ("record_id", "workspace_id", "connection", "connection_id", "fingerprint", "run_id", "step", "tool", "target", "user_id", "use_time")

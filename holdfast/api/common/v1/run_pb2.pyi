@@ -423,20 +423,22 @@ class Approval(_message.Message):
     def __init__(self, approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., kind: _Optional[_Union[ApprovalKind, str]] = ..., state: _Optional[_Union[ApprovalState, str]] = ..., prompt: _Optional[str] = ..., answer_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decide_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., sign_in: _Optional[_Union[SignInNeeded, _Mapping]] = ...) -> None: ...
 
 class SignInNeeded(_message.Message):
-    __slots__ = ("connection", "user_id", "scopes", "connect_url", "connect_session_id", "reason")
+    __slots__ = ("connection", "user_id", "scopes", "connect_url", "connect_session_id", "reason", "rejected_fingerprint")
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     SCOPES_FIELD_NUMBER: _ClassVar[int]
     CONNECT_URL_FIELD_NUMBER: _ClassVar[int]
     CONNECT_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     connection: str
     user_id: str
     scopes: _containers.RepeatedScalarFieldContainer[str]
     connect_url: str
     connect_session_id: str
     reason: str
-    def __init__(self, connection: _Optional[str] = ..., user_id: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., connect_url: _Optional[str] = ..., connect_session_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    rejected_fingerprint: str
+    def __init__(self, connection: _Optional[str] = ..., user_id: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., connect_url: _Optional[str] = ..., connect_session_id: _Optional[str] = ..., reason: _Optional[str] = ..., rejected_fingerprint: _Optional[str] = ...) -> None: ...
 
 class ApprovalRequested(_message.Message):
     __slots__ = ("approval",)
