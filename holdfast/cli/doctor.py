@@ -16,6 +16,8 @@ import grpc.aio
 import typer
 from rich.text import Text
 
+from holdfast.api.auth.v1 import audit_service_pb2 as audit_pb2
+from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceStub
 from holdfast.api.state.v1 import operator_service_pb2 as pb
 from holdfast.api.state.v1.operator_service_pb2_grpc import OperatorServiceStub
 from holdfast.cli.app import JsonOption, app, chosen_profile
@@ -28,6 +30,7 @@ from holdfast.cli.operator import (
     stored_addresses,
 )
 from holdfast.errors import HoldfastError
+from holdfast.runs import short_name
 from holdfast.settings import resolve
 from holdfast.transport import open_channel
 
@@ -40,6 +43,12 @@ NOT_CHECKED: Final = 2
 
 # Leases last 5 s. By clocks that differ by more than this people read wrong times.
 _CLOCKS_DIFFER_SECONDS: Final = 2.0
+_MAX_EXAMPLES: Final = 10
+_AUDIT_CLAIM: Final = "each record of each workspace's audit is as it was written, and follows the one before it"
+_AUDIT_ADVICE: Final = (
+    "somebody has changed auth's database; `holdfast audit verify --anchor`, with a hash that was kept elsewhere, says "
+    "since when (docs/audit.md)"
+)
 _HEALTH: Final = "/grpc.health.v1.Health/Check"
 _HEALTH_NAMES: Final = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING"}
 
@@ -78,7 +87,7 @@ def doctor(
 ) -> None:
     """Check all services, and what must be true of everything stored. Exits with 0 well, 1 violations, 2 not checked.
 
-    For whoever runs the suite: it needs state's address and the services' token. It reads, and changes nothing.
+    For whoever runs the suite: it needs the services' addresses and token. It reads, and changes nothing.
     """
     diagnosis = Diagnosis()
     try:
@@ -118,6 +127,33 @@ async def _examine(diagnosis: Diagnosis, data: Path | None, journals: int, *, re
                     _show(response.result)
             elif not as_json:
                 note(f"… {response.progress.runs:,} runs, {response.progress.journals:,} journals")
+    await _examine_audit(diagnosis, data, as_json=as_json)
+
+
+async def _examine_audit(diagnosis: Diagnosis, data: Path | None, *, as_json: bool) -> None:
+    """Has auth check the chains of its audit; that it cannot be asked is a warning."""
+    check = pb.CheckResult(name="audit_chain", claim=_AUDIT_CLAIM, advice=_AUDIT_ADVICE)
+    try:
+        async with operator_channel(data, "auth") as channel:
+            call = AuditServiceStub(channel).CheckAuditTrails(
+                audit_pb2.CheckAuditTrailsRequest(), timeout=CHECK_SECONDS
+            )
+            async for response in call:
+                verdict = response.verdict
+                check.examined += verdict.record_count
+                if verdict.flaw:
+                    check.violations += 1
+                    if len(check.examples) < _MAX_EXAMPLES:
+                        flaw = short_name(audit_pb2.AuditFlaw, verdict.flaw, "AUDIT_FLAW_")
+                        check.examples.append(
+                            f"workspace {response.workspace}, record {verdict.flaw_seq}: {flaw}, {verdict.flaw_detail}"
+                        )
+    except HoldfastError as error:
+        diagnosis.warnings.append(f"the audit was not checked: {error.message} ({error.reason})")
+        return
+    diagnosis.checks.append(check)
+    if not as_json:
+        _show(check)
 
 
 def _addresses(data: Path | None) -> dict[str, str]:

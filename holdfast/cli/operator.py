@@ -66,8 +66,8 @@ def write_addresses(data: Path, addresses: Mapping[str, str]) -> None:
 
 
 def operator_settings(data: Path | None = None, peer: str = "state") -> OperatorSettings:
-    """Returns what is needed to reach a service: HOLDFAST_STATE_ADDRESS (HOLDFAST_AUTH_ADDRESS, which with TLS is the
-    one for services) and HOLDFAST_SERVICE_TOKEN, as the services use.
+    """Returns what is needed to reach a service: HOLDFAST_STATE_ADDRESS, for auth HOLDFAST_AUTH_ADDRESS (with TLS, when
+    it is another one, HOLDFAST_AUTH_SERVICES_ADDRESS), and HOLDFAST_SERVICE_TOKEN, as the services use.
 
     Args:
         data: Data folder of a suite that `holdfast up` runs; the user's own when not given. It says what the
@@ -78,14 +78,20 @@ def operator_settings(data: Path | None = None, peer: str = "state") -> Operator
     """
     environ = os.environ
     setting = f"HOLDFAST_{peer.upper()}_ADDRESS"
-    address = environ.get(setting, "") if data is None else ""
+    address = ""
+    if data is None:
+        # With TLS, services and the operator come to a port of auth's own.
+        special = environ.get("HOLDFAST_AUTH_SERVICES_ADDRESS", "") if peer == "auth" else ""
+        address = special or environ.get(setting, "")
     token = _token_of_environment() if data is None else ""
     names = ("HOLDFAST_TLS_CA_FILE", "HOLDFAST_TLS_KEY_FILE", "HOLDFAST_TLS_CERT_FILE")
     authority, key, certificate = (environ.get(name, "") if data is None else "" for name in names)
     if address and authority and key and certificate:
         split_addresses(address)
         return OperatorSettings(peer, address, "", (authority, key, certificate))
-    if not (address and token):
+    # The token of one suite does not go to the addresses of another, which happens to be on this machine.
+    is_elsewhere = data is None and bool(environ.get("HOLDFAST_STATE_ADDRESS"))
+    if not (address and token) and not (is_elsewhere and not address):
         folder = _data_folder(data)
         address = address or stored_addresses(folder).get(peer, "")
         token = token or _read(folder / "service.token")

@@ -47,6 +47,7 @@ ACCESS: Final[Mapping[str, Access]] = {
             "ListAuditRecords": Access(scope="audit:read"),
             "ExportAuditRecords": Access(scope="audit:read"),
             "VerifyAuditTrail": Access(scope="audit:read", long_poll=True),
+            "CheckAuditTrails": Access(services=("operator",), traced=False),
         },
     ),
     **service_access(

@@ -15,6 +15,7 @@ from typing import Final
 
 from holdfast.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Reason, Unauthenticated
 from services.auth.callers import Caller
+from services.auth.key_failures import KeyFailureCounter
 from services.auth.keyring import Keyring
 from services.auth.persons import Persons
 from services.auth.requests import identify
@@ -22,8 +23,9 @@ from services.auth.roles import checked_scopes
 from services.auth.secrets import Secret
 from services.auth.store import ApiKey, AuthStore, FoundApiKey, NewApiKey
 from services.shared.clock import Clock
-from services.shared.interceptors import Identity
+from services.shared.interceptors import Identity, current_peer
 from services.shared.key_form import ALPHABET, KEY_PREFIX, base62, checksum, is_token, parts_of_key
+from services.shared.peers import is_within
 
 OWN_WORKSPACE: Final = "workspace:read"
 """What every key may do: ask for the workspace that it belongs to. Not given to keys, but added when they are used."""
@@ -85,6 +87,7 @@ class ApiKeys:
 
     def __init__(self, store: AuthStore, keyring: Keyring, clock: Clock) -> None:
         self._store = store
+        self._failures = KeyFailureCounter(store, clock)
         self._pepper = keyring.pepper
         self._request_key = keyring.request_key
         self._clock = clock
@@ -188,8 +191,12 @@ class ApiKeys:
             raise NotFound("there is no such API key", reason=Reason.API_KEY_NOT_FOUND)
         return key
 
-    async def verify(self, presented: Secret) -> ApiKey:
+    async def verify(self, presented: Secret, *, peer: str = "") -> ApiKey:
         """Returns the key that `presented` is.
+
+        Args:
+            presented: What was shown.
+            peer: Who has shown it, as grpc calls it, for the record.
 
         Raises:
             Unauthenticated: It is not valid (API_KEY_INVALID, whatever the cause), or it has ended (API_KEY_EXPIRED).
@@ -200,10 +207,18 @@ class ApiKeys:
         found = await self._store.find_api_key(parsed.api_key_id)
         stored = self._nobodys_digest if found is None else found.digest
         is_right = hmac.compare_digest(self._digest(parsed.secret), stored)
-        if found is None or not is_right or found.key.revoke_time is not None:
+        if found is None:
+            raise _invalid()
+        if not is_right or found.key.revoke_time is not None:
+            why = "revoked" if is_right else "wrong_secret"
+            self._failures.note(found.key, peer=peer, outcome=Reason.API_KEY_INVALID, why=why)
             raise _invalid()
         if found.key.expire_time is not None and found.key.expire_time <= found.now:
+            self._failures.note(found.key, peer=peer, outcome=Reason.API_KEY_EXPIRED, why="expired")
             raise Unauthenticated("the API key has expired", reason=Reason.API_KEY_EXPIRED)
+        if found.key.networks and peer and not is_within(peer, map(ipaddress.ip_network, found.key.networks)):
+            # Whoever asks refuses it for that; here it is put on record.
+            self._failures.note(found.key, peer=peer, outcome=Reason.ADDRESS_NOT_ALLOWED, why="address")
         self._note_use(found)
         return found.key
 
@@ -214,6 +229,10 @@ class ApiKeys:
         minute = found.now.replace(second=0, microsecond=0)
         if found.key.last_use_time is None or found.key.last_use_time < minute:
             self._uses[found.key.workspace_id, found.key.api_key_id] = minute
+
+    async def write_failures(self, *, is_last: bool = False) -> None:
+        """Stores which keys were refused; see `KeyFailureCounter.write`."""
+        await self._failures.write(is_last=is_last)
 
     async def write_uses(self) -> None:
         """Stores when keys were last used; called every few seconds, because a write for each use would cost more
@@ -271,8 +290,12 @@ class LocalAuthenticator:
         self._api_keys = api_keys
         self._persons = persons
 
-    async def verify(self, api_key: str) -> Identity:
+    async def verify(self, api_key: str, *, peer: str | None = None) -> Identity:
         """Returns who the key or token belongs to.
+
+        Args:
+            api_key: What was shown.
+            peer: Who has shown it, as grpc calls it; whoever calls now when not given.
 
         Raises:
             Unauthenticated: It is not valid.
@@ -280,7 +303,7 @@ class LocalAuthenticator:
         if self._persons is not None and is_token(api_key):
             person = await self._persons.verify(api_key)
             return dataclasses.replace(person, scopes=person.scopes | {OWN_WORKSPACE})
-        key = await self._api_keys.verify(Secret(api_key))
+        key = await self._api_keys.verify(Secret(api_key), peer=current_peer() if peer is None else peer)
         return Identity(
             "api_key",
             workspace_id=key.workspace_id,

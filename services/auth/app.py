@@ -262,7 +262,7 @@ async def auth_server(
         # Order matters: it is undone from the end. The last calls are served, then what they left is written, then
         # the database is closed.
         stack.push_async_callback(audit.close)
-        stack.push_async_callback(housekeeper.write_uses)
+        stack.push_async_callback(housekeeper.write_uses, is_last=True)
         await stack.enter_async_context(
             _background(
                 audit.run(),

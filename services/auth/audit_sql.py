@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from holdfast.audit_chain import NO_HASH, content_of, hash_of
 from holdfast.ids import new_uuid7
-from services.auth.store import Action, AuditRecord, CredentialUse
+from services.auth.store import Action, AuditRecord, CredentialUse, KeyFailures
 from services.auth.tables import audit_records, workspaces
 
 _OK: Final = "OK"
@@ -59,23 +59,12 @@ def append_audit(
 
 def append_uses(connection: sa.Connection, uses: Sequence[CredentialUse]) -> None:
     """Appends uses of credentials; those that are stored already, or of workspaces that do not exist, are skipped."""
-    by_workspace: dict[str, list[CredentialUse]] = defaultdict(list)
-    for use in uses:
-        by_workspace[use.workspace_id].append(use)
-    # In one order in every replica, so that two never wait for each other's workspaces in a circle.
-    for workspace_id, of_workspace in sorted(by_workspace.items()):
-        # A write whose answer was lost is sent again with the same ids.
-        known = set(
-            connection.execute(
-                sa.select(audit_records.c.record_id).where(
-                    audit_records.c.record_id.in_([use.record_id for use in of_workspace])
-                )
-            ).scalars()
-        )
-        # By id: an executor that repeats itself may do so within one batch.
-        new = {use.record_id: _use_record(use) for use in of_workspace if use.record_id not in known}
-        if new:
-            _append(connection, workspace_id, list(new.values()))
+    _append_once(connection, [(use.workspace_id, _use_record(use)) for use in uses])
+
+
+def append_key_failures(connection: sa.Connection, failures: Sequence[KeyFailures]) -> None:
+    """Appends refused attempts to use keys; skips as `append_uses`."""
+    _append_once(connection, [(item.workspace_id, _failure_record(item)) for item in failures])
 
 
 def details_text(details: Mapping[str, str] | None) -> str | None:
@@ -111,6 +100,38 @@ def _use_record(use: CredentialUse) -> dict[str, Any]:
     record = dataclasses.asdict(use)
     del record["workspace_id"]
     return {**record, "details": details_text(use.details), "action": Action.CREDENTIAL_RESOLVED.value}
+
+
+def _failure_record(failures: KeyFailures) -> dict[str, Any]:
+    record = dataclasses.asdict(failures)
+    del record["workspace_id"]
+    # Whoever it was has not shown who they are.
+    return {
+        **record,
+        "details": details_text(failures.details),
+        "actor": "nobody",
+        "action": Action.API_KEY_REFUSED.value,
+    }
+
+
+def _append_once(connection: sa.Connection, records: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    by_workspace: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for workspace_id, record in records:
+        by_workspace[workspace_id].append(record)
+    # In one order in every replica, so that two never wait for each other's workspaces in a circle.
+    for workspace_id, of_workspace in sorted(by_workspace.items()):
+        # A write whose answer was lost is sent again with the same ids.
+        known = set(
+            connection.execute(
+                sa.select(audit_records.c.record_id).where(
+                    audit_records.c.record_id.in_([record["record_id"] for record in of_workspace])
+                )
+            ).scalars()
+        )
+        # By id: an executor that repeats itself may do so within one batch.
+        new = {record["record_id"]: record for record in of_workspace if record["record_id"] not in known}
+        if new:
+            _append(connection, workspace_id, list(new.values()))
 
 
 def _append(connection: sa.Connection, workspace_id: str, records: Sequence[Mapping[str, Any]]) -> bool:

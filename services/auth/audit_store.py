@@ -56,6 +56,9 @@ class AuditStore(Protocol):
         Looks at a bounded number of records, so that no search lasts long; the answer says where to go on.
         """
 
+    async def list_workspaces(self, *, after: str, limit: int) -> list[tuple[str, str]]:
+        """Returns up to `limit` workspaces, as id and name, whose ids come after the given one, in their order."""
+
     async def read_audit_trail(self, workspace_id: str, *, first_seq: int, limit: int) -> list[AuditRecord]:
         """Returns up to `limit` records from number `first_seq` on, in order, exactly as they are stored."""
 

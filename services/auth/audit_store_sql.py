@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 from services.auth.audit_sql import append_audit, last_seq, read_records
 from services.auth.audit_store import OUTCOME_OK, REFUSED, AuditFilter, FoundRecords
+from services.auth.sql import in_bytes
 from services.auth.store import Action, AuditRecord
-from services.auth.tables import audit_records
+from services.auth.tables import audit_records, workspaces
 from services.shared.database import Database
 
 WINDOW: Final = 20_000
@@ -29,6 +30,10 @@ class SqlAuditStore:
         """See `AuditStore.find_audit_records`."""
         return await self._db.read(_find, workspace_id, wanted, limit, from_seq, newest_first)
 
+    async def list_workspaces(self, *, after: str, limit: int) -> list[tuple[str, str]]:
+        """See `AuditStore.list_workspaces`."""
+        return await self._db.read(_list_workspaces, after, limit)
+
     async def read_audit_trail(self, workspace_id: str, *, first_seq: int, limit: int) -> list[AuditRecord]:
         """See `AuditStore.read_audit_trail`."""
         return await self._db.read(_read_trail, workspace_id, first_seq, limit)
@@ -42,6 +47,12 @@ class SqlAuditStore:
     ) -> int:
         """See `AuditStore.append_audit_record`."""
         return await self._db.write(_append, self._db, workspace_id, actor, action, details)
+
+
+def _list_workspaces(connection: sa.Connection, after: str, limit: int) -> list[tuple[str, str]]:
+    order = in_bytes(connection, workspaces.c.workspace_id)
+    statement = sa.select(workspaces.c.workspace_id, workspaces.c.name).where(order > after).order_by(order)
+    return [(row.workspace_id, row.name) for row in connection.execute(statement.limit(limit))]
 
 
 def _find(

@@ -36,6 +36,9 @@ from services.auth.tables import connection_events, connections, escrows, integr
 from services.auth.workspace_sql import require_open
 from services.shared.database import Database, now_sql
 
+_RENEWER: Final = "service:auth"
+"""Who changes connections without being asked."""
+
 _ENDED: Final = (ConnectionState.REVOKED.value, ConnectionState.DISABLED.value)
 _LISTS: Final = ("scopes", "missing_scopes", "agents")
 _TIMES: Final = ("expire_time", "grant_expire_time", "refresh_time", "last_use_time", "create_time", "update_time")
@@ -500,7 +503,7 @@ def _record_tokens(
     is_news = old.secret_path == status.secret_path and old.token_version < status.token_version
     if not is_news or old.state in _ENDED:
         return old
-    return _change(
+    new = _change(
         connection,
         db,
         old,
@@ -514,6 +517,9 @@ def _record_tokens(
         refresh_time=status.refresh_time,
         failure_count=0,
     )
+    _append_renewal(connection, db, new, Action.CONNECTION_ROTATED, token_version=str(new.token_version))
+    _append_state(connection, db, old, new)
+    return new
 
 
 def _record_refresh_failure(
@@ -532,7 +538,37 @@ def _record_refresh_failure(
     if is_late or old.state in _ENDED:
         return old
     state = ConnectionState(values["state"])
-    return _change(connection, db, old, **{**values, "state": state}, failure_count=old.failure_count + 1)
+    new = _change(connection, db, old, **{**values, "state": state}, failure_count=old.failure_count + 1)
+    # Not each try that fails: what it makes of the connection.
+    _append_state(connection, db, old, new)
+    return new
+
+
+def _append_state(connection: sa.Connection, db: Database, old: Connection, new: Connection) -> None:
+    if (new.state, new.state_reason) == (old.state, old.state_reason):
+        return
+    _append_renewal(
+        connection,
+        db,
+        new,
+        Action.CONNECTION_STATE_CHANGED,
+        **{"from": old.state.value, "to": new.state.value, "reason": new.state_reason},
+    )
+
+
+def _append_renewal(connection: sa.Connection, db: Database, new: Connection, action: Action, **details: str) -> None:
+    append_audit(
+        connection,
+        new.workspace_id,
+        db.now(connection),
+        _RENEWER,
+        action,
+        connection=new.name,
+        connection_id=new.connection_id,
+        fingerprint=new.fingerprint or None,
+        user_id=new.user_id or None,
+        details={name: value for name, value in details.items() if value},
+    )
 
 
 def _change(connection: sa.Connection, db: Database, old: Connection, **changes: Any) -> Connection:

@@ -57,11 +57,13 @@ class Housekeeper:
                 await self.sweep()
             await self._clock.sleep(_USES_SECONDS)
 
-    async def write_uses(self) -> None:
-        """Stores when keys and connections were last used; what cannot be written now is written later."""
+    async def write_uses(self, *, is_last: bool = False) -> None:
+        """Stores when keys and connections were last used, and which keys were refused in the minutes that are over
+        (at the end, in this one too). What cannot be written now is written later."""
         try:
             await self._api_keys.write_uses()
             await self._credentials.write_uses()
+            await self._api_keys.write_failures(is_last=is_last)
         except HoldfastError as error:
             log.info("uses_delayed", reason=error.reason)
 

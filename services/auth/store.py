@@ -80,10 +80,14 @@ class Action(StrEnum):
     WORKSPACE_DELETED = "workspace.delete"
     API_KEY_CREATED = "api_key.create"
     API_KEY_REVOKED = "api_key.revoke"
+    API_KEY_REFUSED = "api_key.refuse"
     CONNECTION_CREATED = "connection.create"
     CONNECTION_REPLACED = "connection.replace"
     CONNECTION_REVOKED = "connection.revoke"
+    CONNECTION_ROTATED = "connection.rotate"
+    CONNECTION_STATE_CHANGED = "connection.state"
     CONNECT_STARTED = "connect.start"
+    CONNECT_ENDED = "connect.end"
     CONNECTION_UPDATED = "connection.update"
     INTEGRATION_CREATED = "integration.create"
     INTEGRATION_UPDATED = "integration.update"
@@ -115,6 +119,20 @@ class CredentialUse:
     """The user on whose behalf."""
     details: Mapping[str, str] | None = None
     """What else belongs to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFailures:
+    """Attempts of one minute to use a key that were refused, from one place and for one reason."""
+
+    record_id: str
+    workspace_id: str
+    time: datetime
+    api_key_id: str
+    outcome: str
+    """The reason of the refusal."""
+    details: Mapping[str, str]
+    """`count`, `source` and `why`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +226,9 @@ class AuthStore(Protocol):
     async def append_credential_uses(self, uses: Sequence[CredentialUse]) -> None:
         """Appends audit records in the given order. One whose `record_id` is stored already is skipped, and so is one
         of a workspace that does not exist."""
+
+    async def append_key_failures(self, failures: Sequence[KeyFailures]) -> None:
+        """Appends audit records; skips as `append_credential_uses`."""
 
     async def list_audit_records(self, workspace_id: str, *, limit: int, after_seq: int) -> list[AuditRecord]:
         """Returns up to `limit` audit records of the workspace in their order, after the given number."""

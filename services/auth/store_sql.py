@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from holdfast.errors import AlreadyExists
-from services.auth.audit_sql import append_audit, append_uses, read_records
+from services.auth.audit_sql import append_audit, append_key_failures, append_uses, read_records
 from services.auth.connection_store import ConnectionState
 from services.auth.request_sql import answer_request, answer_to, claim_request, release_request
 from services.auth.sql import insert_ignore
@@ -20,6 +20,7 @@ from services.auth.store import (
     AuditRecord,
     CredentialUse,
     FoundApiKey,
+    KeyFailures,
     NewApiKey,
     Request,
     Workspace,
@@ -102,6 +103,11 @@ class SqlAuthStore:
         """See `AuthStore.append_credential_uses`."""
         if uses:
             await self._db.write(append_uses, uses)
+
+    async def append_key_failures(self, failures: Sequence[KeyFailures]) -> None:
+        """See `AuthStore.append_key_failures`."""
+        if failures:
+            await self._db.write(append_key_failures, failures)
 
     async def list_audit_records(self, workspace_id: str, *, limit: int, after_seq: int) -> list[AuditRecord]:
         """See `AuthStore.list_audit_records`."""

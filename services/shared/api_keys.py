@@ -19,7 +19,7 @@ from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from holdfast.errors import Reason, Unauthenticated
 from services.shared.channels import calling
 from services.shared.clock import Clock, SystemClock
-from services.shared.interceptors import Identity
+from services.shared.interceptors import Identity, current_peer
 from services.shared.key_form import is_credential
 
 VALID_SECONDS: Final = 5.0
@@ -98,7 +98,7 @@ class RemoteAuthenticator:
         try:
             with calling("auth"):
                 response = await self._stub.VerifyApiKey(
-                    VerifyApiKeyRequest(secret=api_key), timeout=VERIFY_DEADLINE_SECONDS
+                    VerifyApiKeyRequest(secret=api_key, peer=current_peer()), timeout=VERIFY_DEADLINE_SECONDS
                 )
         except Unauthenticated as error:
             if error.reason in (Reason.SERVICE_TOKEN_INVALID, Reason.SERVICE_CERTIFICATE_INVALID):

@@ -165,6 +165,12 @@ class Identity:
 ANONYMOUS: Final = Identity("anonymous")
 
 _identity: ContextVar[Identity] = ContextVar("holdfast_identity")
+_peer: ContextVar[str] = ContextVar("holdfast_peer", default="")
+
+
+def current_peer() -> str:
+    """Returns who has shown a credential in this call, as grpc calls a peer; empty outside of one."""
+    return _peer.get()
 
 
 def current_identity() -> Identity:
@@ -604,6 +610,7 @@ class ServerChain(_HandlerWrapper):
         return Identity("service", workspace_id=workspace_id, service=name)
 
     async def _bearer_identity(self, call: Call, credential: str) -> Identity:
+        _peer.set(call.context.peer())
         if call.access.scope is None or self._authenticator is None:
             raise PermissionDenied("this method takes calls of services only", reason=Reason.METHOD_NOT_ALLOWED)
         if len(credential) > MAX_CREDENTIAL_CHARACTERS:

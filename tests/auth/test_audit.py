@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import grpc
 import pytest
 import sqlalchemy as sa
 
@@ -15,10 +16,13 @@ from holdfast.api.auth.v1 import api_key_service_pb2, audit_service_pb2, connect
 from holdfast.audit_chain import ChainCheck
 from holdfast.errors import InvalidArgument, PermissionDenied
 from holdfast.ids import new_uuid7
+from services.auth.app import open_core
 from services.auth.audit_sql import append_uses
+from services.auth.connection_store import ConnectionState, TokenStatus
 from services.auth.settings import AuthSettings
 from services.auth.store import CredentialUse
 from services.auth.tables import audit_records, workspaces
+from services.shared.clock import SystemClock
 from services.shared.database import Database
 from tests.auth.support import RUN, Auth, Client, failure, make_key, new_connection, running
 
@@ -292,3 +296,68 @@ async def test_only_a_key_with_the_scope_reads_the_audit_of_its_own_workspace(au
     foreign = await records_of(other)
     assert {record.record_id for record in own}.isdisjoint(record.record_id for record in foreign)
     assert [record.seq for record in foreign] == [1, 2]
+
+
+async def test_what_renewing_makes_of_a_connection_is_on_record(settings: AuthSettings) -> None:
+    async with running(settings) as auth:
+        client, workspace_id = await auth.workspace("acme")
+        made = (await client.connections.CreateConnection(new_connection())).connection
+        async with open_core(settings, asyncio.Event(), clock=SystemClock()) as core:
+            store = core.connection_store
+            row = await store.get_connection(workspace_id, made.connection_id)
+            assert row is not None
+            assert row.secret_path is not None
+            connection_id, secret_path = row.connection_id, row.secret_path
+
+            async def fails(state: ConnectionState, reason: str) -> None:
+                await store.record_refresh_failure(
+                    workspace_id,
+                    connection_id,
+                    secret_path=secret_path,
+                    token_version=1,
+                    state=state,
+                    state_reason=reason,
+                    refresh_time=None,
+                )
+
+            for _ in range(3):
+                await fails(ConnectionState.DEGRADED, "provider_unavailable")
+            await fails(ConnectionState.NEEDS_REAUTH, "grant_revoked")
+            status = TokenStatus(
+                secret_path=secret_path,
+                token_version=2,
+                fingerprint="a" * 12,
+                scopes=(),
+                expire_time=None,
+                grant_expire_time=None,
+                refresh_time=None,
+            )
+            for _ in range(2):
+                await store.record_tokens(workspace_id, connection_id, status)
+        found = [(record.action, dict(record.details)) for record in await records_of(client, actor="service:auth")]
+        assert (await verdict_of(client)).flaw == 0
+    assert found == [
+        ("connection.state", {"from": "ACTIVE", "to": "DEGRADED", "reason": "provider_unavailable"}),
+        ("connection.state", {"from": "DEGRADED", "to": "NEEDS_REAUTH", "reason": "grant_revoked"}),
+        ("connection.rotate", {"token_version": "2"}),
+        ("connection.state", {"from": "NEEDS_REAUTH", "to": "ACTIVE"}),
+    ]
+
+
+async def test_the_operator_checks_every_workspaces_trail(settings: AuthSettings) -> None:
+    async with running(settings) as auth:
+        for name in ("one", "two"):
+            client, workspace_id = await auth.workspace(name)
+            await client.connections.CreateConnection(new_connection())
+
+        async def verdicts() -> dict[str, str]:
+            call = auth.as_service("operator").audit.CheckAuditTrails(audit_service_pb2.CheckAuditTrailsRequest())
+            return {item.workspace: audit_service_pb2.AuditFlaw.Name(item.verdict.flaw) async for item in call}
+
+        assert await verdicts() == {"one": "AUDIT_FLAW_UNSPECIFIED", "two": "AUDIT_FLAW_UNSPECIFIED"}
+        async with database(settings) as db:
+            is_it = sa.and_(audit_records.c.workspace_id == workspace_id, audit_records.c.seq == 2)
+            await db.write(lambda connection: connection.execute(audit_records.update().where(is_it).values(actor="x")))
+        assert await verdicts() == {"one": "AUDIT_FLAW_UNSPECIFIED", "two": "AUDIT_FLAW_EDITED"}
+        with pytest.raises(grpc.RpcError):
+            await anext(aiter(client.audit.CheckAuditTrails(audit_service_pb2.CheckAuditTrailsRequest())))

@@ -80,8 +80,9 @@ WITHOUT_NAME = {
     "IntegrationService/ListProviders",
     "WorkspaceService/GetWorkspace",
 }
-# For the executor alone, of all workspaces; what it asks about one of them is asserted below.
+# For the executor or the operator alone, of all workspaces; what is asked about one of them is asserted below.
 OF_ALL = {
+    "AuditService/CheckAuditTrails",
     "ConnectionFeedService/CheckSignIns",
     "ConnectionFeedService/WatchConnections",
     "CredentialService/RecordCredentialUses",

@@ -44,6 +44,7 @@ async def test_doctor_says_that_all_is_well_what_is_broken_and_that_it_cannot_te
         assert set(found["services"]) == {"executor", "state", "auth", "trace"}
         assert {check["result"] for check in found["checks"]} == {"OK"}
         assert next(check["examined"] for check in found["checks"] if check["name"] == "dense_sequences") == 1
+        assert next(check["examined"] for check in found["checks"] if check["name"] == "audit_chain") >= 2
         assert any("SQLite" in warning for warning in found["warnings"])
 
         with sqlite3.connect(stage.suite.data / "state.db") as database:
@@ -54,6 +55,13 @@ async def test_doctor_says_that_all_is_well_what_is_broken_and_that_it_cannot_te
         assert f"run {run.id}: step_count is 9, and 3 have begun" in printed
         assert "their journals are right" in printed, "it says what that means"
 
+        with sqlite3.connect(stage.suite.data / "auth.db") as database:
+            database.execute("UPDATE audit_records SET actor = 'somebody else' WHERE seq = 2")
+        code, printed, _ = await doctor(stage.suite, *data)
+        assert code == 1
+        assert "record 2: EDITED" in printed
+        with sqlite3.connect(stage.suite.data / "auth.db") as database:
+            database.execute("UPDATE audit_records SET actor = 'bootstrap' WHERE seq = 2")
         with sqlite3.connect(stage.suite.data / "state.db") as database:
             database.execute("UPDATE runs SET step_count = 3")
         await stage.suite.kill("trace")

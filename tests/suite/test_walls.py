@@ -360,6 +360,7 @@ OWN = {
 }
 INTERNAL = {
     "ApiKeyService/VerifyApiKey",
+    "AuditService/CheckAuditTrails",
     "ConnectService/RequestSignIn",
     "ConnectionFeedService/CheckSignIns",
     "ConnectionFeedService/WatchConnections",

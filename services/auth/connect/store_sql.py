@@ -229,6 +229,7 @@ def _create(connection: sa.Connection, db: Database, new: NewSession, request: R
         connection=new.connection,
         user_id=new.user_id or None,
         run_id=new.run_id or None,
+        details={"session_id": new.session_id},
     )
     require_open(connection, new.workspace_id)
     answer_request(connection, new.workspace_id, request, _Created(new.session_id))
@@ -370,7 +371,28 @@ def _end(
         state=state.value,
         failure_reason=reason,
     )
-    return _get(connection, session_id) if is_ended else None
+    if not is_ended:
+        return None
+    ended = _get(connection, session_id)
+    assert ended is not None
+    _append_end(connection, now, ended)
+    return ended
+
+
+def _append_end(connection: sa.Connection, now: datetime, ended: ConnectSession) -> None:
+    details = {"session_id": ended.session_id, "reason": ended.failure_reason}
+    append_audit(
+        connection,
+        ended.workspace_id,
+        now,
+        ended.initiator,
+        Action.CONNECT_ENDED,
+        outcome=ended.state.value,
+        details={name: value for name, value in details.items() if value},
+        connection=ended.connection,
+        user_id=ended.user_id or None,
+        run_id=ended.run_id or None,
+    )
 
 
 def _ended(now: datetime) -> dict[str, Any]:
@@ -398,7 +420,10 @@ def _end_expired(connection: sa.Connection, db: Database, limit: int) -> int:
         due = due.with_for_update(skip_locked=True)
     ids = list(connection.execute(due).scalars())
     for session_id in ids:
-        _change(connection, session_id, is_over, **_ended(now), state=SessionState.EXPIRED.value)
+        if _change(connection, session_id, is_over, **_ended(now), state=SessionState.EXPIRED.value):
+            ended = _get(connection, session_id)
+            assert ended is not None
+            _append_end(connection, now, ended)
     return len(ids)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from holdfast.api.auth.v1 import api_key_service_pb2 as pb
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceServicer
-from services.auth.api_keys import OWN_WORKSPACE, ApiKeys
+from services.auth.api_keys import OWN_WORKSPACE, ApiKeys, LocalAuthenticator
 from services.auth.servicers.messages import current_caller, to_api_key, to_datetime, to_timestamp
-from services.shared.interceptors import Authenticator, current_workspace
+from services.shared.interceptors import current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
+
+_MAX_PEER_CHARACTERS: Final = 100
 
 
 class ApiKeyServicer(ApiKeyServiceServicer):
@@ -22,7 +24,7 @@ class ApiKeyServicer(ApiKeyServiceServicer):
         page_key: Signs page tokens.
     """
 
-    def __init__(self, api_keys: ApiKeys, authenticator: Authenticator, page_key: bytes) -> None:
+    def __init__(self, api_keys: ApiKeys, authenticator: LocalAuthenticator, page_key: bytes) -> None:
         self._api_keys = api_keys
         self._authenticator = authenticator
         self._page_key = page_key
@@ -62,7 +64,7 @@ class ApiKeyServicer(ApiKeyServiceServicer):
 
     async def VerifyApiKey(self, request: pb.VerifyApiKeyRequest, context: Any) -> pb.VerifyApiKeyResponse:
         """Tells a service who the bearer of a key or token is."""
-        identity = await self._authenticator.verify(request.secret)
+        identity = await self._authenticator.verify(request.secret, peer=request.peer[:_MAX_PEER_CHARACTERS])
         return pb.VerifyApiKeyResponse(
             workspace_id=identity.workspace_id,
             api_key_id=identity.key_id,

@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.api.auth.v1 import audit_service_pb2 as pb
 from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceServicer
+from holdfast.audit_chain import Verdict
 from services.auth.audit_store import AuditFilter
 from services.auth.audit_trail import AuditReader
 from services.auth.servicers.messages import current_caller, to_datetime, to_timestamp
@@ -63,17 +64,28 @@ class AuditServicer(AuditServiceServicer):
             last_seq=request.last_seq,
             anchor_hash=request.anchor_hash,
         )
-        problem = verdict.problem
-        return pb.VerifyAuditTrailResponse(
-            record_count=verdict.records,
-            before_chain_count=verdict.before_chain,
-            last_seq=verdict.last_seq,
-            head_hash=verdict.head_hash.hex() if verdict.head_hash is not None else "",
-            anchor_seq=verdict.anchor_seq or 0,
-            flaw="AUDIT_FLAW_UNSPECIFIED" if problem is None else f"AUDIT_FLAW_{problem.flaw}",
-            flaw_seq=0 if problem is None else problem.seq,
-            flaw_detail="" if problem is None else problem.detail,
-        )
+        return _to_verdict(verdict)
+
+    async def CheckAuditTrails(
+        self, request: pb.CheckAuditTrailsRequest, context: Any
+    ) -> AsyncIterator[pb.CheckAuditTrailsResponse]:
+        """Checks the chains of all workspaces."""
+        async for workspace, verdict in self._reader.verify_all():
+            yield pb.CheckAuditTrailsResponse(workspace=workspace, verdict=_to_verdict(verdict))
+
+
+def _to_verdict(verdict: Verdict) -> pb.VerifyAuditTrailResponse:
+    problem = verdict.problem
+    return pb.VerifyAuditTrailResponse(
+        record_count=verdict.records,
+        before_chain_count=verdict.before_chain,
+        last_seq=verdict.last_seq,
+        head_hash=verdict.head_hash.hex() if verdict.head_hash is not None else "",
+        anchor_seq=verdict.anchor_seq or 0,
+        flaw="AUDIT_FLAW_UNSPECIFIED" if problem is None else f"AUDIT_FLAW_{problem.flaw}",
+        flaw_seq=0 if problem is None else problem.seq,
+        flaw_detail="" if problem is None else problem.detail,
+    )
 
 
 def _to_filter(message: pb.AuditFilter) -> AuditFilter:

@@ -6,9 +6,9 @@ from typing import Any
 
 from holdfast.api.auth.v1 import grant_service_pb2 as pb
 from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceServicer
+from services.auth.api_keys import LocalAuthenticator
 from services.auth.grants import GrantedConnection, RunGrants
 from services.auth.servicers.messages import to_timestamp
-from services.shared.interceptors import Authenticator
 
 
 class GrantServicer(GrantServiceServicer):
@@ -19,13 +19,13 @@ class GrantServicer(GrantServiceServicer):
         authenticator: Tells who the caller of the run's start is.
     """
 
-    def __init__(self, grants: RunGrants, authenticator: Authenticator) -> None:
+    def __init__(self, grants: RunGrants, authenticator: LocalAuthenticator) -> None:
         self._grants = grants
         self._authenticator = authenticator
 
     async def IssueRunGrant(self, request: pb.IssueRunGrantRequest, context: Any) -> pb.IssueRunGrantResponse:
         """Signs a run's grant."""
-        caller = await self._authenticator.verify(request.caller_credential)
+        caller = await self._authenticator.verify(request.caller_credential, peer="")
         grant, expire_time = self._grants.issue(
             caller,
             run_id=request.run_id,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import sqlalchemy as sa
 
 from holdfast.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
+from services.auth.audit_sql import read_records
 from services.auth.connect.store import SessionState
 from services.auth.connection_store import ConnectionState, CredentialKind
 from services.auth.refresh.documents import TokenDocument
+from services.auth.tables import audit_records, connect_sessions
 from tests.auth.connect.support import LISTED, Browser, Stage, code_on, query_of
 
 
@@ -154,3 +159,36 @@ async def test_a_repeated_request_gets_the_same_session(stage: Stage) -> None:
     with pytest.raises(InvalidArgument) as reused:
         await stage.start(request_id="r1", user_id="u2")
     assert reused.value.reason == Reason.REQUEST_ID_REUSED
+
+
+async def test_how_a_sign_in_ended_is_on_record(stage: Stage, browser: Browser) -> None:
+    declined = await stage.start(user_id="u1")
+    asked = query_of(await browser.to_provider(declined.connect_url))
+    await browser.open(f"{asked['redirect_uri']}?error=access_denied&state={asked['state']}")
+    failed = await stage.start()
+    asked = query_of(await browser.to_provider(failed.connect_url))
+    await browser.open(f"{asked['redirect_uri']}?error=canary_of_a_stranger&state={asked['state']}")
+    cancelled = await stage.start()
+    for _ in range(2):
+        await stage.sessions.cancel(stage.alice, cancelled.session.session_id)
+    expired = await stage.start()
+    await stage.db.write(
+        lambda connection: connection.execute(
+            sa.update(connect_sessions)
+            .where(connect_sessions.c.session_id == expired.session.session_id)
+            .values(expire_time=connect_sessions.c.create_time)
+        )
+    )
+    assert await stage.store.end_expired(limit=10) == 1
+    records = await stage.db.read(
+        lambda connection: read_records(
+            connection, stage.workspace_id, audit_records.c.action == "connect.end", limit=100
+        )
+    )
+    assert [(record.outcome, json.loads(record.details or "")) for record in records] == [
+        ("DECLINED", {"session_id": declined.session.session_id, "reason": "access_denied"}),
+        ("FAILED", {"session_id": failed.session.session_id, "reason": "provider_error"}),
+        ("CANCELLED", {"session_id": cancelled.session.session_id}),
+        ("EXPIRED", {"session_id": expired.session.session_id}),
+    ]
+    assert (records[0].actor, records[0].user_id, records[0].connection) == (stage.alice.actor, "u1", "fake")

@@ -82,10 +82,12 @@ class RevokeApiKeyResponse(_message.Message):
     def __init__(self, api_key: _Optional[_Union[ApiKey, _Mapping]] = ...) -> None: ...
 
 class VerifyApiKeyRequest(_message.Message):
-    __slots__ = ("secret",)
+    __slots__ = ("secret", "peer")
     SECRET_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
     secret: str
-    def __init__(self, secret: _Optional[str] = ...) -> None: ...
+    peer: str
+    def __init__(self, secret: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class VerifyApiKeyResponse(_message.Message):
     __slots__ = ("workspace_id", "api_key_id", "scopes", "expire_time", "user_id", "networks")

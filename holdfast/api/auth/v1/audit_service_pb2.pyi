@@ -169,3 +169,15 @@ class VerifyAuditTrailResponse(_message.Message):
     flaw_seq: int
     flaw_detail: str
     def __init__(self, record_count: _Optional[int] = ..., before_chain_count: _Optional[int] = ..., last_seq: _Optional[int] = ..., head_hash: _Optional[str] = ..., anchor_seq: _Optional[int] = ..., flaw: _Optional[_Union[AuditFlaw, str]] = ..., flaw_seq: _Optional[int] = ..., flaw_detail: _Optional[str] = ...) -> None: ...
+
+class CheckAuditTrailsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CheckAuditTrailsResponse(_message.Message):
+    __slots__ = ("workspace", "verdict")
+    WORKSPACE_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    workspace: str
+    verdict: VerifyAuditTrailResponse
+    def __init__(self, workspace: _Optional[str] = ..., verdict: _Optional[_Union[VerifyAuditTrailResponse, _Mapping]] = ...) -> None: ...

@@ -51,6 +51,11 @@ class AuditServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditTrailRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditTrailResponse.FromString,
                 _registered_method=True)
+        self.CheckAuditTrails = channel.unary_stream(
+                '/holdfast.api.auth.v1.AuditService/CheckAuditTrails',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.CheckAuditTrailsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.CheckAuditTrailsResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer(object):
@@ -82,6 +87,14 @@ class AuditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckAuditTrails(self, request, context):
+        """Internal, for the person who runs the suite: checks the chains of all workspaces, one answer each. `holdfast doctor`
+        is its client. Calls at the same moment go one after the other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +112,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.VerifyAuditTrail,
                     request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditTrailRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditTrailResponse.SerializeToString,
+            ),
+            'CheckAuditTrails': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckAuditTrails,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.CheckAuditTrailsRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.CheckAuditTrailsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +202,33 @@ class AuditService(object):
             '/holdfast.api.auth.v1.AuditService/VerifyAuditTrail',
             holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditTrailRequest.SerializeToString,
             holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditTrailResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckAuditTrails(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/holdfast.api.auth.v1.AuditService/CheckAuditTrails',
+            holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.CheckAuditTrailsRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_audit__service__pb2.CheckAuditTrailsResponse.FromString,
             options,
             channel_credentials,
             insecure,

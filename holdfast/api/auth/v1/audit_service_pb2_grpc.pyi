@@ -30,6 +30,10 @@ class AuditServiceStub:
     """Checks the chain. What is wrong with it is an answer, not an error. Takes seconds for each 100,000 records. Errors:
     INVALID_ARGUMENT.
     """
+    CheckAuditTrails: _aio.UnaryStreamMultiCallable[_audit_service_pb2.CheckAuditTrailsRequest, _audit_service_pb2.CheckAuditTrailsResponse]
+    """Internal, for the person who runs the suite: checks the chains of all workspaces, one answer each. `holdfast doctor`
+    is its client. Calls at the same moment go one after the other.
+    """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads and checks the audit of the caller's workspace. Records are only ever appended, each chained to the one before
@@ -64,6 +68,16 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_audit_service_pb2.VerifyAuditTrailResponse]:
         """Checks the chain. What is wrong with it is an answer, not an error. Takes seconds for each 100,000 records. Errors:
         INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckAuditTrails(
+        self,
+        request: _audit_service_pb2.CheckAuditTrailsRequest,
+        context: _aio.ServicerContext[_audit_service_pb2.CheckAuditTrailsRequest, _abc.AsyncIterator[_audit_service_pb2.CheckAuditTrailsResponse]],
+    ) -> _abc.AsyncIterator[_audit_service_pb2.CheckAuditTrailsResponse]:
+        """Internal, for the person who runs the suite: checks the chains of all workspaces, one answer each. `holdfast doctor`
+        is its client. Calls at the same moment go one after the other.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _aio.Server) -> None: ...
