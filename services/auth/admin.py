@@ -128,7 +128,7 @@ async def create_key(settings: StorageSettings, options: argparse.Namespace) -> 
         async with file.locked(clock):
             if await asyncio.to_thread(out.exists):
                 raise StartupError(f"{out} exists already; no key was made")
-            await file.withdraw(caller)
+            await file.withdraw(_ACTOR)
             key = await file.create(
                 caller,
                 display_name=options.name,

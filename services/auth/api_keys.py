@@ -1,4 +1,14 @@
-"""Holdfast's own API keys: their form, and how they are made, verified and revoked."""
+"""Holdfast's own API keys: their form, and how they are made, verified and revoked.
+
+Making and revoking are one transaction each, with the audit record and the answer to the request id in it. A crash
+before the commit leaves nothing. A crash between the commit and the answer leaves, of a revocation, a revoked key, and
+its repetition is answered the same. Of a new key it leaves one whose secret was in this process only: nobody has it, it
+opens nothing, it is listed until somebody revokes it, and the repetition is answered with it, without a secret, so that
+the caller knows to make another one. Who must not lose a key to that gives `create` an escrow: see `key_file`.
+
+When keys were used, and which were refused, is in memory until it is written: a crash loses the last seconds of the one
+and the last minute of the other. Both writes may be repeated.
+"""
 
 from __future__ import annotations
 

@@ -242,8 +242,9 @@ def _values_of(new: NewConnection) -> dict[str, Any]:
 
 
 def _connection_of(stored: str) -> Connection:
-    """Returns the connection of a stored answer; one of an earlier release has fewer fields."""
-    fields: dict[str, Any] = json.loads(stored)
+    """Returns the connection of a stored answer; one of an earlier release has fewer fields, of a later one more."""
+    known = Connection.__dataclass_fields__
+    fields: dict[str, Any] = {name: value for name, value in json.loads(stored).items() if name in known}
     for name in _LISTS:
         fields[name] = tuple(fields.get(name, ()))
     for name in _TIMES:

@@ -5,6 +5,9 @@ executor carries it but cannot make one: it can name no other user, run or conne
 as long as a run may reasonably wait; what it allows is looked at again at each use, so that a connection that was
 revoked, an agent that was shut out or an integration that was switched off ends the right at once. The reasons are in
 docs/decisions/0004.
+
+Nothing is written: a crash behind the signature leaves a grant that nobody has got, or that the executor stores with
+the first event of its run; signing again makes another one for the same run, which allows the same.
 """
 
 from __future__ import annotations

@@ -148,7 +148,9 @@ def _integration_from(row: Any) -> Integration:
 
 
 def _integration_of(stored: str) -> Integration:
-    fields: dict[str, Any] = json.loads(stored)
+    # During an upgrade an answer may be one of the release after this one, with more fields.
+    known = Integration.__dataclass_fields__
+    fields: dict[str, Any] = {name: value for name, value in json.loads(stored).items() if name in known}
     return Integration(
         **{
             **fields,

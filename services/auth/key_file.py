@@ -1,11 +1,23 @@
-"""An API key in a file: at every moment of its making, either nobody has the key or the file does."""
+"""An API key in a file: at every moment of its making, either nobody has the key or the file does.
+
+Making one is three writes, in an order that a crash can interrupt anywhere:
+
+| after a crash behind | there is | and the next one who works on the file |
+|---|---|---|
+| `auth.key.after_escrow` | a file beside it with a key that is none | overwrites it |
+| `auth.key.after_row` | the same file, whose key is good | adopts it (bootstrap), or revokes it (`create-key`) |
+| `auth.key.after_file` | the file with its key | is done |
+
+Withdrawing one is a revocation and then the removal of its file: a crash in between leaves a revoked key in a file that
+is nobody's, which is removed the next time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +30,7 @@ from services.auth.files import replace, sync_folder, write_private
 from services.auth.secrets import Secret
 from services.auth.store import ApiKey
 from services.shared.clock import Clock
+from services.shared.crash_points import crash_point
 from services.shared.server import EXIT_TEMPORARY, StartupError
 from services.shared.telemetry import get_logger
 
@@ -69,19 +82,22 @@ class KeyFile:
             await asyncio.to_thread(_make_private, self.path)
         return key
 
-    async def adopt(self) -> ApiKey | None:
-        """Gives the file the key that a process left when it died; returns it, or None when there is none."""
+    async def adopt(self, is_wanted: Callable[[ApiKey], bool]) -> ApiKey | None:
+        """Gives the file the key that a process left when it died; returns it, or None when there is none that is
+        wanted. Another one is left for `withdraw`."""
         key = await self._read(self._upcoming)
-        if key is not None:
-            await asyncio.to_thread(replace, self._upcoming, self.path)
+        if key is None or not is_wanted(key):
+            return None
+        await asyncio.to_thread(replace, self._upcoming, self.path)
         return key
 
-    async def withdraw(self, caller: Caller) -> None:
-        """Revokes the key that a process left when it died."""
+    async def withdraw(self, actor: str) -> None:
+        """Revokes the key that a process left when it died, of whatever workspace: its file goes, so nobody has it."""
         key = await self._read(self._upcoming)
-        if key is not None and key.workspace_id == caller.workspace_id:
-            await self._api_keys.revoke(caller, key.api_key_id)
+        if key is not None:
+            await self._api_keys.revoke(Caller(key.workspace_id, actor, frozenset()), key.api_key_id)
             log.info("unfinished_key_revoked", api_key_id=key.api_key_id)
+        crash_point("auth.key.after_withdrawal")
         await asyncio.to_thread(_remove, self._upcoming)
 
     async def create(
@@ -106,7 +122,9 @@ class KeyFile:
             networks=networks,
             escrow=self._write_upcoming,
         )
+        crash_point("auth.key.after_row")
         await asyncio.to_thread(replace, self._upcoming, self.path)
+        crash_point("auth.key.after_file")
         return created.key
 
     async def _write_upcoming(self, key: Secret) -> None:
@@ -114,6 +132,7 @@ class KeyFile:
             await asyncio.to_thread(_write, self._upcoming, key)
         except OSError as error:
             raise StartupError(f"the key file {self.path} cannot be written: {error.strerror}") from error
+        crash_point("auth.key.after_escrow")
 
     async def _read(self, path: Path) -> ApiKey | None:
         text = await asyncio.to_thread(_text_of, path)

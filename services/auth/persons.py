@@ -2,6 +2,9 @@
 
 A token is taken when the configured issuer has signed it, for this suite, for now. Its claims say in which workspace
 and in which roles its bearer acts; who has no role there is nobody.
+
+Nothing is written for a person, so that a crash leaves nothing: workspaces are found and never made by a token, and the
+issuer's keys are fetched again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""`AuthStore` in SQL, on PostgreSQL and on SQLite."""
+"""`AuthStore` in SQL, on PostgreSQL and on SQLite.
+
+Each method is one transaction: what changes, its audit record, and the request's id with the answer commit together, so
+that a crash between any two lines leaves all of it or nothing, and whoever repeats the request is told which. An id
+that was claimed in a transaction that never committed is free again. What has no request id may be repeated anyway: a
+workspace is found, a revoked key stays revoked, a use only moves forward, a record with a known id is skipped.
+"""
 
 from __future__ import annotations
 
@@ -226,6 +232,8 @@ def _record_key_uses(connection: sa.Connection, uses: Mapping[tuple[str, str], d
 
 
 def _api_key_of(stored: dict[str, Any]) -> ApiKey:
+    # During an upgrade an answer may be one of the release after this one, with more fields.
+    stored = {name: value for name, value in stored.items() if name in ApiKey.__dataclass_fields__}
     times = {name: _time_of(stored[name]) for name in ("expire_time", "revoke_time", "last_use_time")}
     return ApiKey(
         **{

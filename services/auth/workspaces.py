@@ -1,4 +1,8 @@
-"""The tenants."""
+"""The tenants.
+
+A workspace and the first record of its audit are one transaction: a crash leaves both or neither. Making it again, by
+whoever repeats it or at the same moment, finds it: a name is one workspace for ever.
+"""
 
 from __future__ import annotations
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from holdfast.api.auth.v1.api_key_service_pb2 import ApiKey, ListApiKeysRequest, RevokeApiKeyRequest
 from holdfast.api.auth.v1.workspace_service_pb2 import GetWorkspaceRequest
-from holdfast.errors import Unavailable
+from holdfast.errors import Unauthenticated, Unavailable
 from services.auth.app import open_core
 from services.auth.settings import AuthSettings
 from services.auth.store import ApiKey as StoredKey
@@ -19,7 +22,8 @@ from services.auth.store_sql import SqlAuthStore
 from services.shared.clock import SystemClock
 from services.shared.database import Database
 from services.shared.server import StartupError
-from tests.auth.support import Auth, make_key, running, settings_for
+from tests.auth.support import TOKEN, Auth, failure, make_key, running, settings_for
+from tests.repository.tree import ROOT
 
 
 @pytest.fixture
@@ -148,3 +152,79 @@ async def test_a_file_that_cannot_be_written_refuses_to_start_with_a_sentence(
     with pytest.raises(StartupError, match=r"the key file .* cannot be read"):
         async with running(embedded):
             pass
+
+
+# ------------------------------------------------------------------------------------------------------------ kills
+
+
+def environment(settings: AuthSettings, key_file: Path, **changes: str) -> dict[str, str]:
+    assert settings.master_key is not None
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "HOLDFAST_DATABASE_URL": settings.database_url,
+        "HOLDFAST_SERVICE_TOKEN": TOKEN,
+        "HOLDFAST_LISTEN": "127.0.0.1:0",
+        "HOLDFAST_AUTH_HTTP_LISTEN": "127.0.0.1:0",
+        "HOLDFAST_MIGRATE_ON_START": "true",
+        "HOLDFAST_MASTER_KEY": settings.master_key.export(),
+        "HOLDFAST_BOOTSTRAP_WORKSPACE": "default",
+        "HOLDFAST_BOOTSTRAP_KEY_FILE": str(key_file),
+        **changes,
+    }
+
+
+async def killed_at(settings: AuthSettings, key_file: Path, point: str) -> None:
+    """A start that dies as if it had been killed."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "services.auth"),
+        env=environment(settings, key_file, HOLDFAST_CRASH_POINT=point),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    async with asyncio.timeout(60):
+        assert await child.wait() == 137
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize(
+    "point",
+    ["auth.bootstrap.after_workspace", "auth.key.after_escrow", "auth.key.after_row", "auth.key.after_file"],
+)
+async def test_a_start_that_is_killed_anywhere_leaves_one_key_after_the_next(
+    embedded: AuthSettings, key_file: Path, point: str
+) -> None:
+    await killed_at(embedded, key_file, point)
+    left = [path.read_text() for path in key_file.parent.iterdir()] if key_file.parent.exists() else []
+    async with running(embedded) as auth:
+        assert len(await active_keys(auth, key_file)) == 1
+        if point in ("auth.key.after_row", "auth.key.after_file"):
+            assert left == [key_file.read_text()], "the key that was made is the one in use"
+    assert_private(key_file)
+
+
+@pytest.mark.promise("P1")
+async def test_a_start_that_is_killed_while_it_withdraws_a_key_leaves_none_beside_the_valid_one(
+    embedded: AuthSettings, key_file: Path
+) -> None:
+    async with running(embedded):
+        first = key_file.read_text()
+    _, left = await make_key(embedded, "default")
+    key_file.with_name("api-key.new").write_text(left)
+    await killed_at(embedded, key_file, "auth.key.after_withdrawal")
+    async with running(embedded) as auth:
+        assert key_file.read_text() == first
+        assert len(await active_keys(auth, key_file)) == 1
+    assert_private(key_file)
+
+
+async def test_a_left_key_of_another_workspace_is_revoked_and_not_only_forgotten(
+    embedded: AuthSettings, key_file: Path
+) -> None:
+    await killed_at(embedded, key_file, "auth.key.after_row")
+    left = key_file.with_name("api-key.new").read_text().strip()
+    async with running(replace(embedded, bootstrap_workspace="another")) as auth:
+        client = auth.as_bearer(key_file.read_text().strip())
+        assert (await client.workspaces.GetWorkspace(GetWorkspaceRequest())).workspace.name == "another"
+        refused = await failure(auth.as_bearer(left).workspaces.GetWorkspace(GetWorkspaceRequest()))
+        assert type(refused) is Unauthenticated
+    assert_private(key_file)

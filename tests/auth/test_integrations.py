@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from holdfast.api.auth.v1 import integration_service_pb2 as pb
+from holdfast.api.auth.v1.api_key_service_pb2 import CreateApiKeyRequest
 from holdfast.api.auth.v1.connection_service_pb2 import (
     CONNECTION_STATE_ACTIVE,
     CONNECTION_STATE_REVOKED,
@@ -32,7 +34,9 @@ from holdfast.errors import (
 )
 from services.auth.providers import ProviderCatalog
 from services.auth.settings import AuthSettings
-from tests.auth.support import Auth, Client, audit_of, failure, make_key, running
+from services.auth.tables import requests
+from services.shared.database import Database
+from tests.auth.support import Auth, Client, audit_of, failure, make_key, new_connection, running
 from tests.fakes.oauth_provider import CLIENT_ID, CLIENT_SECRET, FakeOAuthProvider
 from tests.fakes.secret_store import MemorySecretStore
 
@@ -443,3 +447,24 @@ async def test_an_integration_goes_with_its_connections_and_its_secret(settings:
         await client.integrations.CreateIntegration(fake(provider, name="fake"))
         error = await failure(client.integrations.DeleteIntegration(pb.DeleteIntegrationRequest(name="other")))
         assert type(error) is NotFound
+
+
+async def test_an_answer_of_the_release_after_this_one_is_understood(auth: Auth) -> None:
+    client, _ = await auth.workspace("acme")
+
+    async def answers() -> list[str]:
+        key = await client.api_keys.CreateApiKey(CreateApiKeyRequest(scopes=["runs:read"], request_id="r1"))
+        connection = await client.connections.CreateConnection(new_connection(request_id="r2"))
+        integration = await client.integrations.CreateIntegration(github(request_id="r3"))
+        return [
+            key.api_key.api_key_id,
+            connection.connection.connection_id,
+            integration.integration.integration_id,
+        ]
+
+    first = await answers()
+    async with Database(auth.settings.database_url, schema="auth") as db:
+        response = sa.func.replace(requests.c.response, '{"workspace_id"', '{"later": 1, "workspace_id"')
+        later = requests.update().values(response=response)
+        assert (await db.write(lambda connection: connection.execute(later).rowcount)) == 3
+    assert await answers() == first
