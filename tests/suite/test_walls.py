@@ -526,8 +526,10 @@ async def test_the_services_own_calls_accept_no_key_at_all(walls: Walls) -> None
         connection_feed_service_pb2.WatchConnectionsRequest(),
     )
     record = credential_service_pb2.RecordCredentialUsesRequest()
+    trails = audit_service_pb2.CheckAuditTrailsRequest()
     calls = {
         "ApiKeyService/VerifyApiKey": (("auth", ApiKeyServiceStub), verify),
+        "AuditService/CheckAuditTrails": (("auth", AuditServiceStub), trails),
         "ConnectService/RequestSignIn": (("auth", ConnectServiceStub), sign_in),
         "ConnectionFeedService/CheckSignIns": (("auth", ConnectionFeedServiceStub), check),
         "ConnectionFeedService/WatchConnections": (("auth", ConnectionFeedServiceStub), watch),
