@@ -129,6 +129,8 @@ _TEXTS: Final = {
     "step_in_doubt": ("failure", "message"),
     "run_state_changed": ("failure", "message"),
     "cancel_requested": ("", "reason"),
+    "pause_requested": ("", "reason"),
+    "resume_requested": ("", "reason"),
 }
 
 
