@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import grpc
 import sqlalchemy as sa
 
 from holdfast.api.auth.v1 import connection_service_pb2 as pb
+from holdfast.api.auth.v1.connection_service_pb2 import Connection
 from holdfast.api.auth.v1.integration_service_pb2 import CREDENTIAL_KIND_OAUTH2, CreateIntegrationRequest
+from holdfast.errors import DeadlineExceeded, HoldfastError, from_rpc_error
 from holdfast.ids import new_uuid7
 from services.auth.app import Core, open_core
 from services.auth.connection_store import ConnectionState, CredentialKind, NewConnection
@@ -33,6 +36,7 @@ from services.auth.tables import escrows
 from services.shared.clock import SystemClock
 from services.shared.settings import load
 from tests.auth.support import TOKEN, Auth, Client, make_key
+from tests.fakes.oauth_provider import CLIENT_ID, CLIENT_SECRET, FakeOAuthProvider, Grant
 from tests.repository.tree import ROOT
 
 
@@ -189,3 +193,29 @@ async def _address(stderr: asyncio.StreamReader) -> str:
             entry: Mapping[str, str] = json.loads(line)
             if entry["event"] == "listening":
                 return entry["address"]
+
+
+async def connected(
+    cluster: Cluster, child: Child, provider: FakeOAuthProvider, name: str = "crm"
+) -> tuple[str, Grant]:
+    """A connection at the provider of the tests."""
+    found = await cluster.integrate(child, "fake", CLIENT_ID, CLIENT_SECRET, provider.url)
+    grant = provider.grant(name)
+    return await cluster.connect(name, found, "fake", grant.tokens()), grant
+
+
+async def outcome(child: Child) -> Connection | HoldfastError:
+    """Renews a connection's token, asking again when the answer takes longer than a call may."""
+    async with asyncio.timeout(150):
+        while True:
+            try:
+                return await child.refresh("crm")
+            except grpc.RpcError as error:
+                told = from_rpc_error(error)
+                if not isinstance(told, DeadlineExceeded):
+                    return told
+
+
+def is_alive(grant: Grant, refresh_token: str) -> bool:
+    """Tells whether a stored refresh token is the one that the provider takes next."""
+    return grant.is_alive and refresh_token == grant.refresh_token
