@@ -26,7 +26,7 @@ demo: $(SERVER) ## start the suite, run an agent, kill the executor half-way, se
 WORKERS ?= 4
 
 test: $(DEV) ## run all tests (one part: make test T=tests/state)
-	@$(VENV)/bin/pytest $(or $(T),--numprocesses $(WORKERS) --dist loadfile)
+	@$(VENV)/bin/pytest $(or $(T),--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 lint: $(DEV) ## ruff (rules and format) and buf lint
 	@$(VENV)/bin/ruff check .

@@ -26,6 +26,12 @@ settings.register_profile("search", parent=settings.get_profile("holdfast"), der
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "holdfast"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of several processes, none is left alone with them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _scrubber_knows_nothing() -> Iterator[None]:
     """No test's secret is taken out of another test's texts."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import zlib
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -242,10 +243,24 @@ def _store(connection: sa.Connection, batch: list[_Entry], after: bytes, cursor:
 
 def _to_chunk(run_id: str, entries: dict[int, _Entry]) -> tuple[str, int, int, bytes]:
     numbers = sorted(entries)
-    return run_id, numbers[0], numbers[-1], repeated(_EVENTS, [entries[number].body for number in numbers])
+    body = repeated(_EVENTS, [entries[number].body for number in numbers])
+    if len(body) >= _WORTH_COMPRESSING:
+        # Events of one run are much alike: a quarter is left, and written to the table and to the log before it.
+        body = zlib.compress(body, level=1)
+    return run_id, numbers[0], numbers[-1], body
 
 
 _EVENTS: Final = tag_of(ReadJournalResponse, "events")
+_WORTH_COMPRESSING: Final = 400
+# The first byte of what zlib makes; a serialized message of events begins with their tag.
+_COMPRESSED: Final = b"\x78"
+
+
+def events_in(body: bytes) -> Iterable[Event]:
+    """Returns the events of a chunk."""
+    if body.startswith(_COMPRESSED):
+        body = zlib.decompress(body)
+    return ReadJournalResponse.FromString(body).events
 
 
 def _forget_erased(connection: sa.Connection, batch: list[_Entry], records: dict[str, RunRecord]) -> set[str]:
@@ -345,7 +360,7 @@ def _events(connection: sa.Connection, run_id: str, *, after_seq: int, up_to_seq
         newer = newer.where(chunks.c.first_seq <= up_to_seq)
     found = [Event.FromString(body) for (body,) in connection.execute(older)]
     for (body,) in connection.execute(newer):
-        found.extend(ReadJournalResponse.FromString(body).events)
+        found.extend(events_in(body))
     by_seq = {
         event.seq: event for event in found if event.seq > after_seq and (up_to_seq is None or event.seq <= up_to_seq)
     }

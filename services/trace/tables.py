@@ -21,7 +21,8 @@ chunks: Final = sa.Table(
     sa.Column("first_seq", sa.BigInteger, primary_key=True, autoincrement=False),
     # An event between them may be missing, and stand in another chunk.
     sa.Column("last_seq", sa.BigInteger, nullable=False),
-    # A serialized ReadJournalResponse: the events without their run_id, in order.
+    # A serialized ReadJournalResponse: the events without their run_id, in order. Compressed by zlib when it is longer
+    # than some hundred bytes.
     sa.Column("body", sa.LargeBinary, nullable=False),
     # A run is read as a whole and in order: on SQLite its events lie side by side.
     sqlite_with_rowid=False,

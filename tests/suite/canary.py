@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import secrets
 import sqlite3
+import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -129,9 +130,17 @@ def rows_of(database: Path) -> Iterator[tuple[str, bytes]]:
         for table in tables:
             for row in connection.execute(f'SELECT * FROM "{table}"'):
                 values = (value if isinstance(value, bytes) else str(value).encode() for value in row)
-                yield f"{database.name}, table {table}", b"\0".join(values)
+                yield f"{database.name}, table {table}", b"\0".join(map(_unpacked, values))
     finally:
         connection.close()
+
+
+def _unpacked(value: bytes) -> bytes:
+    """A value as it is read: what is stored compressed hides nothing from the search."""
+    try:
+        return value + zlib.decompress(value)
+    except zlib.error:
+        return value
 
 
 class Spans:

@@ -152,6 +152,8 @@ async def test_a_deletion_that_was_killed_goes_on_where_it_was(stage: Stage) -> 
     ):
         async with stage.suite.client(api_key=await create_key(stage.suite, name)) as client:
             await client.connections.create("openai", "sk-of-the-workspace", name="model")
+        # Killed, as a drain would wait for the executor's stream.
+        await stage.suite.kill("auth")
         await stage.suite.restart("auth", settings={"HOLDFAST_CRASH_POINT": point})
         code, _, err = await holdfast(stage, "workspace", "delete", name, "--yes", *data)
         assert code != 0 and "auth" in err

@@ -16,7 +16,6 @@ from sqlalchemy.engine import make_url
 
 from holdfast.api.common.v1.agent_pb2 import AgentSpec, ModelSpec
 from holdfast.api.state.v1.change_feed_service_pb2 import FeedEntry
-from holdfast.api.state.v1.journal_service_pb2 import ReadJournalResponse
 from holdfast.api.trace.v1 import query_service_pb2 as pb
 from holdfast.api.trace.v1.query_service_pb2_grpc import QueryServiceStub
 from services.shared.channels import open_channel
@@ -29,7 +28,7 @@ from services.trace.app import MIGRATIONS, App, serving
 from services.trace.feed import FeedMetrics, Follower
 from services.trace.progress import Progress
 from services.trace.settings import TraceSettings
-from services.trace.store_sql import SqlTraceStore
+from services.trace.store_sql import SqlTraceStore, events_in
 from services.trace.tables import chunks, feeds, runs
 from tests.fakes.feed import FakePeers
 from tests.trace.journals import OTHER_WORKSPACE, REVISION, WORKSPACE, Journal, in_feed_order
@@ -80,7 +79,7 @@ def _rows(connection: sa.Connection) -> dict[str, list[tuple[Any, ...]]]:
     events = [
         (run_id, event.seq, event.SerializeToString())
         for run_id, body in connection.execute(sa.select(chunks.c.run_id, chunks.c.body))
-        for event in ReadJournalResponse.FromString(body).events
+        for event in events_in(body)
     ]
     summaries = [
         tuple(bytes(value) if isinstance(value, memoryview) else value for value in row)

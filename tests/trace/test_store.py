@@ -20,7 +20,7 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1.change_feed_service_pb2 import FeedEntry
 from holdfast.errors import Conflict
 from services.shared.database import Database
-from services.trace.store_sql import SqlTraceStore
+from services.trace.store_sql import SqlTraceStore, events_in
 from services.trace.summary import RunRecord
 from services.trace.tables import chunks, events, feeds, metadata, runs
 from tests.trace.conftest import copies, ingest, migrated, rows, stored_cursor
@@ -99,8 +99,18 @@ async def test_what_was_said_is_not_stored(db: Database) -> None:
     journal = simple_run()
     await ingest(db, [journal])
     bodies = await db.read(lambda connection: connection.execute(sa.select(chunks.c.body)).scalars().all())
-    assert bodies
-    assert b"on its way" not in b"".join(bodies)
+    kept = [event for body in bodies for event in events_in(body)]
+    assert [event.seq for event in kept] == [event.seq for event in journal.events]
+    assert "on its way" not in "".join(map(str, kept))
+
+
+async def test_long_chunks_are_stored_compressed(db: Database) -> None:
+    journal = troubled_run()
+    await ingest(db, [journal])
+    [body] = await db.read(lambda connection: connection.execute(sa.select(chunks.c.body)).scalars().all())
+    plain = sum(event.ByteSize() for event in without_content(journal.events))
+    assert len(body) < plain / 2
+    assert len(list(events_in(body))) == len(journal.events)
 
 
 async def test_texts_of_failures_are_not_stored_where_payloads_are_sealed(db: Database) -> None:
@@ -115,8 +125,9 @@ async def test_texts_of_failures_are_not_stored_where_payloads_are_sealed(db: Da
     assert failures
     async with SqlTraceStore(db, keeps_texts=False).projection() as projection:
         await projection.store(copies(journal.entries), after=b"", cursor=b"1")
-    bodies = b"".join(await db.read(lambda connection: connection.execute(sa.select(chunks.c.body)).scalars().all()))
-    assert not any(text.encode() in bodies for text in failures)
+    bodies = await db.read(lambda connection: connection.execute(sa.select(chunks.c.body)).scalars().all())
+    kept = "".join(str(event) for body in bodies for event in events_in(body))
+    assert kept and not any(text in kept for text in failures)
     history = await SqlTraceStore(db).find_history(WORKSPACE, journal.run_id)
     assert history is not None and history.run.failed_attempts > 0
 
