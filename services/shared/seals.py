@@ -101,8 +101,14 @@ class Seals:
         self._brought: dict[bytes, str] = {}
 
     def is_ready(self, workspace_id: str) -> bool:
-        """Tells whether `seal` has what it needs."""
-        return not self.is_on or workspace_id in self._current
+        """Tells whether `seal` has what it needs, and keeps it for whoever asks."""
+        if not self.is_on:
+            return True
+        found = self._current.get(workspace_id)
+        if found is None:
+            return False
+        _used_keys.add(found[0])
+        return True
 
     def seal(self, workspace_id: str, payload: bytes) -> bytes:
         """Returns a payload in the form in which it is stored.

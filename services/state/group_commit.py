@@ -322,7 +322,7 @@ class _TransitionLane(_Lane[PendingTransition]):
         # One statement commits by itself; what carries more than its event needs a transaction around several.
         is_plain = all(pending.row.transition is None for pending in batch)
         if is_plain and self._db.dialect == "postgresql":
-            outcome = await apply_plain_batch(self._single, self._db, batch)
+            outcome = await self._apply_plain(batch)
         else:
             outcome = await self._transactional.run(apply_batch, self._db, batch)
         missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]
@@ -340,6 +340,14 @@ class _TransitionLane(_Lane[PendingTransition]):
         # First in the queue: those of the same run that came later wait behind it.
         self._pending.extendleft(reversed(again))
         _tell(self._hub, outcome, is_repeated)
+
+    async def _apply_plain(self, batch: list[PendingTransition]) -> Outcome:
+        while True:
+            try:
+                return await apply_plain_batch(self._single, self._db, batch)
+            except MissingKeyError as missing:
+                # It was there when the operation came, and was dropped meanwhile.
+                await self._db.seals.bring(missing)
 
     def _publish(self, row: TransitionRow, committed: Committed) -> None:
         if self._hub.is_watched(row.run_id):

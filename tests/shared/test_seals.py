@@ -110,8 +110,9 @@ async def test_keys_stay_while_they_cannot_be_asked_for_and_go_when_nobody_uses_
     assert opened(stored) == b"x" and seals.is_ready(workspace)
     keys.trouble = None
     await seals.refresh()
-    assert seals.is_ready(workspace)
-    await seals.refresh()
+    assert seals.is_ready(workspace), "whoever is told so uses it"
+    for _ in range(2):
+        await seals.refresh()
     assert not seals.is_ready(workspace)
     with pytest.raises(MissingKeyError):
         opened(stored)

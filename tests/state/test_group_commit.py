@@ -21,7 +21,7 @@ from services.state import group_commit
 from tests.fakes.clock import FakeClock
 from tests.fakes.data_keys import MemoryKeys
 from tests.state.builders import asks, in_blob, model_says, new_run, starts, transition
-from tests.state.sql_store import SqlStateStore, migrated, opened, sqlite
+from tests.state.sql_store import SqlStateStore, empty, migrated, opened, sqlite
 
 # Its fixtures: the store on either database.
 pytest_plugins = ["tests.state.sql_fixtures"]
@@ -257,6 +257,22 @@ async def test_keys_that_are_away_are_waited_for_as_long_as_the_storage(tmp_path
         (answer,) = await waiting
         assert reason_of(answer) == Reason.AUTH_UNAVAILABLE
         assert clock.monotonic() >= group_commit.PATIENCE_SECONDS
+
+
+async def test_a_key_that_was_dropped_meanwhile_is_brought_again(postgres_state: str) -> None:
+    keys = MemoryKeys()
+    seals = Seals(keys, is_on=True)
+    async with (
+        Database(postgres_state, schema="state", synchronous="NORMAL", seals=seals) as db,
+        opened(db) as store,
+    ):
+        await db.write(empty)
+        (run_id, epoch), *_ = await claimed(store, 1)
+        seals.is_ready = lambda workspace_id: True  # type: ignore[method-assign]
+        for _ in range(2):
+            await seals.refresh()
+        (answer,) = await store.commit(transition(run_id, epoch, 2, starts(1)))
+        assert answer == 2
 
 
 class SlowKeys(MemoryKeys):
