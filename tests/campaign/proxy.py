@@ -104,6 +104,8 @@ class StateProxy:
 
     async def close(self) -> None:
         """Ends every connection."""
+        # A task of a connection accepted just now has not begun: cancelled, it would never close what it was given.
+        await asyncio.sleep(0)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -353,6 +353,8 @@ class FakeOAuthProvider:
         for gate in self._gates:
             gate.release()
         self._server.close()
+        # A task of a connection accepted just now has not begun: cancelled, it would never close what it was given.
+        await asyncio.sleep(0)
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)

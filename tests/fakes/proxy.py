@@ -81,16 +81,19 @@ class LosingProxy:
                 await backwards()
             finally:
                 sending.cancel()
+                upstream_writer.transport.abort()
                 await asyncio.gather(sending, return_exceptions=True)
-                upstream_writer.close()
-                writer.transport.abort()
         except (ConnectionError, OSError):
-            writer.transport.abort()
+            pass
         finally:
+            # Also of a connection that ends while the one behind it is being opened.
+            writer.transport.abort()
             self._pipes.discard(task)
 
     async def close(self) -> None:
         """Ends every connection."""
+        # A task of a connection accepted just now has not begun: cancelled, it would never close what it was given.
+        await asyncio.sleep(0)
         for task in list(self._pipes):
             task.cancel()
         await asyncio.gather(*self._pipes, return_exceptions=True)

@@ -56,7 +56,9 @@ class HttpEffects:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        for task in self._connections:
+        # A task of a connection accepted just now has not begun: cancelled, it would never close what it was given.
+        await asyncio.sleep(0)
+        for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
