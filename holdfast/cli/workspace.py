@@ -126,7 +126,7 @@ def set_settings(
 
 @workspace.command()
 def delete(
-    name: Annotated[str, typer.Argument(help="Name of the workspace.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the workspace.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     data: DataOption = None,
     as_json: JsonOption = False,
