@@ -166,6 +166,23 @@ async def test_a_deletion_that_was_killed_goes_on_where_it_was(stage: Stage) -> 
             await create_key(stage.suite, name)
 
 
+@pytest.mark.promise("P1")
+async def test_an_erasure_of_a_user_that_was_killed_goes_on_where_it_was(stage: Stage) -> None:
+    await stage.client.connections.create("openai", "sk-of-ann", name="model", user_id="ann")
+    await stage.suite.kill("auth")
+    await stage.suite.restart("auth", settings={"HOLDFAST_CRASH_POINT": "auth.user.after_connections"})
+    code, _, _ = await holdfast(stage, "erase", "--user", "ann", "--yes")
+    assert code != 0
+    assert await stage.suite.wait_for_exit("auth") == 137
+    await stage.suite.restart("auth", settings={"HOLDFAST_CRASH_POINT": ""})
+    # Revoked by the process that died, and still there.
+    assert [found.user_id async for found in stage.client.connections.list()] == ["ann"]
+    code, out, err = await holdfast(stage, "erase", "--user", "ann", "--yes")
+    assert code == 0, err
+    assert "1 connection" in out
+    assert [found.user_id async for found in stage.client.connections.list()] == []
+
+
 @pytest.mark.parametrize("point", ["state.data_key.before_row", "state.data_key.after_row"])
 async def test_a_key_that_was_made_in_a_killed_process_costs_nothing(stage: Stage, point: str) -> None:
     agent = Agent("talker", model=scripted("hello"))
