@@ -33,8 +33,6 @@ _TEXT_MARK: Final = "\u2420hf:"
 _ID: Final = 16
 _NONCE: Final = 12
 _HEADER: Final = len(_SEALED) + 2 * _ID
-SEAL_BYTES: Final = _HEADER + _NONCE + 16
-"""How much longer a sealed payload is."""
 
 log = get_logger(__name__)
 
