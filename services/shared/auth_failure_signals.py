@@ -12,6 +12,8 @@ from services.shared.json_pointers import as_text, at_pointer
 SIGNAL_BODY_BYTES: Final = 64 * 1024
 """A body with more is a result, and is not looked into."""
 
+_UNAUTHORIZED: Final = 401
+
 
 @dataclass(frozen=True, slots=True)
 class AuthFailureSignal:
@@ -40,10 +42,12 @@ class AuthFailureSignal:
         return self.pointer is None or as_text(at_pointer(body, self.pointer)) == self.equals
 
 
-def any_matches(
+def is_refusal(
     signals: Iterable[AuthFailureSignal], status: int, headers: Mapping[str, str], body: bytes | None
 ) -> bool:
-    """Tells whether an answer says so. The body is parsed only when a signal for this status asks for it.
+    """Tells whether an answer says that the credential is over, and so that nothing was done: a 401, or a signal.
+
+    The body is parsed only when a signal for this status asks for it.
 
     Args:
         signals: The provider's.
@@ -51,13 +55,16 @@ def any_matches(
         headers: With lower-case names.
         body: As it was read; None when it was not.
     """
+    if status == _UNAUTHORIZED:
+        return True
     possible = [signal for signal in signals if signal.status == status]
-    if not possible:
-        return False
-    document = None
-    if any(signal.pointer is not None for signal in possible):
-        document = _parsed(body)
+    document = _parsed(body) if depends_on_body(possible, status) else None
     return any(signal.matches(status, headers, document) for signal in possible)
+
+
+def depends_on_body(signals: Iterable[AuthFailureSignal], status: int) -> bool:
+    """Tells whether `is_refusal` of an answer with this status cannot be said without its body."""
+    return status != _UNAUTHORIZED and any(signal.status == status and signal.pointer is not None for signal in signals)
 
 
 def _parsed(body: bytes | None) -> Any:

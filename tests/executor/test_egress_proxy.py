@@ -27,6 +27,7 @@ from services.executor.run_grants import RunGrants
 from services.executor.settings import ExecutorSettings
 from services.executor.state_stubs import StateStubs
 from services.executor.tools.pools import ConnectionPools
+from services.shared.auth_failure_signals import SIGNAL_BODY_BYTES
 from services.shared.channels import open_channel
 from services.shared.clock import SystemClock
 from services.shared.http_listener import listen, serving
@@ -53,6 +54,8 @@ class Stage:
     base: str
     client: httpx2.AsyncClient
     api: Endpoint
+    signals: list[pb.AuthFailureSignal]
+    """How the third party says that a credential is over."""
 
     @property
     def url(self) -> str:
@@ -79,8 +82,11 @@ async def stage() -> AsyncIterator[Stage]:
             )
         api = await stack.enter_async_context(endpoint(answer(body=b'{"items": 3}')))
 
+        signals: list[pb.AuthFailureSignal] = []
+
         def resolved(count: int) -> pb.ResolveCredentialResponse:
             response = pb.ResolveCredentialResponse(secret=f"canary-{count}", fingerprint=f"f{count}")
+            response.auth_failure_signals.extend(signals)
             response.headers.add(name="X-Key", value=f"canary-{count}")
             response.query.add(name="key", value=f"canary-{count}")
             response.allowed_targets.add(scheme="http", host="127.0.0.1", port=api.port, path_prefix="/v1")
@@ -111,7 +117,7 @@ async def stage() -> AsyncIterator[Stage]:
         proxy = EgressProxy(CallCredentials(stubs, RevisionCache(stubs.agents), credentials), pools)
         await stack.enter_async_context(serving(proxy, listener, drain_seconds=2, max_head_bytes=MAX_HEAD_BYTES))
         client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False))
-        yield Stage(auth, call, f"http://{listener.address}", client, api)
+        yield Stage(auth, call, f"http://{listener.address}", client, api, signals)
 
 
 async def test_request_goes_on_with_the_credential_and_without_what_the_tool_has_no_say_in(stage: Stage) -> None:
@@ -221,9 +227,14 @@ async def test_redirect_is_not_followed(stage: Stage) -> None:
     assert len(stage.api.received) == 1
 
 
-def refusing(refused: int, *, then: Reply) -> Reply:
+UNAUTHORIZED = answer(401, b"{}", WWW_Authenticate="Bearer")
+SLACK = pb.AuthFailureSignal(status=200, pointer="/error", equals="invalid_auth")
+OVER = b'{"ok": false, "error": "invalid_auth"}'
+
+
+def refusing(refused: int, *, then: Reply, refusal: Reply = UNAUTHORIZED) -> Reply:
     """Refuses the first requests."""
-    left = [answer(401, b"{}", WWW_Authenticate="Bearer")] * refused
+    left = [refusal] * refused
 
     async def reply(writer: asyncio.StreamWriter) -> None:
         await (left.pop() if left else then)(writer)
@@ -244,12 +255,84 @@ async def test_refused_credential_is_renewed_once_and_the_same_request_sent_agai
     assert [request.rejected_fingerprint for request in stage.auth.requests] == ["", "f1"]
 
 
-async def test_long_body_is_streamed_and_sent_once(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("signal", "refusal"),
+    [
+        (SLACK, answer(200, OVER)),
+        (SLACK, answer(200, b"\r\n " + OVER)),
+        (SLACK, answer(200, gzip.compress(OVER), Content_Encoding="gzip")),
+        (
+            pb.AuthFailureSignal(status=403, header="x-reason", contains="expired"),
+            answer(403, b"no", X_Reason="expired"),
+        ),
+        (pb.AuthFailureSignal(status=418), answer(418, b"")),
+    ],
+    ids=["body", "after-blanks", "compressed", "header", "status"],
+)
+async def test_api_that_says_in_its_own_way_that_the_credential_is_over_is_understood(
+    stage: Stage, signal: pb.AuthFailureSignal, refusal: Reply
+) -> None:
+    stage.signals.append(signal)
+    stage.api.reply = refusing(1, then=answer(201), refusal=refusal)
+    response = await stage.send("POST", content=b"the body")
+    assert (response.status_code, response.content) == (201, b"{}")
+    assert [(sent.headers["x-key"], sent.body) for sent in stage.api.received] == [
+        ("canary-1", b"the body"),
+        ("canary-2", b"the body"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b'{"ok": false, "error": "not_in_channel", "you sent": "canary-1"}'),
+        (201, OVER),
+        (200, b'{"error": "invalid_auth", "padding": "' + b"x" * SIGNAL_BODY_BYTES + b'"}'),
+        (200, b"error: invalid_auth"),
+        (200, b""),
+    ],
+    ids=["other-error", "other-status", "long", "text", "empty"],
+)
+async def test_answer_that_only_resembles_a_signal_is_passed_on_whole(stage: Stage, status: int, body: bytes) -> None:
+    stage.signals.append(SLACK)
+    stage.api.reply = answer(status, body)
+    response = await stage.send()
+    assert (response.status_code, response.content) == (status, body.replace(b"canary-1", b"[[secret:f1]]"))
+    assert len(stage.api.received) == 1
+
+
+async def test_events_are_not_held_back_for_a_signal_that_might_come(stage: Stage) -> None:
+    has_arrived = asyncio.Event()
+
+    async def events(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        writer.write(b"data: the first event\n\n")
+        await has_arrived.wait()
+        writer.close()
+
+    stage.signals.append(SLACK)
+    stage.api.reply = events
+    target = f"http/127.0.0.1:{stage.api.port}/v1/events"
+    async with stage.client.stream("GET", f"{stage.url}/{target}") as response:
+        received = b""
+        async for piece in response.aiter_bytes():
+            received += piece
+            has_arrived.set()
+    assert received == b"data: the first event\n\n"
+
+
+async def test_long_body_is_streamed_and_sent_once_and_the_next_request_goes_with_a_renewed_credential(
+    stage: Stage,
+) -> None:
     stage.api.reply = refusing(1, then=answer())
     body = b"x" * (3 * 1024 * 1024)
     assert (await stage.send("PUT", content=body)).status_code == 401
-    [sent] = stage.api.received
-    assert sent.body == body
+    assert (await stage.send("PUT", content=body)).status_code == 200
+    assert [(sent.headers["x-key"], sent.body == body) for sent in stage.api.received] == [
+        ("canary-1", True),
+        ("canary-2", True),
+    ]
+    assert [request.rejected_fingerprint for request in stage.auth.requests] == ["", "f1"]
 
 
 async def test_body_has_a_limit(stage: Stage) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 from urllib.parse import quote, unquote_plus
 
 import httpcore
+from starlette.types import Message
 
 from services.executor.credentials import ResolvedCredential
+from services.shared.auth_failure_signals import SIGNAL_BODY_BYTES, AuthFailureSignal, depends_on_body, is_refusal
 from services.shared.egress.urls import Destination
 from services.shared.scrubber import PROCESS, StreamScrubber
 
@@ -18,6 +21,7 @@ ERROR_HEADER: Final = "holdfast-error"
 
 Header = tuple[bytes, bytes]
 
+_BLANK: Final = b" \t\r\n" + codecs.BOM_UTF8
 _HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
@@ -102,21 +106,11 @@ def outgoing(
     return httpcore.Request(method, url, headers=sent, content=body or None)
 
 
-def returned_headers(headers: Sequence[Header]) -> list[Header]:
-    """Returns what the tool gets of an answer's headers."""
-    dropped = _NOT_RETURNED | _named_by_connection(headers)
-    return [
-        (name.lower(), PROCESS.exact(value.decode("latin-1"), "stream").encode("latin-1", "replace"))
-        for name, value in headers
-        if name.lower() not in dropped
-    ]
-
-
-class AnswerBody:
-    """The body of an answer: readable, without secrets, and no longer than it may be.
+class Answer:
+    """An answer: readable, without secrets, and no longer than it may be.
 
     Args:
-        response: The answer.
+        response: As it comes in. It is read once, by `is_refusal` as far as that needs and by `pieces`.
 
     Raises:
         AnswerRefused: It is encoded in a way that was not asked for and cannot be read.
@@ -129,7 +123,33 @@ class AnswerBody:
             if encodings not in ([b"gzip"], [b"x-gzip"], [b"deflate"]):
                 raise AnswerRefused("the answer is compressed in a way that was not asked for")
             self._expander = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-        self._response = response
+        self._status = response.status
+        self._headers = response.headers
+        self._body = self._read(response)
+        self._ahead = b""
+
+    def start(self) -> Message:
+        """Returns what the tool gets of its status and its headers."""
+        dropped = _NOT_RETURNED | _named_by_connection(self._headers)
+        headers = [
+            (name.lower(), PROCESS.exact(value.decode("latin-1"), "stream").encode("latin-1", "replace"))
+            for name, value in self._headers
+            if name.lower() not in dropped
+        ]
+        return {"type": "http.response.start", "status": self._status, "headers": headers}
+
+    async def is_refusal(self, signals: Sequence[AuthFailureSignal]) -> bool:
+        """Tells whether it says that the credential is over, before anything of it is passed on.
+
+        The body is waited for only where a signal for this status is in one, and no further than it may be one.
+
+        Raises:
+            AnswerRefused: It is not what its encoding says.
+        """
+        if depends_on_body(signals, self._status):
+            self._ahead = await self._beginning()
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self._headers}
+        return is_refusal(signals, self._status, headers, self._ahead)
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yields the body.
@@ -138,17 +158,37 @@ class AnswerBody:
             AnswerRefused: It is too long, or not what its encoding says.
         """
         scrubber = StreamScrubber(PROCESS)
-        size = 0
-        async for raw in self._response.aiter_stream():
-            piece = self._expanded(raw, MAX_ANSWER_BYTES + 1 - size)
-            size += len(piece)
-            if size > MAX_ANSWER_BYTES:
-                raise AnswerRefused(f"the answer has more than {MAX_ANSWER_BYTES:,} bytes")
-            # Byte for byte, whatever the encoding: secrets are ASCII in all forms that are looked for.
+        # Byte for byte, whatever the encoding: secrets are ASCII in all forms that are looked for.
+        if cleaned := scrubber.add(self._ahead.decode("latin-1")):
+            yield cleaned.encode("latin-1")
+        async for piece in self._body:
             if cleaned := scrubber.add(piece.decode("latin-1")):
                 yield cleaned.encode("latin-1")
         if rest := scrubber.end():
             yield rest.encode("latin-1")
+
+    async def _beginning(self) -> bytes:
+        beginning = bytearray()
+        is_blank = True
+        async for piece in self._body:
+            beginning += piece
+            if is_blank and (begun := piece.lstrip(_BLANK)):
+                is_blank = False
+                if not begun.startswith((b"{", b"[")):
+                    # No JSON with values in it: events and files are not held back.
+                    break
+            if len(beginning) > SIGNAL_BODY_BYTES:
+                break
+        return bytes(beginning)
+
+    async def _read(self, response: httpcore.Response) -> AsyncIterator[bytes]:
+        size = 0
+        async for raw in response.aiter_stream():
+            piece = self._expanded(raw, MAX_ANSWER_BYTES + 1 - size)
+            size += len(piece)
+            if size > MAX_ANSWER_BYTES:
+                raise AnswerRefused(f"the answer has more than {MAX_ANSWER_BYTES:,} bytes")
+            yield piece
 
     def _expanded(self, raw: bytes, limit: int) -> bytes:
         if self._expander is None:

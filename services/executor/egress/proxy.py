@@ -31,7 +31,7 @@ from holdfast.errors import (
 )
 from services.executor.call_credentials import CallCredentials, RunningCall
 from services.executor.credentials import ResolvedCredential
-from services.executor.egress.messages import ERROR_HEADER, AnswerBody, AnswerRefused, outgoing, returned_headers
+from services.executor.egress.messages import ERROR_HEADER, Answer, AnswerRefused, outgoing
 from services.executor.tools.http import (
     ANSWERED_ERROR,
     CONNECTION_BROKEN,
@@ -162,25 +162,20 @@ class EgressProxy:
         body = await _read(request)
         credential = await self._credentials.for_request(call, to, request.method)
         async with AsyncExitStack() as first, AsyncExitStack() as second:
-            response = await first.enter_async_context(self._pools.sending(_built(request, call, to, body, credential)))
-            if response.status == 401 and body.rest is None:
+            sending = self._pools.sending(_built(request, call, to, body, credential))
+            answer = Answer(await first.enter_async_context(sending))
+            # Order matters: what is passed on cannot be taken back.
+            if await answer.is_refusal(credential.signals):
                 renewed = await self._credentials.for_request(
                     call, to, request.method, rejected_fingerprint=credential.fingerprint
                 )
-                if renewed.fingerprint != credential.fingerprint:
+                # What has been streamed is gone: it is the tool's to send again, with what is renewed by then.
+                if renewed.fingerprint != credential.fingerprint and body.rest is None:
                     await first.aclose()
                     # Once: what a new credential does not open is not about its age.
-                    response = await second.enter_async_context(
-                        self._pools.sending(_built(request, call, to, body, renewed))
-                    )
-            answer = AnswerBody(response)
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": response.status,
-                    "headers": returned_headers(response.headers),
-                }
-            )
+                    sending = self._pools.sending(_built(request, call, to, body, renewed))
+                    answer = Answer(await second.enter_async_context(sending))
+            await send(answer.start())
             async for piece in answer.pieces():
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

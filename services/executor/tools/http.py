@@ -24,7 +24,7 @@ from services.executor.tools.output import RESULT_LIMIT_BYTES, shorten
 from services.executor.tools.pools import ConnectionPools
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, parse_json
 from services.executor.tools.url_template import UrlTemplate, query_value
-from services.shared.auth_failure_signals import AuthFailureSignal, any_matches
+from services.shared.auth_failure_signals import is_refusal
 from services.shared.clock import Clock, SystemClock
 from services.shared.egress.addresses import Resolver, TargetRefused, resolve
 from services.shared.egress.rules import allows_any
@@ -120,8 +120,7 @@ class HttpTools:
         except ArgumentsRefused as refused:
             raise ToolFailed(refused.failure) from refused
         if credential is not None:
-            attempt.has_credential = True
-            attempt.signals = credential.signals
+            attempt.credential = credential
             request = _with_credential(attempt, request, credential)
         seconds = tool.timeout.ToTimedelta().total_seconds() if tool.HasField("timeout") else DEFAULT_TIMEOUT_SECONDS
         try:
@@ -153,7 +152,8 @@ class HttpTools:
 
     def _result_of(self, attempt: _Attempt, status: int, headers: Mapping[str, str], body: bytes | None) -> str:
         name = attempt.tool.name
-        if any_matches(attempt.signals, status, headers, body):
+        credential = attempt.credential
+        if credential is not None and is_refusal(credential.signals, status, headers, body):
             raise _rejected(attempt, f"{name} answered {status}{_said(headers, body)}", None)
         if 200 <= status < 300:
             if body is None:
@@ -171,8 +171,8 @@ class HttpTools:
                 "one.",
             )
         message = f"{name} answered {status}{said}"
-        if attempt.has_credential and (challenge := _rejection(status, headers)) is not None:
-            raise _rejected(attempt, message, challenge or None)
+        if credential is not None and (missing := _missing_scopes(status, headers)) is not None:
+            raise _rejected(attempt, message, missing)
         delay_millis = self._retry_after_millis(headers.get("retry-after", ""))
         if status == 429 or (status == 503 and delay_millis is not None):
             raise attempt.rate_limited(message, delay_millis or 0)
@@ -202,8 +202,7 @@ class _Attempt:
     def __init__(self, tool: agent_pb2.ToolSpec) -> None:
         self.tool = tool
         self.is_sent = False
-        self.has_credential = False
-        self.signals: Sequence[AuthFailureSignal] = ()
+        self.credential: ResolvedCredential | None = None
 
     async def trace(self, event: str, _info: Mapping[str, Any]) -> None:
         """Notes the moment from which the other side may have the request."""
@@ -300,13 +299,13 @@ def _rejected(attempt: _Attempt, message: str, missing_scopes: tuple[str, ...] |
     return CredentialRejected(failure, missing_scopes)
 
 
-def _rejection(status: int, headers: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Returns the permissions that are missing (empty when it is not about them), or None for another refusal."""
+def _missing_scopes(status: int, headers: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Returns the permissions that the other side names as missing; None when it is not about them."""
     challenge = headers.get("www-authenticate", "")
-    if status == 403 and "insufficient_scope" in challenge:
-        found = _SCOPE_OF_CHALLENGE.search(challenge)
-        return tuple(found[1].split()) if found is not None else None
-    return () if status == 401 else None
+    if status != 403 or "insufficient_scope" not in challenge:
+        return None
+    found = _SCOPE_OF_CHALLENGE.search(challenge)
+    return (tuple(found[1].split()) or None) if found is not None else None
 
 
 def _query_pairs(values: Mapping[str, Any]) -> list[str]:
