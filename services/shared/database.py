@@ -48,6 +48,7 @@ MAX_ATTEMPTS: Final = 5
 _STATEMENT_TIMEOUT_SECONDS: Final = 30
 _LOCK_TIMEOUT_SECONDS: Final = 10
 _CHECKOUT_TIMEOUT_SECONDS: Final = 5
+_MOST_AUTOCOMMITTING: Final = 4
 _BUSY_TIMEOUT_SECONDS: Final = 5
 _SQLITE_READERS: Final = 4
 _REPORT_EVERY_SECONDS: Final = 10.0
@@ -295,6 +296,8 @@ class Database:
     async def read_once(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn`, which executes exactly one reading statement, without a transaction around it: one round trip.
 
+        For what an index finds: on PostgreSQL, such statements are planned once, and never to read a table whole.
+
         Raises:
             Unavailable: The database is away.
         """
@@ -302,6 +305,8 @@ class Database:
 
     async def write_autocommit(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn`, which executes exactly one statement, without a BEGIN and COMMIT around it: one round trip.
+
+        For what an index finds, as `read_once` is.
 
         Raises:
             Unavailable: The database is away. The statement may have been committed when the answer was lost.
@@ -439,6 +444,18 @@ class Writer:
 # -------------------------------------------------------------------------------------------------------- PostgreSQL
 
 
+# Writers, and what is executed without a transaction, repeat few statements: what is planned once, for arrays of any
+# length, is not planned each time. And all that they read, they find by an index. A plan is made when its tables are
+# empty, where reading them whole looks cheap, and kept while they grow: so the planner is told that it is not.
+_PLANS_BY_KEYS: Final = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+
+
 class _PostgresBackend:
     def __init__(self, url: URL, schema: str, pool_size: int, trouble: _Trouble, seals: Seals) -> None:
         self.trouble = trouble
@@ -462,10 +479,18 @@ class _PostgresBackend:
             execution_options={OPTION: seals},
         )
         self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        self._autocommitting = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        # A writer repeats few statements: what is planned once, for arrays of any length, is not planned each time.
-        writing = postgres_connect_arguments(schema, {**settings, "plan_cache_mode": "force_generic_plan"})
-        self.dedicated = _async_engine(url, writing, poolclass=NullPool, execution_options={OPTION: seals})
+        by_keys = postgres_connect_arguments(schema, {**settings, **_PLANS_BY_KEYS})
+        self.dedicated = _async_engine(url, by_keys, poolclass=NullPool, execution_options={OPTION: seals})
+        self._autocommitting = _async_engine(
+            url,
+            by_keys,
+            pool_size=min(pool_size, _MOST_AUTOCOMMITTING),
+            max_overflow=0,
+            pool_timeout=_CHECKOUT_TIMEOUT_SECONDS,
+            pool_use_lifo=True,
+            isolation_level="AUTOCOMMIT",
+            execution_options={OPTION: seals},
+        )
 
     async def write(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self._run(self._engine, fn, repeat_after_disconnect=True)
@@ -519,6 +544,7 @@ class _PostgresBackend:
 
     async def close(self) -> None:
         await self._engine.dispose()
+        await self._autocommitting.dispose()
         await self.dedicated.dispose()
 
 

@@ -130,7 +130,8 @@ _COLUMNS = (
     ("unpriced_calls", "integer"),
 )
 _NAMES = tuple(name for name, _ in _COLUMNS)
-# {max} is GREATEST on PostgreSQL and MAX on SQLite, {now} the time of the write.
+# {max} is GREATEST on PostgreSQL and MAX on SQLite, {now} the time of the write. The state is an expression, so that
+# runs are found by their ids and not by the index of all that are running.
 _UPDATE_RUNS = f"""
 UPDATE runs SET
   last_seq = b.seq,
@@ -146,7 +147,7 @@ UPDATE runs SET
   ended_at = CASE WHEN b.is_end THEN {{now}} END
 FROM {{batch}} AS b
 WHERE runs.run_id = b.run_id AND runs.workspace_id = b.workspace_id
-  AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state = {RUNNING}
+  AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state + 0 = {RUNNING}
 """
 
 # The bodies go as one value: an array of them would be written as text and read again, byte by byte, on both sides.
@@ -167,12 +168,12 @@ WITH b AS MATERIALIZED (
   -- never be unblocked: the end is applied by a statement that sees it.
   AND (NOT b.is_end OR runs.successor_run_id IS NULL
        OR EXISTS (SELECT 1 FROM runs AS successor WHERE successor.run_id = runs.successor_run_id))
-  RETURNING runs.run_id, runs.successor_run_id, b.is_end
+  RETURNING b.*, runs.successor_run_id
 ), written AS (
   INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
-  SELECT b.run_id, b.seq, b.workspace_id, b.epoch, statement_timestamp(),
-    substring(CAST(%(bodies)b AS bytea) FROM b.body_at FOR b.body_size)
-  FROM b JOIN applied ON applied.run_id = b.run_id
+  SELECT run_id, seq, workspace_id, epoch, statement_timestamp(),
+    substring(CAST(%(bodies)b AS bytea) FROM body_at FOR body_size)
+  FROM applied
 ), unblocked AS (
   UPDATE runs SET blocked = false, ready_at = clock_timestamp()
   FROM applied WHERE applied.is_end AND runs.run_id = applied.successor_run_id
@@ -182,7 +183,9 @@ WITH b AS MATERIALIZED (
   SELECT c.run_id, c.step, c.is_finished
   FROM unnest(
     CAST(%(closing_run_id)s AS uuid[]), CAST(%(closing_step)s AS integer[]), CAST(%(closing_is_finished)s AS boolean[])
-  ) AS c(run_id, step, is_finished) JOIN applied ON applied.run_id = c.run_id
+  ) AS c(run_id, step, is_finished)
+  -- Looked up in a hash, and no join: writers have only nested loops.
+  WHERE (c.run_id IN (SELECT run_id FROM applied)) IS TRUE
 ), closed AS (
   UPDATE approvals SET state = {run_pb2.APPROVAL_STATE_CANCELLED}
   FROM closing AS c WHERE approvals.run_id = c.run_id AND approvals.state = {run_pb2.APPROVAL_STATE_PENDING}

@@ -30,7 +30,7 @@ class TraceSettings(CommonSettings):
     auth_address: str = auth_address_setting()
     feed_max_entries: int = setting(
         "HOLDFAST_FEED_MAX_ENTRIES",
-        default=500,
+        default=2_000,
         minimum=1,
         maximum=10_000,
         doc="Most events in one frame of the change feed. Frames that wait are stored in one transaction.",

@@ -19,7 +19,12 @@ DEFAULT_ENTRIES = 500
 BEAT_SECONDS = 15.0
 # The hub and the pulse tell of commits; this is for a hint that was lost.
 LOOK_SECONDS = 5.0
+# What commits within a moment goes into one frame: followers are behind by that much, and state reads its journal so
+# many times a second, however many transactions there are. The moment is longer where much happens: what a follower
+# stores of a run at once costs it little more than one event.
 GATHER_SECONDS = 0.2
+LONGEST_GATHER_SECONDS = 1.0
+ENTRIES_A_SECOND = 1_000
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -50,17 +55,18 @@ class ChangeFeedServicer(ChangeFeedServiceServicer):
         last_sent = loop.time()
         # The first frame says where the follower stands, also when there is nothing to send.
         must_send = True
+        gathered = 0
         while not self.draining.is_set():
             # Order matters: taken before the reading, so that nothing is committed unseen between the two.
             next_commit = self._hub.next_commit
             frame = await self._db.read_once(read_frame, self._db, cursor, limit)
             cursor, is_caught_up = frame.cursor, frame.is_caught_up
+            gathered += len(frame.entries)
             if frame.entries or must_send or loop.time() - last_sent >= self._beat_seconds:
                 yield frame
                 last_sent = loop.time()
                 must_send = False
             if is_caught_up:
-                # What commits within a moment goes into one frame: followers are behind by that much, and state reads
-                # its journal so many times a second, however many transactions there are.
-                await asyncio.sleep(GATHER_SECONDS)
+                await asyncio.sleep(min(max(GATHER_SECONDS, gathered / ENTRIES_A_SECOND), LONGEST_GATHER_SECONDS))
+                gathered = 0
                 await wait_for(next_commit, min(LOOK_SECONDS, self._beat_seconds))
