@@ -1,28 +1,32 @@
 """`holdfast audit`: who did what with credentials and keys, and whether anybody has tampered with the record of it.
 
+It is of the workspace whose key is used, or, for the operator, of the installation (`--installation`).
+
 `verify` ends with 0 when the trail is intact, 1 when it is not, 2 when it could not be checked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, TextIO
+from typing import Annotated, Any, Final, TextIO, TypeVar
 
 import typer
 from rich.text import Text
 
 from holdfast.api.auth.v1 import audit_service_pb2 as pb
+from holdfast.audit import Audit
 from holdfast.audit_chain import ChainCheck, Verdict, parse_hash, parse_line
 from holdfast.cli.app import JsonOption, LimitOption, group, with_client
 from holdfast.cli.console import error_fields, moment, note, print_json, print_table, report, say
-from holdfast.client import Client
+from holdfast.cli.operator import DataOption, operator_transport
 from holdfast.errors import FailedPrecondition, HoldfastError, InvalidArgument
 
 BROKEN: Final = 1
@@ -30,6 +34,16 @@ NOT_CHECKED: Final = 2
 
 _UNITS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _DEFAULT_LIMIT: Final = 50
+
+T = TypeVar("T")
+
+InstallationOption = Annotated[
+    bool,
+    typer.Option(
+        "--installation",
+        help="Operator: what belongs to no workspace, such as keys that nobody has; with the suite's service token.",
+    ),
+]
 
 audit = group("audit", "Who did what with credentials and keys, and the proof of it; alone it lists the latest.")
 
@@ -59,6 +73,8 @@ def list_records(
     until: Annotated[str, typer.Option(metavar="TIME", help="Up to this time.")] = "",
     oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Oldest first.")] = False,
     limit: LimitOption = _DEFAULT_LIMIT,
+    installation: InstallationOption = False,
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List records, newest first."""
@@ -66,9 +82,9 @@ def list_records(
         raise typer.BadParameter("give --outcome or --refused, not both")
     start, end = _time(since, "--since"), _time(until, "--until")
 
-    async def read(client: Client) -> list[pb.AuditRecord]:
+    async def read(trail: Audit) -> list[pb.AuditRecord]:
         found: list[pb.AuditRecord] = []
-        records = client.audit.list(
+        records = trail.list(
             start_time=start,
             end_time=end,
             action=action,
@@ -88,7 +104,7 @@ def list_records(
                 break
         return found
 
-    found = with_client(read)
+    found = _with_trail(read, data, of_installation=installation)
     if as_json:
         print_json(found)
         return
@@ -125,14 +141,16 @@ def export(
         typer.Option("--out", "-o", metavar="FILE", help="A new file, for its owner only; standard output without it."),
     ] = None,
     after_seq: Annotated[int, typer.Option("--after", min=0, help="Only records behind this number.")] = 0,
+    installation: InstallationOption = False,
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export the trail as NDJSON, oldest first. `holdfast audit verify --file FILE` checks it without the suite."""
     summary: dict[str, Any] = {"records": 0, "last_seq": after_seq, "head_hash": ""}
 
-    async def write(client: Client, file: TextIO) -> None:
+    async def write(trail: Audit, file: TextIO) -> None:
         last = ""
-        async for line in client.audit.export(after_seq=after_seq):
+        async for line in trail.export(after_seq=after_seq):
             file.write(f"{line}\n")
             summary["records"] += 1
             last = line
@@ -145,7 +163,7 @@ def export(
         file.flush()
 
     with _new_file(out) as file:
-        with_client(lambda client: write(client, file))
+        _with_trail(lambda trail: write(trail, file), data, of_installation=installation)
         if out is not None:
             os.fsync(file.fileno())
     if as_json and out is not None:
@@ -167,6 +185,8 @@ def verify(
     ] = "",
     first_seq: Annotated[int, typer.Option("--from", min=0, help="First record to check.")] = 0,
     last_seq: Annotated[int, typer.Option("--to", min=0, help="Last record to check.")] = 0,
+    installation: InstallationOption = False,
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check that no record was changed, removed, moved or put in. Exits with 0 intact, 1 not intact, 2 not checked.
@@ -176,12 +196,16 @@ def verify(
     """
     if file is not None and (first_seq or last_seq):
         raise typer.BadParameter("--from and --to are for the suite's trail; a file is checked as a whole")
+    if file is not None and installation:
+        raise typer.BadParameter("--installation is for the suite's trail; a file is checked whosoever it is")
     try:
         if file is not None:
             answer = _answer_of(_check_file(file, anchor))
         else:
-            answer = with_client(
-                lambda client: client.audit.verify(first_seq=first_seq, last_seq=last_seq, anchor_hash=anchor)
+            answer = _with_trail(
+                lambda trail: trail.verify(first_seq=first_seq, last_seq=last_seq, anchor_hash=anchor),
+                data,
+                of_installation=installation,
             )
     except (HoldfastError, OSError) as error:
         problem = error if isinstance(error, HoldfastError) else FailedPrecondition(f"{file}: {error.strerror}")
@@ -193,6 +217,24 @@ def verify(
     _show(answer, anchor, as_json=as_json)
     if answer.flaw:
         raise typer.Exit(BROKEN)
+
+
+def _with_trail(work: Callable[[Audit], Awaitable[T]], data: Path | None, *, of_installation: bool) -> T:
+    """Runs `work` with the workspace's trail, or as the operator with the installation's.
+
+    Raises:
+        BadParameter: A data folder is named for a workspace's trail.
+    """
+    if not of_installation:
+        if data is not None:
+            raise typer.BadParameter("--data belongs to --installation")
+        return with_client(lambda client: work(client.audit))
+
+    async def run() -> T:
+        async with operator_transport(data) as transport:
+            return await work(Audit(transport))
+
+    return asyncio.run(run())
 
 
 def _check_file(path: Path, anchor: str) -> Verdict:

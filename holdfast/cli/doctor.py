@@ -44,7 +44,9 @@ NOT_CHECKED: Final = 2
 # Leases last 5 s. By clocks that differ by more than this people read wrong times.
 _CLOCKS_DIFFER_SECONDS: Final = 2.0
 _MAX_EXAMPLES: Final = 10
-_AUDIT_CLAIM: Final = "each record of each workspace's audit is as it was written, and follows the one before it"
+_AUDIT_CLAIM: Final = (
+    "each record of the installation's and each workspace's audit is as it was written, and follows the one before it"
+)
 _AUDIT_ADVICE: Final = (
     "somebody has changed auth's database; `holdfast audit verify --anchor`, with a hash that was kept elsewhere, says "
     "since when (docs/audit.md)"
@@ -145,9 +147,8 @@ async def _examine_audit(diagnosis: Diagnosis, data: Path | None, *, as_json: bo
                     check.violations += 1
                     if len(check.examples) < _MAX_EXAMPLES:
                         flaw = short_name(audit_pb2.AuditFlaw, verdict.flaw, "AUDIT_FLAW_")
-                        check.examples.append(
-                            f"workspace {response.workspace}, record {verdict.flaw_seq}: {flaw}, {verdict.flaw_detail}"
-                        )
+                        trail = f"workspace {response.workspace}" if response.workspace else "the installation"
+                        check.examples.append(f"{trail}, record {verdict.flaw_seq}: {flaw}, {verdict.flaw_detail}")
     except HoldfastError as error:
         diagnosis.warnings.append(f"the audit was not checked: {error.message} ({error.reason})")
         return

@@ -18,8 +18,8 @@ import grpc.aio
 import typer
 
 from holdfast.errors import FailedPrecondition, HoldfastError, Unavailable, from_rpc_error
-from holdfast.settings import split_addresses, write_private
-from holdfast.transport import channel_options, read_pem
+from holdfast.settings import ClientSettings, split_addresses, write_private
+from holdfast.transport import Transport, channel_options, read_pem
 
 OPERATOR: Final = "operator"
 """The name by which the services' access tables know these calls."""
@@ -189,6 +189,34 @@ async def operator_channel(data: Path | None = None, peer: str = "state") -> Asy
     async with _opened(settings, interceptors) as channel:
         with _errors_of(settings):
             yield channel
+
+
+@asynccontextmanager
+async def operator_transport(data: Path | None = None) -> AsyncIterator[Transport]:
+    """Opens what a client's parts call auth with, as the operator instead of a workspace's key.
+
+    Args:
+        data: Data folder of a suite that `holdfast up` runs.
+
+    Raises:
+        FailedPrecondition: Nothing says where auth is, or with which token.
+        HoldfastError: As a call raised it.
+    """
+    address = operator_settings(data, "auth").address
+    async with operator_channel(data, "auth") as channel:
+        yield _OperatorTransport(channel, address)
+
+
+class _OperatorTransport(Transport):
+    """A transport to auth alone, over a channel that is somebody else's."""
+
+    def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
+        super().__init__(ClientSettings(address="", auth_address=address, trace_address="", api_key=""))
+        self._channels["auth"] = channel
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Nothing: the channel signs each call."""
+        return ()
 
 
 def operator_connection() -> grpc.aio.Channel | None:

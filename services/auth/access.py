@@ -44,9 +44,10 @@ ACCESS: Final[Mapping[str, Access]] = {
     **service_access(
         "holdfast.api.auth.v1.AuditService",
         {
-            "ListAuditRecords": Access(scope="audit:read"),
-            "ExportAuditRecords": Access(scope="audit:read"),
-            "VerifyAuditTrail": Access(scope="audit:read", long_poll=True),
+            # Keys read their workspace's trail, the operator that of the installation.
+            "ListAuditRecords": Access(services=("operator",), scope="audit:read"),
+            "ExportAuditRecords": Access(services=("operator",), scope="audit:read"),
+            "VerifyAuditTrail": Access(services=("operator",), scope="audit:read", long_poll=True),
             "CheckAuditTrails": Access(services=("operator",), traced=False),
         },
     ),

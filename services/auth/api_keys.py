@@ -6,8 +6,7 @@ its repetition is answered the same. Of a new key it leaves one whose secret was
 opens nothing, it is listed until somebody revokes it, and the repetition is answered with it, without a secret, so that
 the caller knows to make another one. Who must not lose a key to that gives `create` an escrow: see `key_file`.
 
-When keys were used, and which were refused, is in memory until it is written: a crash loses the last seconds of the one
-and the last minute of the other. Both writes may be repeated.
+When keys were used is in memory until it is written: a crash loses the last seconds of it. The write may be repeated.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from typing import Final
 
 from holdfast.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Reason, Unauthenticated
 from services.auth.callers import Caller
-from services.auth.key_failures import KeyFailureCounter
 from services.auth.keyring import Keyring
 from services.auth.persons import Persons
+from services.auth.refusals import RefusalCounter
 from services.auth.requests import identify
 from services.auth.roles import checked_scopes
 from services.auth.secrets import Secret
@@ -95,9 +94,9 @@ class ApiKeys:
     The secret is 256 random bits, so that the hash needs no stretching.
     """
 
-    def __init__(self, store: AuthStore, keyring: Keyring, clock: Clock) -> None:
+    def __init__(self, store: AuthStore, keyring: Keyring, refusals: RefusalCounter, clock: Clock) -> None:
         self._store = store
-        self._failures = KeyFailureCounter(store, clock)
+        self._refusals = refusals
         self._pepper = keyring.pepper
         self._request_key = keyring.request_key
         self._clock = clock
@@ -218,17 +217,18 @@ class ApiKeys:
         stored = self._nobodys_digest if found is None else found.digest
         is_right = hmac.compare_digest(self._digest(parsed.secret), stored)
         if found is None:
+            self._refusals.note_nobodys_key(peer=peer, outcome=Reason.API_KEY_INVALID, why="unknown")
             raise _invalid()
         if not is_right or found.key.revoke_time is not None:
             why = "revoked" if is_right else "wrong_secret"
-            self._failures.note(found.key, peer=peer, outcome=Reason.API_KEY_INVALID, why=why)
+            self._refusals.note_key(found.key, peer=peer, outcome=Reason.API_KEY_INVALID, why=why)
             raise _invalid()
         if found.key.expire_time is not None and found.key.expire_time <= found.now:
-            self._failures.note(found.key, peer=peer, outcome=Reason.API_KEY_EXPIRED, why="expired")
+            self._refusals.note_key(found.key, peer=peer, outcome=Reason.API_KEY_EXPIRED, why="expired")
             raise Unauthenticated("the API key has expired", reason=Reason.API_KEY_EXPIRED)
         if found.key.networks and peer and not is_within(peer, map(ipaddress.ip_network, found.key.networks)):
             # Whoever asks refuses it for that; here it is put on record.
-            self._failures.note(found.key, peer=peer, outcome=Reason.ADDRESS_NOT_ALLOWED, why="address")
+            self._refusals.note_key(found.key, peer=peer, outcome=Reason.ADDRESS_NOT_ALLOWED, why="address")
         self._note_use(found)
         return found.key
 
@@ -239,10 +239,6 @@ class ApiKeys:
         minute = found.now.replace(second=0, microsecond=0)
         if found.key.last_use_time is None or found.key.last_use_time < minute:
             self._uses[found.key.workspace_id, found.key.api_key_id] = minute
-
-    async def write_failures(self, *, is_last: bool = False) -> None:
-        """Stores which keys were refused; see `KeyFailureCounter.write`."""
-        await self._failures.write(is_last=is_last)
 
     async def write_uses(self) -> None:
         """Stores when keys were last used; called every few seconds, because a write for each use would cost more
@@ -310,10 +306,11 @@ class LocalAuthenticator:
         Raises:
             Unauthenticated: It is not valid.
         """
+        peer = current_peer() if peer is None else peer
         if self._persons is not None and is_token(api_key):
-            person = await self._persons.verify(api_key)
+            person = await self._persons.verify(api_key, peer=peer)
             return dataclasses.replace(person, scopes=person.scopes | {OWN_WORKSPACE})
-        key = await self._api_keys.verify(Secret(api_key), peer=current_peer() if peer is None else peer)
+        key = await self._api_keys.verify(Secret(api_key), peer=peer)
         return Identity(
             "api_key",
             workspace_id=key.workspace_id,

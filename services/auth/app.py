@@ -53,6 +53,7 @@ from services.auth.providers.schema import OAuthSpec
 from services.auth.refresh.composition import compose_refresh
 from services.auth.refresh.escrow import SqlEscrows
 from services.auth.refresh.on_request import RefreshOnRequest
+from services.auth.refusals import RefusalCounter
 from services.auth.revocations import Revocations
 from services.auth.secret_backend import READ_HEALTH, WRITE_HEALTH, open_secret_backend
 from services.auth.secret_cache import SecretCache
@@ -98,6 +99,7 @@ class Core:
     connection_store: ConnectionStore
     workspaces: Workspaces
     api_keys: ApiKeys
+    refusals: RefusalCounter
 
 
 @asynccontextmanager
@@ -122,7 +124,9 @@ async def open_core(
         await make_ready(db, MIGRATIONS, migrate_on_start=settings.migrate_on_start, stop=stop)
         keyring = await unlock(db, settings)
         store = SqlAuthStore(db) if store is None else store
-        yield Core(db, keyring, store, SqlConnectionStore(db), Workspaces(store), ApiKeys(store, keyring, clock))
+        refusals = RefusalCounter(store, clock)
+        api_keys = ApiKeys(store, keyring, refusals, clock)
+        yield Core(db, keyring, store, SqlConnectionStore(db), Workspaces(store), api_keys, refusals)
 
 
 @asynccontextmanager
@@ -228,11 +232,11 @@ async def auth_server(
             clock,
         )
         housekeeper = Housekeeper(
-            core.store, core.connection_store, core.api_keys, strays, integrations, credentials, clock
+            core.store, core.connection_store, core.api_keys, core.refusals, strays, integrations, credentials, clock
         )
         authenticator = LocalAuthenticator(
             core.api_keys,
-            None if settings.oidc is None else Persons(settings.oidc, core.workspaces, egress, clock),
+            None if settings.oidc is None else Persons(settings.oidc, core.workspaces, core.refusals, egress, clock),
         )
         server = Server(
             settings,

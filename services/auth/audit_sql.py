@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from holdfast.audit_chain import NO_HASH, content_of, hash_of
 from holdfast.ids import new_uuid7
-from services.auth.store import Action, AuditRecord, CredentialUse, KeyFailures
+from services.auth.sql import insert_ignore
+from services.auth.store import INSTALLATION_ID, Action, AuditRecord, CredentialUse, Refusals
 from services.auth.tables import audit_records, workspaces
 
 _OK: Final = "OK"
@@ -62,9 +63,9 @@ def append_uses(connection: sa.Connection, uses: Sequence[CredentialUse]) -> Non
     _append_once(connection, [(use.workspace_id, _use_record(use)) for use in uses])
 
 
-def append_key_failures(connection: sa.Connection, failures: Sequence[KeyFailures]) -> None:
-    """Appends refused attempts to use keys; skips as `append_uses`."""
-    _append_once(connection, [(item.workspace_id, _failure_record(item)) for item in failures])
+def append_refusals(connection: sa.Connection, refusals: Sequence[Refusals]) -> None:
+    """Appends refused credentials of callers; skips as `append_uses`."""
+    _append_once(connection, [(item.workspace_id, _refusal_record(item)) for item in refusals])
 
 
 def details_text(details: Mapping[str, str] | None) -> str | None:
@@ -102,15 +103,15 @@ def _use_record(use: CredentialUse) -> dict[str, Any]:
     return {**record, "details": details_text(use.details), "action": Action.CREDENTIAL_RESOLVED.value}
 
 
-def _failure_record(failures: KeyFailures) -> dict[str, Any]:
-    record = dataclasses.asdict(failures)
+def _refusal_record(refusals: Refusals) -> dict[str, Any]:
+    record = dataclasses.asdict(refusals)
     del record["workspace_id"]
     # Whoever it was has not shown who they are.
     return {
         **record,
-        "details": details_text(failures.details),
+        "details": details_text(refusals.details),
         "actor": "nobody",
-        "action": Action.API_KEY_REFUSED.value,
+        "action": refusals.action.value,
     }
 
 
@@ -136,6 +137,8 @@ def _append_once(connection: sa.Connection, records: Sequence[tuple[str, Mapping
 
 def _append(connection: sa.Connection, workspace_id: str, records: Sequence[Mapping[str, Any]]) -> bool:
     """Numbers, chains and stores records; False when there is no such workspace."""
+    if workspace_id == INSTALLATION_ID:
+        _begin_installations_trail(connection, records[0]["time"])
     first = _next_seqs(connection, workspace_id, len(records))
     if first is None:
         return False
@@ -147,6 +150,21 @@ def _append(connection: sa.Connection, workspace_id: str, records: Sequence[Mapp
         rows.append(row)
     connection.execute(audit_records.insert(), rows)
     return True
+
+
+def _begin_installations_trail(connection: sa.Connection, now: datetime) -> None:
+    """Makes the row that holds the end of the installation's trail, unless it is there."""
+    # Invariant: it is closed and deleted from the first, and no workspace can be called like it: nothing that belongs
+    # to a workspace can ever be made in it, and no credential leads there.
+    insert_ignore(
+        connection,
+        workspaces,
+        workspace_id=INSTALLATION_ID,
+        name="",
+        create_time=now,
+        close_time=now,
+        delete_time=now,
+    )
 
 
 def _next_seqs(connection: sa.Connection, workspace_id: str, count: int) -> int | None:

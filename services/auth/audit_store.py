@@ -57,7 +57,8 @@ class AuditStore(Protocol):
         """
 
     async def list_workspaces(self, *, after: str, limit: int) -> list[tuple[str, str]]:
-        """Returns up to `limit` workspaces, as id and name, whose ids come after the given one, in their order."""
+        """Returns up to `limit` workspaces, as id and name, whose ids come after the given one, in their order. The
+        installation is one of them, without a name, if it has a trail."""
 
     async def read_audit_trail(self, workspace_id: str, *, first_seq: int, limit: int) -> list[AuditRecord]:
         """Returns up to `limit` records from number `first_seq` on, in order, exactly as they are stored."""
@@ -68,4 +69,5 @@ class AuditStore(Protocol):
     async def append_audit_record(
         self, workspace_id: str, *, actor: str, action: Action, details: Mapping[str, str] | None = None
     ) -> int:
-        """Appends the record of an act that changes nothing else, and returns its number."""
+        """Appends the record of an act that changes nothing else, and returns its number. The installation's trail
+        begins with its first record."""

@@ -101,7 +101,8 @@ class AuditReader:
         return check.finish(last_seq=last)
 
     async def verify_all(self) -> AsyncIterator[tuple[str, Verdict]]:
-        """Checks the whole chain of every workspace, and yields each one's name with what was found."""
+        """Checks the whole chain of every workspace, and yields each one's name with what was found; without a name,
+        that of the installation."""
         after = ""
         async with self._checking:
             while found := await self._store.list_workspaces(after=after, limit=_BATCH):

@@ -9,6 +9,7 @@ from services.auth.api_keys import ApiKeys
 from services.auth.connection_store import ConnectionStore
 from services.auth.credentials import Credentials
 from services.auth.integrations import Integrations
+from services.auth.refusals import RefusalCounter
 from services.auth.store import AuthStore
 from services.auth.strays import StraySecrets
 from services.shared.clock import Clock
@@ -34,6 +35,7 @@ class Housekeeper:
         store: AuthStore,
         connection_store: ConnectionStore,
         api_keys: ApiKeys,
+        refusals: RefusalCounter,
         strays: StraySecrets,
         integrations: Integrations,
         credentials: Credentials,
@@ -42,6 +44,7 @@ class Housekeeper:
         self._store = store
         self._connection_store = connection_store
         self._api_keys = api_keys
+        self._refusals = refusals
         self._strays = strays
         self._integrations = integrations
         self._credentials = credentials
@@ -58,12 +61,12 @@ class Housekeeper:
             await self._clock.sleep(_USES_SECONDS)
 
     async def write_uses(self, *, is_last: bool = False) -> None:
-        """Stores when keys and connections were last used, and which keys were refused in the minutes that are over
-        (at the end, in this one too). What cannot be written now is written later."""
+        """Stores when keys and connections were last used, and which credentials were refused in the minutes that are
+        over (at the end, in this one too). What cannot be written now is written later."""
         try:
             await self._api_keys.write_uses()
             await self._credentials.write_uses()
-            await self._api_keys.write_failures(is_last=is_last)
+            await self._refusals.write(is_last=is_last)
         except HoldfastError as error:
             log.info("uses_delayed", reason=error.reason)
 

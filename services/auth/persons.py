@@ -3,8 +3,8 @@
 A token is taken when the configured issuer has signed it, for this suite, for now. Its claims say in which workspace
 and in which roles its bearer acts; who has no role there is nobody.
 
-Nothing is written for a person, so that a crash leaves nothing: workspaces are found and never made by a token, and the
-issuer's keys are fetched again.
+Nothing is written for a person but which tokens were refused, so that a crash leaves nothing: workspaces are found and
+never made by a token, and the issuer's keys are fetched again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from joserfc.jws import JWSRegistry
 
 from holdfast.errors import Reason, Unauthenticated, Unavailable
 from services.auth.oauth.answers import parse_document
+from services.auth.refusals import RefusalCounter
 from services.auth.roles import ROLES
 from services.auth.workspaces import Workspaces
 from services.shared.clock import Clock
@@ -46,6 +47,11 @@ _FETCH_SECONDS: Final = 10.0
 _MAX_KEYS: Final = 100
 _MAX_USER_ID_CHARACTERS: Final = 255
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt", "application/jwt"})
+
+_WORDS: Final[Mapping[str, str]] = {
+    Reason.TOKEN_INVALID: "the token is not valid",
+    Reason.TOKEN_EXPIRED: "the token has expired",
+}
 
 log = get_logger(__name__)
 
@@ -73,50 +79,89 @@ class OidcRules:
     roles: Mapping[str, str]
 
 
+class _NotTaken(Exception):
+    """A token is refused.
+
+    Attributes:
+        why: In a word, for the audit.
+        detail: In a sentence, for the log.
+        reason: For its bearer.
+    """
+
+    def __init__(self, why: str, detail: str, reason: str = Reason.TOKEN_INVALID) -> None:
+        super().__init__(detail)
+        self.why = why
+        self.detail = detail
+        self.reason = reason
+
+
 class Persons:
     """Tells who shows a token.
 
     Args:
         rules: Whose tokens are taken.
         workspaces: Where people act.
+        refusals: Is told which tokens are not taken.
         egress: The way to the issuer.
         clock: Time.
     """
 
-    def __init__(self, rules: OidcRules, workspaces: Workspaces, egress: EgressClient, clock: Clock) -> None:
+    def __init__(
+        self,
+        rules: OidcRules,
+        workspaces: Workspaces,
+        refusals: RefusalCounter,
+        egress: EgressClient,
+        clock: Clock,
+    ) -> None:
         self._rules = rules
         self._workspaces = workspaces
+        self._refusals = refusals
         self._clock = clock
         self._keys = _IssuerKeys(rules.issuer, egress, clock)
 
-    async def verify(self, token: str) -> Identity:
+    async def verify(self, token: str, *, peer: str = "") -> Identity:
         """Returns who shows the token.
+
+        Args:
+            token: What was shown.
+            peer: Who has shown it, as grpc calls it, for the record.
 
         Raises:
             Unauthenticated: It is not taken (TOKEN_INVALID, TOKEN_EXPIRED).
             Unavailable: The issuer's keys cannot be had.
         """
+        try:
+            return await self._verified(token)
+        except _NotTaken as error:
+            # Why is for the operator: of the token itself nothing is said, and its bearer learns only that it is not
+            # taken.
+            log.info("token_refused", why=error.detail)
+            self._refusals.note_token(peer=peer, outcome=error.reason, why=error.why)
+            raise Unauthenticated(_WORDS[error.reason], reason=error.reason) from None
+
+    async def _verified(self, token: str) -> Identity:
         header = _header_of(token)
         if header.get("alg") not in ALGORITHMS or str(header.get("typ", "JWT")).lower() not in _TYPES:
-            raise _refused("its algorithm or type is not taken")
+            raise _NotTaken("algorithm", "its algorithm or type is not taken")
         claims = None
         for key in await self._keys.candidates(header.get("kid")):
             claims = _signed_by(token, key)
             if claims is not None:
                 break
         if claims is None:
-            raise _refused("it is not signed by the issuer's keys")
+            raise _NotTaken("signature", "it is not signed by the issuer's keys")
         expire_time = self._check(claims)
         user_id = claims.get(self._rules.user_claim)
         if not isinstance(user_id, str) or not user_id.isprintable() or not 0 < len(user_id) <= _MAX_USER_ID_CHARACTERS:
-            raise _refused(f"its claim {self._rules.user_claim} is no user's id")
+            raise _NotTaken("user", f"its claim {self._rules.user_claim} is no user's id")
         roles = self._roles(claims)
         if not roles:
-            raise _refused(f"its claim {self._rules.role_claim} names no role")
+            raise _NotTaken("role", f"its claim {self._rules.role_claim} names no role")
         name = self._rules.workspace or _claim(claims, self._rules.workspace_claim)
         workspace = await self._workspaces.find(name) if isinstance(name, str) else None
         if workspace is None:
-            raise _refused(f"its claim {self._rules.workspace_claim} names no workspace")
+            raise _NotTaken("workspace", f"its claim {self._rules.workspace_claim} names no workspace")
         return Identity(
             "person",
             workspace_id=workspace.workspace_id,
@@ -128,22 +173,22 @@ class Persons:
     def _check(self, claims: Mapping[str, Any]) -> datetime:
         """Returns when the token ends, as far as it is taken."""
         if claims.get("iss") != self._rules.issuer:
-            raise _refused("it is of another issuer")
+            raise _NotTaken("issuer", "it is of another issuer")
         audience = claims.get("aud")
         if self._rules.audience not in (audience if isinstance(audience, list) else [audience]):
-            raise _refused("it is for another audience")
+            raise _NotTaken("audience", "it is for another audience")
         now = self._clock.now().timestamp()
         end, begin = _number(claims.get("exp")), _number(claims.get("nbf", 0))
         if end is None or begin is None:
-            raise _refused("it has no end")
+            raise _NotTaken("time", "it has no end")
         if end + LEEWAY_SECONDS <= now:
-            raise Unauthenticated("the token has expired", reason=Reason.TOKEN_EXPIRED)
+            raise _NotTaken("expired", "it has expired", Reason.TOKEN_EXPIRED)
         if begin - LEEWAY_SECONDS > now:
-            raise _refused("it is not valid yet")
+            raise _NotTaken("time", "it is not valid yet")
         try:
             return datetime.fromtimestamp(end + LEEWAY_SECONDS, UTC)
         except (ValueError, OverflowError, OSError):
-            raise _refused("its end is no time") from None
+            raise _NotTaken("time", "its end is no time") from None
 
     def _roles(self, claims: Mapping[str, Any]) -> set[str]:
         said = _claim(claims, self._rules.role_claim)
@@ -227,7 +272,7 @@ def _header_of(token: str) -> Mapping[str, Any]:
     except (ValueError, binascii.Error, RecursionError):
         header = None
     if not isinstance(header, dict):
-        raise _refused("it has no header")
+        raise _NotTaken("header", "it has no header")
     return header
 
 
@@ -271,9 +316,3 @@ def _claim(claims: Mapping[str, Any], name: str) -> Any:
 
 def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _refused(why: str) -> Unauthenticated:
-    # Why is for the operator: of the token itself nothing is said, and its bearer learns only that it is not taken.
-    log.info("token_refused", why=why)
-    return Unauthenticated("the token is not valid", reason=Reason.TOKEN_INVALID)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,10 @@ class Request:
     fingerprint: str
 
 
+INSTALLATION_ID: Final = "00000000-0000-0000-0000-000000000000"
+"""In the place of a workspace's id: the trail of the installation itself, which has what belongs to no workspace."""
+
+
 class Action(StrEnum):
     """What an audit record is about."""
 
@@ -81,6 +85,7 @@ class Action(StrEnum):
     API_KEY_CREATED = "api_key.create"
     API_KEY_REVOKED = "api_key.revoke"
     API_KEY_REFUSED = "api_key.refuse"
+    TOKEN_REFUSED = "token.refuse"
     CONNECTION_CREATED = "connection.create"
     CONNECTION_REPLACED = "connection.replace"
     CONNECTION_REVOKED = "connection.revoke"
@@ -122,13 +127,16 @@ class CredentialUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeyFailures:
-    """Attempts of one minute to use a key that were refused, from one place and for one reason."""
+class Refusals:
+    """Credentials of callers that were refused within one minute, from one place and for one reason."""
 
     record_id: str
     workspace_id: str
+    """Whose key it was, or `INSTALLATION_ID`."""
     time: datetime
-    api_key_id: str
+    action: Action
+    api_key_id: str | None
+    """The key; None for what no workspace has."""
     outcome: str
     """The reason of the refusal."""
     details: Mapping[str, str]
@@ -227,8 +235,8 @@ class AuthStore(Protocol):
         """Appends audit records in the given order. One whose `record_id` is stored already is skipped, and so is one
         of a workspace that does not exist."""
 
-    async def append_key_failures(self, failures: Sequence[KeyFailures]) -> None:
-        """Appends audit records; skips as `append_credential_uses`."""
+    async def append_refusals(self, refusals: Sequence[Refusals]) -> None:
+        """Appends audit records; skips as `append_credential_uses`. The installation's trail begins with its first."""
 
     async def list_audit_records(self, workspace_id: str, *, limit: int, after_seq: int) -> list[AuditRecord]:
         """Returns up to `limit` audit records of the workspace in their order, after the given number."""

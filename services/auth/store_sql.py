@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from holdfast.errors import AlreadyExists
-from services.auth.audit_sql import append_audit, append_key_failures, append_uses, read_records
+from services.auth.audit_sql import append_audit, append_refusals, append_uses, read_records
 from services.auth.connection_store import ConnectionState
 from services.auth.request_sql import answer_request, answer_to, claim_request, release_request
 from services.auth.sql import insert_ignore
@@ -26,8 +26,8 @@ from services.auth.store import (
     AuditRecord,
     CredentialUse,
     FoundApiKey,
-    KeyFailures,
     NewApiKey,
+    Refusals,
     Request,
     Workspace,
 )
@@ -110,10 +110,10 @@ class SqlAuthStore:
         if uses:
             await self._db.write(append_uses, uses)
 
-    async def append_key_failures(self, failures: Sequence[KeyFailures]) -> None:
-        """See `AuthStore.append_key_failures`."""
-        if failures:
-            await self._db.write(append_key_failures, failures)
+    async def append_refusals(self, refusals: Sequence[Refusals]) -> None:
+        """See `AuthStore.append_refusals`."""
+        if refusals:
+            await self._db.write(append_refusals, refusals)
 
     async def list_audit_records(self, workspace_id: str, *, limit: int, after_seq: int) -> list[AuditRecord]:
         """See `AuthStore.list_audit_records`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +19,11 @@ from holdfast.errors import HoldfastError, PermissionDenied, Reason, Unauthentic
 from services.auth.persons import KEYS_SECONDS, LEEWAY_SECONDS, REFETCH_SECONDS
 from services.auth.roles import ROLES
 from services.auth.settings import AuthSettings
+from services.auth.store import INSTALLATION_ID
 from services.shared import interceptors
 from services.shared.interceptors import IMPERSONATE_SCOPE, Identity, acting_user
 from services.shared.settings import SettingsError, load
-from tests.auth.support import TOKEN, Auth, failure, make_key, running, settings_for, sqlite_url
+from tests.auth.support import TOKEN, Auth, audit_of, failure, make_key, running, settings_for, sqlite_url
 from tests.fakes.clock import FakeClock
 from tests.fakes.issuer import AUDIENCE, Issuer, new_key, serving
 
@@ -102,6 +104,7 @@ async def test_a_role_bounds_what_a_person_may_do(auth: Auth, issuer: Issuer) ->
         {"roles": {"admin": True}},
         {"holdfast_workspace": None},
         {"holdfast_workspace": "elsewhere"},
+        {"holdfast_workspace": ""},
         {"holdfast_workspace": ["acme"]},
     ],
     ids=str,
@@ -109,6 +112,38 @@ async def test_a_role_bounds_what_a_person_may_do(auth: Auth, issuer: Issuer) ->
 async def test_a_token_with_wrong_claims_is_not_taken(auth: Auth, issuer: Issuer, claims: dict[str, Any]) -> None:
     error = await refusal(auth, issuer.token(**claims))
     assert (type(error), error.reason) == (Unauthenticated, Reason.TOKEN_INVALID)
+
+
+async def test_refused_tokens_are_counted_in_the_installations_trail_with_why(tmp_path: Path, issuer: Issuer) -> None:
+    settings = settings_of(tmp_path, issuer)
+    async with running(settings) as auth:
+        await make_key(settings, "acme")
+        tail = issuer.token().partition(".")[2]
+        for token in (
+            *[issuer.token(aud="another")] * 3,
+            issuer.token(roles=[]),
+            issuer.token(exp=int(time.time()) - 90),
+            issuer.token(key=new_key("ES256", "first")),
+            f"x.{tail}",
+        ):
+            request = VerifyApiKeyRequest(secret=token, peer="ipv4:10.0.0.7:1")
+            await failure(auth.as_service("executor").api_keys.VerifyApiKey(request))
+        taken = VerifyApiKeyRequest(secret=issuer.token(), peer="ipv4:10.0.0.7:1")
+        await auth.as_service("executor").api_keys.VerifyApiKey(taken)
+        await refusal(auth, issuer.token(iss="https://other.example"))
+    found = Counter[tuple[str, str, str, str]]()
+    for record in await audit_of(settings, INSTALLATION_ID):
+        details = json.loads(record.details or "")
+        assert "acme" not in str(record) and "ada" not in str(record)
+        found[record.action, record.outcome, details["source"], details["why"]] += int(details["count"])
+    assert found == {
+        ("token.refuse", "TOKEN_INVALID", "10.0.0.7", "audience"): 3,
+        ("token.refuse", "TOKEN_INVALID", "10.0.0.7", "role"): 1,
+        ("token.refuse", "TOKEN_EXPIRED", "10.0.0.7", "expired"): 1,
+        ("token.refuse", "TOKEN_INVALID", "10.0.0.7", "signature"): 1,
+        ("token.refuse", "TOKEN_INVALID", "10.0.0.7", "header"): 1,
+        ("token.refuse", "TOKEN_INVALID", "127.0.0.1", "issuer"): 1,
+    }
 
 
 async def test_times_count_within_a_minute(auth: Auth, issuer: Issuer) -> None:

@@ -19,8 +19,12 @@ pytestmark = pytest.mark.slow
 
 async def doctor(suite: Suite, *arguments: str) -> tuple[int, str, str]:
     """Runs the command; its exit code, what it printed, and what it complained of."""
+    return await holdfast(suite, "doctor", *arguments)
+
+
+async def holdfast(suite: Suite, *arguments: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "holdfast.cli", "doctor", *arguments,
+        sys.executable, "-m", "holdfast.cli", *arguments,
         env=Stage(suite, None, None).environment(),  # type: ignore[arg-type]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -55,11 +59,17 @@ async def test_doctor_says_that_all_is_well_what_is_broken_and_that_it_cannot_te
         assert f"run {run.id}: step_count is 9, and 3 have begun" in printed
         assert "their journals are right" in printed, "it says what that means"
 
+        # The installation's own trail begins with what the operator does.
+        code, exported, complaint = await holdfast(stage.suite, "audit", "export", "--installation", *data)
+        assert (code, len(exported.splitlines())) == (0, 2), complaint
         with sqlite3.connect(stage.suite.data / "auth.db") as database:
-            database.execute("UPDATE audit_records SET actor = 'somebody else' WHERE seq = 2")
+            database.execute(
+                "UPDATE audit_records SET actor = 'somebody else' WHERE seq = 2 OR action = 'audit.export'"
+            )
         code, printed, _ = await doctor(stage.suite, *data)
         assert code == 1
         assert "record 2: EDITED" in printed
+        assert "the installation, record 1: EDITED" in printed
         with sqlite3.connect(stage.suite.data / "auth.db") as database:
             database.execute("UPDATE audit_records SET actor = 'bootstrap' WHERE seq = 2")
         with sqlite3.connect(stage.suite.data / "state.db") as database:

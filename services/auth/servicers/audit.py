@@ -11,9 +11,10 @@ from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceServicer
 from holdfast.audit_chain import Verdict
 from services.auth.audit_store import AuditFilter
 from services.auth.audit_trail import AuditReader
+from services.auth.callers import Caller
 from services.auth.servicers.messages import current_caller, to_datetime, to_timestamp
-from services.auth.store import AuditRecord
-from services.shared.interceptors import current_workspace
+from services.auth.store import INSTALLATION_ID, AuditRecord
+from services.shared.interceptors import current_identity
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 
@@ -31,7 +32,7 @@ class AuditServicer(AuditServiceServicer):
 
     async def ListAuditRecords(self, request: pb.ListAuditRecordsRequest, context: Any) -> pb.ListAuditRecordsResponse:
         """Lists records."""
-        workspace_id = current_workspace()
+        workspace_id = _reader().workspace_id
         wanted = request.filter.SerializeToString(deterministic=True).hex()
         bound_to = ("ListAuditRecords", workspace_id, wanted, str(request.oldest_first))
         position = decode_page_token(self._page_key, request.page_token, bound_to=bound_to)
@@ -53,13 +54,13 @@ class AuditServicer(AuditServiceServicer):
         self, request: pb.ExportAuditRecordsRequest, context: Any
     ) -> AsyncIterator[pb.ExportAuditRecordsResponse]:
         """Exports the trail."""
-        async for lines, last_seq in self._reader.export(current_caller(), after_seq=request.after_seq):
+        async for lines, last_seq in self._reader.export(_reader(), after_seq=request.after_seq):
             yield pb.ExportAuditRecordsResponse(lines=lines, last_seq=last_seq)
 
     async def VerifyAuditTrail(self, request: pb.VerifyAuditTrailRequest, context: Any) -> pb.VerifyAuditTrailResponse:
         """Checks the chain."""
         verdict = await self._reader.verify(
-            current_workspace(),
+            _reader().workspace_id,
             first_seq=request.first_seq,
             last_seq=request.last_seq,
             anchor_hash=request.anchor_hash,
@@ -72,6 +73,12 @@ class AuditServicer(AuditServiceServicer):
         """Checks the chains of all workspaces."""
         async for workspace, verdict in self._reader.verify_all():
             yield pb.CheckAuditTrailsResponse(workspace=workspace, verdict=_to_verdict(verdict))
+
+
+def _reader() -> Caller:
+    """Returns who reads, and whose trail: the operator that of the installation, everybody else their workspace's."""
+    identity = current_identity()
+    return Caller(INSTALLATION_ID, identity.name, identity.scopes) if identity.kind == "service" else current_caller()
 
 
 def _to_verdict(verdict: Verdict) -> pb.VerifyAuditTrailResponse:

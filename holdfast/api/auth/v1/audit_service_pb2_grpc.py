@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class AuditServiceStub(object):
-    """Reads and checks the audit of the caller's workspace. Records are only ever appended, each chained to the one before
-    by a hash.
+    """Reads and checks the audit of the caller's workspace; for the person who runs the suite, who shows its service token,
+    that of the installation itself, which has what belongs to no workspace. Records are only ever appended, each chained
+    to the one before by a hash.
     """
 
     def __init__(self, channel):
@@ -59,8 +60,9 @@ class AuditServiceStub(object):
 
 
 class AuditServiceServicer(object):
-    """Reads and checks the audit of the caller's workspace. Records are only ever appended, each chained to the one before
-    by a hash.
+    """Reads and checks the audit of the caller's workspace; for the person who runs the suite, who shows its service token,
+    that of the installation itself, which has what belongs to no workspace. Records are only ever appended, each chained
+    to the one before by a hash.
     """
 
     def ListAuditRecords(self, request, context):
@@ -88,8 +90,8 @@ class AuditServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CheckAuditTrails(self, request, context):
-        """Internal, for the person who runs the suite: checks the chains of all workspaces, one answer each. `holdfast doctor`
-        is its client. Calls at the same moment go one after the other.
+        """Internal, for the person who runs the suite: checks the chains of all workspaces and of the installation, one answer
+        each. `holdfast doctor` is its client. Calls at the same moment go one after the other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,8 +129,9 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService(object):
-    """Reads and checks the audit of the caller's workspace. Records are only ever appended, each chained to the one before
-    by a hash.
+    """Reads and checks the audit of the caller's workspace; for the person who runs the suite, who shows its service token,
+    that of the installation itself, which has what belongs to no workspace. Records are only ever appended, each chained
+    to the one before by a hash.
     """
 
     @staticmethod

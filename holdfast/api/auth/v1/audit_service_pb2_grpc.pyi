@@ -13,8 +13,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """Reads and checks the audit of the caller's workspace. Records are only ever appended, each chained to the one before
-    by a hash.
+    """Reads and checks the audit of the caller's workspace; for the person who runs the suite, who shows its service token,
+    that of the installation itself, which has what belongs to no workspace. Records are only ever appended, each chained
+    to the one before by a hash.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -31,13 +32,14 @@ class AuditServiceStub:
     INVALID_ARGUMENT.
     """
     CheckAuditTrails: _aio.UnaryStreamMultiCallable[_audit_service_pb2.CheckAuditTrailsRequest, _audit_service_pb2.CheckAuditTrailsResponse]
-    """Internal, for the person who runs the suite: checks the chains of all workspaces, one answer each. `holdfast doctor`
-    is its client. Calls at the same moment go one after the other.
+    """Internal, for the person who runs the suite: checks the chains of all workspaces and of the installation, one answer
+    each. `holdfast doctor` is its client. Calls at the same moment go one after the other.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Reads and checks the audit of the caller's workspace. Records are only ever appended, each chained to the one before
-    by a hash.
+    """Reads and checks the audit of the caller's workspace; for the person who runs the suite, who shows its service token,
+    that of the installation itself, which has what belongs to no workspace. Records are only ever appended, each chained
+    to the one before by a hash.
     """
 
     @_abc_1.abstractmethod
@@ -76,8 +78,8 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_service_pb2.CheckAuditTrailsRequest,
         context: _aio.ServicerContext[_audit_service_pb2.CheckAuditTrailsRequest, _abc.AsyncIterator[_audit_service_pb2.CheckAuditTrailsResponse]],
     ) -> _abc.AsyncIterator[_audit_service_pb2.CheckAuditTrailsResponse]:
-        """Internal, for the person who runs the suite: checks the chains of all workspaces, one answer each. `holdfast doctor`
-        is its client. Calls at the same moment go one after the other.
+        """Internal, for the person who runs the suite: checks the chains of all workspaces and of the installation, one answer
+        each. `holdfast doctor` is its client. Calls at the same moment go one after the other.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _aio.Server) -> None: ...

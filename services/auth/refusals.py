@@ -1,8 +1,10 @@
-"""Refused attempts to use a key, for the audit: counted by the minute, so that guessing cannot fill it.
+"""Refused credentials of callers, for the audit: counted by the minute, so that guessing cannot fill it.
 
 A refusal costs its source nothing, and must cost the trail next to nothing: attempts with one key, from one place and
-for one reason are one record a minute, places beyond the first few are one place, and keys that do not exist are in
-nobody's trail.
+for one reason are one record a minute, and places beyond the first few are one place. Keys that no workspace has, and
+persons' tokens, are counted in the same way, each kind as if it were one key, in the trail of the installation itself.
+
+What a minute has brought is in memory until it is over: a crash loses that much. Writing may be repeated.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from datetime import datetime
 from typing import Final
 
 from holdfast.ids import new_uuid7
-from services.auth.store import ApiKey, AuthStore, KeyFailures
+from services.auth.store import INSTALLATION_ID, Action, ApiKey, AuthStore, Refusals
 from services.shared.clock import Clock
 from services.shared.peers import source_of
 
 MAX_SOURCES: Final = 5
 """Places that are told apart, for one key within a minute."""
+
+MAX_STRANGERS_SOURCES: Final = 20
+"""The same for what belongs to no workspace: strangers are many, and one of them must not hide the others."""
 
 OTHER_SOURCES: Final = "others"
 
@@ -27,16 +32,28 @@ _BATCH: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class _Subject:
+    """What was shown: one key, or whatever of a kind belongs to no workspace."""
+
     workspace_id: str
-    api_key_id: str
+    action: Action
+    api_key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    subject: _Subject
     minute: datetime
     source: str
     outcome: str
     why: str
 
 
-class KeyFailureCounter:
+_NOBODYS_KEYS: Final = _Subject(INSTALLATION_ID, Action.API_KEY_REFUSED)
+_TOKENS: Final = _Subject(INSTALLATION_ID, Action.TOKEN_REFUSED)
+
+
+class RefusalCounter:
     """Counts, and writes what a minute has brought when it is over.
 
     Args:
@@ -48,11 +65,11 @@ class KeyFailureCounter:
         self._store = store
         self._clock = clock
         self._counts: Counter[_Kind] = Counter()
-        self._sources: dict[tuple[str, datetime], set[str]] = {}
+        self._sources: dict[tuple[_Subject, datetime], set[str]] = {}
         # Records that have to be written as they are: the answer to an earlier try may have been lost.
-        self._closed: list[KeyFailures] = []
+        self._closed: list[Refusals] = []
 
-    def note(self, key: ApiKey, *, peer: str, outcome: str, why: str) -> None:
+    def note_key(self, key: ApiKey, *, peer: str, outcome: str, why: str) -> None:
         """Takes one refusal of a key that exists.
 
         Args:
@@ -61,14 +78,26 @@ class KeyFailureCounter:
             outcome: The reason.
             why: In a word.
         """
+        subject = _Subject(key.workspace_id, Action.API_KEY_REFUSED, key.api_key_id)
+        self._note(subject, MAX_SOURCES, peer, outcome, why)
+
+    def note_nobodys_key(self, *, peer: str, outcome: str, why: str) -> None:
+        """Takes one refusal of a key that no workspace has; see `note_key`."""
+        self._note(_NOBODYS_KEYS, MAX_STRANGERS_SOURCES, peer, outcome, why)
+
+    def note_token(self, *, peer: str, outcome: str, why: str) -> None:
+        """Takes one refusal of a person's token; see `note_key`."""
+        self._note(_TOKENS, MAX_STRANGERS_SOURCES, peer, outcome, why)
+
+    def _note(self, subject: _Subject, max_sources: int, peer: str, outcome: str, why: str) -> None:
         minute = self._minute()
-        known = self._sources.setdefault((key.api_key_id, minute), set())
+        known = self._sources.setdefault((subject, minute), set())
         source = source_of(peer) if peer else "unknown"
-        if len(known) < MAX_SOURCES:
+        if len(known) < max_sources:
             known.add(source)
         if source not in known:
             source = OTHER_SOURCES
-        kind = _Kind(key.workspace_id, key.api_key_id, minute, source, outcome, why)
+        kind = _Kind(subject, minute, source, outcome, why)
         if kind in self._counts or len(self._counts) < _MAX_COUNTED:
             self._counts[kind] += 1
 
@@ -86,19 +115,20 @@ class KeyFailureCounter:
                 del self._sources[key]
         while self._closed:
             batch = self._closed[:_BATCH]
-            await self._store.append_key_failures(batch)
+            await self._store.append_refusals(batch)
             del self._closed[: len(batch)]
 
     def _minute(self) -> datetime:
         return self._clock.now().replace(second=0, microsecond=0)
 
 
-def _record_of(kind: _Kind, count: int) -> KeyFailures:
-    return KeyFailures(
+def _record_of(kind: _Kind, count: int) -> Refusals:
+    return Refusals(
         record_id=new_uuid7(),
-        workspace_id=kind.workspace_id,
+        workspace_id=kind.subject.workspace_id,
         time=kind.minute,
-        api_key_id=kind.api_key_id,
+        action=kind.subject.action,
+        api_key_id=kind.subject.api_key_id,
         outcome=kind.outcome,
         details={"count": str(count), "source": kind.source, "why": kind.why},
     )
