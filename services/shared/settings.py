@@ -455,7 +455,8 @@ def database_pool_size_setting() -> Any:
         default=8,
         minimum=1,
         maximum=200,
-        doc="PostgreSQL connections of this process, beside up to four for single statements and those of its dedicated writers.",
+        doc="PostgreSQL connections of this process, beside up to four for single statements and those of its "
+        "dedicated writers.",
     )
 
 
