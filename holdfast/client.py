@@ -184,13 +184,13 @@ class Client:
         """Returns an existing run."""
         return await self.runs.get(run_id)
 
-    async def pause(self, run_id: str, reason: str = "") -> run_pb2.Run:
+    async def pause(self, run_id: str, reason: str = "", *, request_id: str | None = None) -> run_pb2.Run:
         """As `RunHandle.pause`."""
-        return await self.runs.handle(run_id).pause(reason)
+        return await self.runs.handle(run_id).pause(reason, request_id=request_id)
 
-    async def resume(self, run_id: str, reason: str = "") -> run_pb2.Run:
+    async def resume(self, run_id: str, reason: str = "", *, request_id: str | None = None) -> run_pb2.Run:
         """As `RunHandle.resume`."""
-        return await self.runs.handle(run_id).resume(reason)
+        return await self.runs.handle(run_id).resume(reason, request_id=request_id)
 
     async def workspace(self) -> workspace_service_pb2.Workspace:
         """Returns the workspace of the client's key."""

@@ -172,23 +172,31 @@ class RunHandle:
         self.run = (await self._transport.call("executor", self._stub.CancelRun, request)).run
         return self.run
 
-    async def pause(self, reason: str = "") -> run_pb2.Run:
+    async def pause(self, reason: str = "", *, request_id: str | None = None) -> run_pb2.Run:
         """Lets the run rest until it is resumed: at once, or at its next safe point while it is driven.
+
+        Args:
+            reason: Why, for the record.
+            request_id: The same id is the same pause: repeated, it does not undo a resume. A new one when not given.
 
         Raises:
             FailedPrecondition: It has ended.
         """
-        request = run_service_pb2.PauseRunRequest(run_id=self.id, reason=reason, request_id=new_uuid7())
+        request = run_service_pb2.PauseRunRequest(run_id=self.id, reason=reason, request_id=request_id or new_uuid7())
         self.run = (await self._transport.call("executor", self._stub.PauseRun, request)).run
         return self.run
 
-    async def resume(self, reason: str = "") -> run_pb2.Run:
+    async def resume(self, reason: str = "", *, request_id: str | None = None) -> run_pb2.Run:
         """Goes on with a paused run; where it is only to be paused, that is withdrawn.
+
+        Args:
+            reason: Why, for the record.
+            request_id: As of `pause`.
 
         Raises:
             FailedPrecondition: It has ended.
         """
-        request = run_service_pb2.ResumeRunRequest(run_id=self.id, reason=reason, request_id=new_uuid7())
+        request = run_service_pb2.ResumeRunRequest(run_id=self.id, reason=reason, request_id=request_id or new_uuid7())
         self.run = (await self._transport.call("executor", self._stub.ResumeRun, request)).run
         return self.run
 

@@ -92,13 +92,13 @@ class SyncRunHandle:
         """As `RunHandle.cancel`."""
         return self._loop.call(self._handle.cancel(reason))
 
-    def pause(self, reason: str = "") -> run_pb2.Run:
+    def pause(self, reason: str = "", *, request_id: str | None = None) -> run_pb2.Run:
         """As `RunHandle.pause`."""
-        return self._loop.call(self._handle.pause(reason))
+        return self._loop.call(self._handle.pause(reason, request_id=request_id))
 
-    def resume(self, reason: str = "") -> run_pb2.Run:
+    def resume(self, reason: str = "", *, request_id: str | None = None) -> run_pb2.Run:
         """As `RunHandle.resume`."""
-        return self._loop.call(self._handle.resume(reason))
+        return self._loop.call(self._handle.resume(reason, request_id=request_id))
 
     def wait(self) -> run_pb2.Run:
         """As `RunHandle.wait`."""
@@ -199,13 +199,13 @@ class SyncClient:
         """As `Client.run`."""
         return SyncRunHandle(self._loop.call(self._client.run(run_id)), self._loop)
 
-    def pause(self, run_id: str, reason: str = "") -> run_pb2.Run:
+    def pause(self, run_id: str, reason: str = "", *, request_id: str | None = None) -> run_pb2.Run:
         """As `Client.pause`."""
-        return self._loop.call(self._client.pause(run_id, reason))
+        return self._loop.call(self._client.pause(run_id, reason, request_id=request_id))
 
-    def resume(self, run_id: str, reason: str = "") -> run_pb2.Run:
+    def resume(self, run_id: str, reason: str = "", *, request_id: str | None = None) -> run_pb2.Run:
         """As `Client.resume`."""
-        return self._loop.call(self._client.resume(run_id, reason))
+        return self._loop.call(self._client.resume(run_id, reason, request_id=request_id))
 
     def workspace(self) -> workspace_service_pb2.Workspace:
         """As `Client.workspace`."""

@@ -5,13 +5,17 @@ run that nobody drives is paused by the transaction that stores the request. One
 journal, so that its driver, or whoever drives it after a crash, cannot store another transition without having read it:
 nothing is lost between the two, and a request that is withdrawn in time is met by the same conflict.
 
+A request that comes once more, however late, does not undo what was asked for since: its id is kept in the transaction
+that does what it asks for.
+
 What a paused run waits for keeps its own rows: answers and workers' results are stored, and wake nobody. Resuming makes
 it QUEUED, whatever it did before: its driver reads the journal and goes on, or lets it wait again.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -25,26 +29,46 @@ from services.state.run_store import Written
 from services.state.transitions import ENDED, PAUSED, RUNNING
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks for a pause or its end, and by which request.
+
+    Attributes:
+        by: Who.
+        reason: Why.
+        request_id: Names the request, so that it may be repeated; empty where it is not to be.
+        fingerprint: Of the request with this id.
+    """
+
+    by: str = ""
+    reason: str = ""
+    request_id: str = ""
+    fingerprint: bytes = b""
+
+
 def request_pause(
-    connection: sa.Connection, db: Database, workspace_id: str, run_id: str, requested_by: str, reason: str
+    connection: sa.Connection, db: Database, workspace_id: str, run_id: str, asked: Asked
 ) -> tuple[run_pb2.Run, Written]:
     """Asks to pause a run; one that nobody drives is paused here.
 
-    Nothing changes for a run that is paused, is to be, or is being cancelled.
+    Nothing changes for a run that is paused, is to be, or is being cancelled, and by a request that was here before.
 
     Raises:
         NotFound: RUN_NOT_FOUND.
         FailedPrecondition: RUN_ENDED.
+        InvalidArgument: REQUEST_ID_REUSED.
     """
-    row = _lock_unfinished(connection, workspace_id, run_id)
+    row, is_known = _take_request(connection, db, workspace_id, run_id, "PauseRun", asked)
+    if is_known:
+        return run_of(row), Written(None, run_id)
     is_driven = row.state == RUNNING
     if row.state == PAUSED or row.cancel_requested or (is_driven and row.pause_requested):
         return run_of(row), Written(None, run_id)
     changes: list[run_pb2.Change] = []
     values: dict[str, Any] = {"pause_requested": True}
     if not row.pause_requested:
-        asked = run_pb2.PauseRequested(requested_by=requested_by, reason=reason)
-        changes.append(run_pb2.Change(pause_requested=asked))
+        requested = run_pb2.PauseRequested(requested_by=asked.by, reason=asked.reason)
+        changes.append(run_pb2.Change(pause_requested=requested))
     if not is_driven:
         changes.append(run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=PAUSED)))
         values.update(state=PAUSED, wait_reason=0, wake_at=None, updated_at=db.now(connection))
@@ -52,26 +76,42 @@ def request_pause(
 
 
 def request_resume(
-    connection: sa.Connection, db: Database, workspace_id: str, run_id: str, requested_by: str, reason: str
+    connection: sa.Connection, db: Database, workspace_id: str, run_id: str, asked: Asked
 ) -> tuple[run_pb2.Run, Written]:
     """Asks to go on: a paused run is ready, the request to pause another one is withdrawn.
 
     Raises:
         NotFound: RUN_NOT_FOUND.
         FailedPrecondition: RUN_ENDED.
+        InvalidArgument: REQUEST_ID_REUSED.
     """
-    row = _lock_unfinished(connection, workspace_id, run_id)
-    if not row.pause_requested and row.state != PAUSED:
+    row, is_known = _take_request(connection, db, workspace_id, run_id, "ResumeRun", asked)
+    if is_known or (not row.pause_requested and row.state != PAUSED):
         return run_of(row), Written(None, run_id)
-    asked = run_pb2.Change(resume_requested=run_pb2.ResumeRequested(requested_by=requested_by, reason=reason))
-    return _written(connection, db, row, [asked], {"pause_requested": False}, frozenset({PAUSED}))
+    requested = run_pb2.ResumeRequested(requested_by=asked.by, reason=asked.reason)
+    changes = [run_pb2.Change(resume_requested=requested)]
+    return _written(connection, db, row, changes, {"pause_requested": False}, frozenset({PAUSED}))
 
 
-def _lock_unfinished(connection: sa.Connection, workspace_id: str, run_id: str) -> sa.Row[Any]:
+def _take_request(
+    connection: sa.Connection,
+    db: Database,
+    workspace_id: str,
+    run_id: str,
+    method: Literal["PauseRun", "ResumeRun"],
+    asked: Asked,
+) -> tuple[sa.Row[Any], bool]:
+    """Locks the run and keeps the request's id; tells whether it was kept before."""
     row = journal.find_run(connection, workspace_id, run_id, lock=True)
+    # Order matters: looked for under the lock, so that of two that come at once the second finds the first.
+    known = journal.find_request(connection, workspace_id, asked.request_id, method, asked.fingerprint)
+    if known is not None:
+        return row, True
     if row.state in ENDED:
         raise FailedPrecondition("the run has ended", reason=Reason.RUN_ENDED, metadata={"run_id": run_id})
-    return row
+    now = db.now(connection)
+    journal.remember_request(connection, workspace_id, asked.request_id, method, asked.fingerprint, run_id, now)
+    return row, False
 
 
 def _written(

@@ -12,6 +12,7 @@ from typing import Final
 
 from holdfast.errors import HoldfastError
 from services.shared.clock import Clock
+from services.shared.crash_points import crash_point
 from services.shared.database import Database, Writer
 from services.shared.telemetry import get_logger
 from services.state import expiry, lease_store
@@ -163,6 +164,7 @@ class Pulse:
     async def _expire(self, run: expiry.ExpiredRun) -> None:
         written = await self._db.write(expiry.expire_run, self._db, run)
         if written is not None and written.outside is not None:
+            crash_point("state.expiry.after_commit")
             log.info("run_expired", run_id=run.run_id)
             self._hub.outside_event(run.run_id, written.outside)
             if written.leases:

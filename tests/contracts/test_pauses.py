@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from holdfast.api.common.v1 import run_pb2
-from holdfast.errors import Conflict, FailedPrecondition, NotFound, Reason
+from holdfast.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound, Reason
 from holdfast.ids import new_uuid7
 from services.state import lease_store, pauses, run_store
 from tests.state.support import (
@@ -194,11 +194,45 @@ async def test_paused_run_behind_another_is_cancelled_at_once(store: Store) -> N
     assert [row.run_id for row in await store.claim()] == [third.run_id]
 
 
+async def test_request_that_comes_late_undoes_nothing(store: Store) -> None:
+    run = await store.create()
+    await store.pause(run, "pause-1")
+    await store.resume(run, "resume-1")
+    assert (await store.pause(run, "pause-1")).state == QUEUED
+    await store.pause(run, "pause-2")
+    assert (await store.resume(run, "resume-1")).state == PAUSED
+    await store.resume(run, "resume-2")
+    await store.take(run)
+    await store.advance(run, finished(1), becomes(SUCCEEDED))
+    # It was paused: that the run has ended since is no refusal.
+    assert (await store.pause(run, "pause-2")).state == SUCCEEDED
+    kinds = await store.kinds(run)
+    assert (kinds.count("pause_requested"), kinds.count("resume_requested")) == (2, 2)
+
+
+async def test_request_that_changed_nothing_changes_nothing_later(store: Store) -> None:
+    run = await store.create()
+    await store.pause(run)
+    await store.pause(run, "again")
+    await store.resume(run)
+    assert (await store.pause(run, "again")).state == QUEUED
+
+
+async def test_id_of_another_request_is_refused(store: Store) -> None:
+    run, other = await store.create(), await store.create()
+    await store.pause(run, "one")
+    for act in (store.pause(other, "one"), store.resume(run, "one")):
+        with pytest.raises(InvalidArgument) as caught:
+            await act
+        assert caught.value.reason == Reason.REQUEST_ID_REUSED
+    assert await store.kinds(other) == ["run_created"]
+
+
 async def test_run_of_another_workspace_is_not_found(store: Store) -> None:
     run = await store.create()
     for act in (pauses.request_pause, pauses.request_resume):
         for workspace, run_id in ((new_uuid7(), run.run_id), (store.workspace, new_uuid7()), (store.workspace, "run")):
             with pytest.raises(NotFound) as caught:
-                await store.db.write(act, store.db, workspace, run_id, "key-1", "")
+                await store.db.write(act, store.db, workspace, run_id, pauses.Asked())
             assert caught.value.reason == Reason.RUN_NOT_FOUND
     assert await store.kinds(run) == ["run_created"]

@@ -370,6 +370,7 @@ class FakeRunStore(RunStoreServiceServicer):
     async def RequestPause(
         self, request: run_store.RequestPauseRequest, context: Any
     ) -> run_store.RequestPauseResponse:
+        await self.state.note("RequestPause", request)
         known = self._unfinished(request.workspace_id, request.run_id)
         if not known.run.pause_requested:
             known.run.pause_requested = True
@@ -381,6 +382,7 @@ class FakeRunStore(RunStoreServiceServicer):
     async def RequestResume(
         self, request: run_store.RequestResumeRequest, context: Any
     ) -> run_store.RequestResumeResponse:
+        await self.state.note("RequestResume", request)
         known = self._unfinished(request.workspace_id, request.run_id)
         if known.run.pause_requested:
             known.run.pause_requested = False

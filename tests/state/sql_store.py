@@ -24,6 +24,7 @@ from services.state.app import MIGRATIONS
 from services.state.group_commit import GroupCommit
 from services.state.hub import Hub
 from services.state.operations import Committed
+from services.state.pauses import Asked
 from tests.fakes.state_store import Answer, Operation
 from tests.state.builders import WORKSPACE
 
@@ -107,11 +108,11 @@ class SqlStateStore:
         return run
 
     async def pause(self, run_id: str, workspace_id: str = WORKSPACE) -> run_pb2.Run:
-        run, _ = await self.db.write(pauses.request_pause, self.db, workspace_id, run_id, "key-1", "lunch")
+        run, _ = await self.db.write(pauses.request_pause, self.db, workspace_id, run_id, Asked("key-1", "lunch"))
         return run
 
     async def resume(self, run_id: str, workspace_id: str = WORKSPACE) -> run_pb2.Run:
-        run, _ = await self.db.write(pauses.request_resume, self.db, workspace_id, run_id, "key-1", "back")
+        run, _ = await self.db.write(pauses.request_resume, self.db, workspace_id, run_id, Asked("key-1", "back"))
         return run
 
     async def decide(self, decision: run_pb2.ApprovalDecided, workspace_id: str = WORKSPACE) -> run_pb2.Approval:

@@ -28,6 +28,7 @@ from services.state.app import MIGRATIONS, SERVICE
 from services.state.group_commit import GroupCommit
 from services.state.hub import Hub
 from services.state.operations import Committed
+from services.state.pauses import Asked
 
 QUEUED = run_pb2.RUN_STATE_QUEUED
 RUNNING = run_pb2.RUN_STATE_RUNNING
@@ -243,12 +244,14 @@ class Store:
         )
         return cancelled
 
-    async def pause(self, run: Held) -> run_pb2.Run:
-        paused, _ = await self.db.write(pauses.request_pause, self.db, run.workspace, run.run_id, "key-1", "lunch")
+    async def pause(self, run: Held, request_id: str = "") -> run_pb2.Run:
+        asked = Asked("key-1", "lunch", request_id, run.run_id.encode())
+        paused, _ = await self.db.write(pauses.request_pause, self.db, run.workspace, run.run_id, asked)
         return paused
 
-    async def resume(self, run: Held) -> run_pb2.Run:
-        resumed, _ = await self.db.write(pauses.request_resume, self.db, run.workspace, run.run_id, "key-2", "back")
+    async def resume(self, run: Held, request_id: str = "") -> run_pb2.Run:
+        asked = Asked("key-2", "back", request_id, run.run_id.encode())
+        resumed, _ = await self.db.write(pauses.request_resume, self.db, run.workspace, run.run_id, asked)
         return resumed
 
     async def call_rows(self, run: Held) -> list[sa.Row[Any]]:

@@ -7,19 +7,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from holdfast import Agent, Client, Worker
 from holdfast.agent import http_tool
 from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.errors import DeadlineExceeded, Unavailable
 from holdfast.runs import RunEvent, RunHandle
 from holdfast.testing import Suite
 from holdfast.tool import Effect
 from tests.suite.effects import HttpEffects
 
+T = TypeVar("T")
 LOOPBACK = {"HOLDFAST_HTTP_TOOLS_ALLOW": "127.0.0.0/8"}
 
 
@@ -52,6 +54,16 @@ class Stage:
             finally:
                 serving.cancel()
 
+    async def answered_again(self, crash_point: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Asks for something of a state that dies at a point, and asks the next one until it answers."""
+        await self.suite.kill("state")
+        await self.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": crash_point})
+        asking = asyncio.create_task(_until_answered(ask))
+        assert await self.suite.wait_for_exit("state") == 137, "the crash point was reached"
+        assert not asking.done(), "nobody was answered"
+        await self.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": ""})
+        return await asking
+
     def environment(self) -> dict[str, str]:
         """The variables of a process that talks to the suite."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
@@ -72,6 +84,14 @@ class Stage:
         out, err = await process.communicate()
         assert process.returncode == 0, err.decode()
         return json.loads(out)
+
+
+async def _until_answered(ask: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await ask()
+        except (Unavailable, DeadlineExceeded):
+            continue
 
 
 @asynccontextmanager

@@ -98,6 +98,35 @@ async def test_time_survives_a_restart_of_state(stage: Stage) -> None:
     check_history(await read_history(handle))
 
 
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("is_driven", [False, True], ids=["waiting", "driven"])
+async def test_time_that_state_noticed_before_it_died_is_noticed_once(stage: Stage, is_driven: bool) -> None:
+    gate = Gate("paid")
+    stage.http.on("/pay_unheard", gate.answer)
+    payer = Agent("unheard", model=scripted(call("pay_unheard"), "done"), tools=[stage.tool("pay_unheard")])
+    async with asyncio.timeout(80):
+        handle = await stage.start(payer if is_driven else ASKER, ttl=3)
+        if is_driven:
+            await stage.http.until(lambda: bool(stage.http.of(handle.id, "/pay_unheard")))
+        else:
+            await until_waiting(handle, run_pb2.WAIT_REASON_INPUT)
+        behind = await stage.client.start(ASKER, "and then", session_id=handle.run.session_id)
+        await stage.suite.kill("state")
+        # Not waited for: its time may be over by then. Nobody hears of what is committed.
+        stage.suite.launch("state", settings={"HOLDFAST_CRASH_POINT": "state.expiry.after_commit"})
+        assert await stage.suite.wait_for_exit("state") == 137
+        await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": ""})
+        # The call of the one that is driven is never answered: its driver learns of it as it comes back.
+        assert (await handle.wait()).state == EXPIRED
+        await stage.client.approvals.answer((await question_of(behind)).approval_id, "yes")
+        assert await behind.result() == "went"
+        gate.open()
+    events = await read_history(handle)
+    check_history(events)
+    assert len(changes_of(events, "expiry_reached")) == 1
+    assert len(stage.http.of(handle.id, "/pay_unheard")) == is_driven
+
+
 async def test_command_gives_a_time_and_says_how_the_run_ended(stage: Stage) -> None:
     await stage.client.apply(ASKER)
     process = await asyncio.create_subprocess_exec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -136,3 +137,70 @@ async def test_driver_that_dies_as_it_pauses_leaves_a_run_that_is_paused(stage: 
     states = [change.run_state_changed.state for change in changes_of(events, "run_state_changed")]
     assert states == [PAUSED, run_pb2.RUN_STATE_SUCCEEDED]
     assert len({made.key for made in stage.http.of(handle.id, path)}) == 1
+
+
+# What state has committed and not answered: the same request again is answered, and stored once.
+UNANSWERED = "state.outside.after_commit"
+
+
+@pytest.mark.promise("P1")
+async def test_pause_of_a_run_that_waits_and_its_resume_are_stored_once_although_state_died(stage: Stage) -> None:
+    agent = Agent("asker", model=scripted(call("ask_user", question="Go?"), "went"), tools=["ask_user"])
+    async with asyncio.timeout(80):
+        handle = await stage.start(agent)
+        question = await question_of(handle)
+        await until_waiting(handle, run_pb2.WAIT_REASON_INPUT)
+        paused = await stage.answered_again(UNANSWERED, partial(handle.pause, "lunch", request_id=new_uuid7()))
+        assert (paused.state, paused.pause_requested) == (PAUSED, True)
+        resumed = await stage.answered_again(UNANSWERED, partial(handle.resume, "back", request_id=new_uuid7()))
+        assert (resumed.state, resumed.pause_requested) != (PAUSED, True)
+        await stage.client.approvals.answer(question.approval_id, "yes")
+        assert await handle.result() == "went"
+    check_pauses(await read_history(handle), 1)
+
+
+@pytest.mark.promise("P1")
+async def test_driver_learns_of_a_pause_and_of_its_end_although_state_died(stage: Stage) -> None:
+    gate = Gate("paid")
+    stage.http.on("/pay_unheard", gate.answer)
+    agent = Agent("unheard", model=scripted(call("pay_unheard"), "done"), tools=[stage.tool("pay_unheard")])
+    async with asyncio.timeout(100):
+        handle = await stage.start(agent)
+        await stage.http.until(lambda: bool(stage.http.of(handle.id, "/pay_unheard")))
+        for ask, is_to_pause in ((handle.pause, True), (handle.resume, False), (handle.pause, True)):
+            run = await stage.answered_again(UNANSWERED, partial(ask, "unheard", request_id=new_uuid7()))
+            assert (run.state, run.pause_requested) == (run_pb2.RUN_STATE_RUNNING, is_to_pause)
+        gate.open()
+        await until_paused(handle)
+        assert (await handle.get()).step_count == 2, "the model's next step has not begun"
+        await handle.resume()
+        assert await handle.result() == "done"
+    check_pauses(await read_history(handle), 2)
+    assert len(stage.http.of(handle.id, "/pay_unheard")) == 1
+
+
+def check_pauses(events: list[run_pb2.Event], pauses: int) -> None:
+    """The run was asked to rest and to go on so often, has rested once, and has gone on to its end."""
+    check_history(events)
+    assert [len(changes_of(events, kind)) for kind in ("pause_requested", "resume_requested")] == [pauses, pauses]
+    states = [change.run_state_changed.state for change in changes_of(events, "run_state_changed")]
+    assert states.count(PAUSED) == 1
+    assert states[-1] == run_pb2.RUN_STATE_SUCCEEDED
+
+
+@pytest.mark.promise("P1")
+async def test_answer_and_cancellation_are_stored_once_although_state_died(stage: Stage) -> None:
+    agent = Agent("asker", model=scripted(call("ask_user", question="Go?"), "went"), tools=["ask_user"])
+    async with asyncio.timeout(80):
+        answered, cancelled = await stage.start(agent), await stage.start(agent)
+        question = await question_of(answered)
+        for handle in (answered, cancelled):
+            await until_waiting(handle, run_pb2.WAIT_REASON_INPUT)
+        await stage.answered_again(UNANSWERED, partial(stage.client.approvals.answer, question.approval_id, "yes"))
+        assert await answered.result() == "went"
+        await stage.answered_again(UNANSWERED, partial(cancelled.cancel, "enough"))
+        assert (await cancelled.wait()).state == run_pb2.RUN_STATE_CANCELLED
+    for handle, kind in ((answered, "approval_decided"), (cancelled, "cancel_requested")):
+        events = await read_history(handle)
+        check_history(events)
+        assert len(changes_of(events, kind)) == 1

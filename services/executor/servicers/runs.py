@@ -16,6 +16,7 @@ from services.executor.new_runs import credential_of, traceparent_of
 from services.executor.run_stream import EndSource, RunStream, until_drained
 from services.executor.servicers.fields import (
     comment_field,
+    fingerprint,
     optional_uuid_field,
     plain_field,
     request_id_field,
@@ -147,8 +148,7 @@ class RunServicer(RunServiceServicer):
 
     async def PauseRun(self, request: api.PauseRunRequest, context: Any) -> api.PauseRunResponse:
         """Lets a run rest."""
-        # As with cancelling: the same again changes nothing.
-        request_id_field(request.request_id)
+        request_id = request_id_field(request.request_id)
         run_id = uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
         with calling("state"):
             paused = await self._state.runs.RequestPause(
@@ -157,13 +157,15 @@ class RunServicer(RunServiceServicer):
                     run_id=run_id,
                     requested_by=current_identity().key_id or "",
                     reason=comment_field("reason", request.reason),
+                    request_id=request_id,
+                    request_fingerprint=fingerprint(request),
                 )
             )
         return api.PauseRunResponse(run=paused.run)
 
     async def ResumeRun(self, request: api.ResumeRunRequest, context: Any) -> api.ResumeRunResponse:
         """Goes on with a paused run."""
-        request_id_field(request.request_id)
+        request_id = request_id_field(request.request_id)
         run_id = uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
         with calling("state"):
             resumed = await self._state.runs.RequestResume(
@@ -172,6 +174,8 @@ class RunServicer(RunServiceServicer):
                     run_id=run_id,
                     requested_by=current_identity().key_id or "",
                     reason=comment_field("reason", request.reason),
+                    request_id=request_id,
+                    request_fingerprint=fingerprint(request),
                 )
             )
         return api.ResumeRunResponse(run=resumed.run)

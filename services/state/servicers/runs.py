@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import grpc.aio
 
 from holdfast.api.state.v1 import run_store_service_pb2 as pb
 from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceServicer
 from holdfast.errors import InvalidArgument
-from services.shared.database import Database
+from services.shared.crash_points import crash_point
+from services.shared.database import Database, StoreFunction
 from services.state import pauses, run_store
 from services.state.hub import Hub
 from services.state.idempotence import write_once
@@ -19,6 +20,8 @@ MAX_PAGE = 200
 MAX_MESSAGES = 1_000
 
 Context = grpc.aio.ServicerContext[Any, Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class RunStoreServicer(RunStoreServiceServicer):
@@ -49,40 +52,21 @@ class RunStoreServicer(RunStoreServiceServicer):
         return pb.ListRunsResponse(runs=runs[: _size(request)], has_more=len(runs) > _size(request))
 
     async def RequestCancel(self, request: pb.RequestCancelRequest, context: Context) -> pb.RequestCancelResponse:
-        run, written = await self._db.write(
-            run_store.request_cancel,
-            self._db,
-            request.workspace_id,
-            request.run_id,
-            request.requested_by,
-            request.reason,
+        return pb.RequestCancelResponse(
+            run=await self._write(
+                run_store.request_cancel, request.workspace_id, request.run_id, request.requested_by, request.reason
+            )
         )
-        self._tell(written)
-        return pb.RequestCancelResponse(run=run)
 
     async def RequestPause(self, request: pb.RequestPauseRequest, context: Context) -> pb.RequestPauseResponse:
-        run, written = await self._db.write(
-            pauses.request_pause,
-            self._db,
-            request.workspace_id,
-            request.run_id,
-            request.requested_by,
-            request.reason,
+        return pb.RequestPauseResponse(
+            run=await self._write(pauses.request_pause, request.workspace_id, request.run_id, _asked(request))
         )
-        self._tell(written)
-        return pb.RequestPauseResponse(run=run)
 
     async def RequestResume(self, request: pb.RequestResumeRequest, context: Context) -> pb.RequestResumeResponse:
-        run, written = await self._db.write(
-            pauses.request_resume,
-            self._db,
-            request.workspace_id,
-            request.run_id,
-            request.requested_by,
-            request.reason,
+        return pb.RequestResumeResponse(
+            run=await self._write(pauses.request_resume, request.workspace_id, request.run_id, _asked(request))
         )
-        self._tell(written)
-        return pb.RequestResumeResponse(run=run)
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.CreateSessionResponse:
         session = await write_once(
@@ -151,17 +135,28 @@ class RunStoreServicer(RunStoreServiceServicer):
         return pb.ListSignInsResponse(sign_ins=sign_ins, has_more=len(found) > size)
 
     async def DecideApproval(self, request: pb.DecideApprovalRequest, context: Context) -> pb.DecideApprovalResponse:
-        approval, written = await self._db.write(
-            run_store.decide_approval, self._db, request.workspace_id, request.decision
+        return pb.DecideApprovalResponse(
+            approval=await self._write(run_store.decide_approval, request.workspace_id, request.decision)
         )
-        self._tell(written)
-        return pb.DecideApprovalResponse(approval=approval)
 
-    def _tell(self, written: run_store.Written) -> None:
+    async def _write(
+        self,
+        fn: StoreFunction[Concatenate[Database, P], tuple[T, run_store.Written]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Writes an event for somebody outside, and tells whom it concerns once it is committed."""
+        found, written = await write_once(self._db, fn, self._db, *args, **kwargs)
+        crash_point("state.outside.after_commit")
         if written.outside is not None:
             self._hub.outside_event(written.run_id, written.outside)
         if written.leases:
             self._hub.calls_cancelled(list(written.leases))
+        return found
+
+
+def _asked(request: pb.RequestPauseRequest | pb.RequestResumeRequest) -> pauses.Asked:
+    return pauses.Asked(request.requested_by, request.reason, request.request_id, request.request_fingerprint)
 
 
 def _size(request: Any, maximum: int = MAX_PAGE) -> int:

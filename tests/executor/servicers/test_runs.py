@@ -14,6 +14,7 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.executor.v1 import run_service_pb2 as api
 from holdfast.api.executor.v1 import session_service_pb2 as session_api
 from holdfast.api.state.v1 import journal_service_pb2 as journal
+from holdfast.api.state.v1 import run_store_service_pb2 as run_store
 from holdfast.errors import HoldfastError, Reason, Unavailable, from_rpc_error
 from holdfast.ids import is_uuid, new_uuid7
 from tests.executor.servicers.conftest import Client, Executor
@@ -251,6 +252,18 @@ async def test_pause_and_resume_say_who_asked_and_why(executor: Executor, client
         assert (await error(refused)).reason == Reason.RUN_ENDED
     long = await error(client.runs.PauseRun(api.PauseRunRequest(run_id=run_id, reason="x" * 1_001)))
     assert long.reason == Reason.INVALID_FIELD
+
+
+async def test_repeated_pauses_and_resumes_are_told_from_others(executor: Executor, client: Client) -> None:
+    run_id = executor.state.add_run("ws1").run.run_id
+    for reason, request_id in (("lunch", "p1"), ("lunch", "p1"), ("supper", "p1"), ("lunch", "p2")):
+        await client.runs.PauseRun(api.PauseRunRequest(run_id=run_id, reason=reason, request_id=request_id))
+    await client.runs.ResumeRun(api.ResumeRunRequest(run_id=run_id, reason="lunch", request_id="p1"))
+    first, again, other, later = executor.state.of(run_store.RequestPauseRequest)
+    [resumed] = executor.state.of(run_store.RequestResumeRequest)
+    assert [each.request_id for each in (first, again, other, later, resumed)] == ["p1", "p1", "p1", "p2", "p1"]
+    assert first.request_fingerprint == again.request_fingerprint == later.request_fingerprint
+    assert len({each.request_fingerprint for each in (first, other, resumed)}) == 3
 
 
 @pytest.mark.parametrize("ttl", [Duration(nanos=999_999_999), Duration(seconds=-5), Duration(seconds=34_560_001)])

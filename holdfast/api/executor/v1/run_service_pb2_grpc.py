@@ -157,7 +157,9 @@ class RunServiceServicer(object):
         next safe point: a model or tool call under way ends and its result is stored, and nothing is begun any more. What a
         paused run waited for goes on being waited for: workers finish calls that they were given, questions can be
         answered and signed in for, and all of it counts when the run is resumed. Times pass, too. Pausing a run that is
-        paused, or is being cancelled, changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED).
+        paused, or is being cancelled, changes nothing. One that comes again with its request_id, however late, is not done
+        again: it does not undo a resume. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED);
+        INVALID_ARGUMENT (REQUEST_ID_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,8 +167,8 @@ class RunServiceServicer(object):
 
     def ResumeRun(self, request, context):
         """Goes on with a paused run: it is QUEUED when this answers. Where pausing was asked for and has not happened yet, the
-        request is withdrawn. Resuming any other unfinished run changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND);
-        FAILED_PRECONDITION (RUN_ENDED).
+        request is withdrawn. Resuming any other unfinished run changes nothing. It is repeated as PauseRun is. Errors: NOT_FOUND
+        (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED); INVALID_ARGUMENT (REQUEST_ID_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

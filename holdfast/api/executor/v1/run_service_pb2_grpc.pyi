@@ -52,12 +52,14 @@ class RunServiceStub:
     next safe point: a model or tool call under way ends and its result is stored, and nothing is begun any more. What a
     paused run waited for goes on being waited for: workers finish calls that they were given, questions can be
     answered and signed in for, and all of it counts when the run is resumed. Times pass, too. Pausing a run that is
-    paused, or is being cancelled, changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED).
+    paused, or is being cancelled, changes nothing. One that comes again with its request_id, however late, is not done
+    again: it does not undo a resume. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED);
+    INVALID_ARGUMENT (REQUEST_ID_REUSED).
     """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]
     """Goes on with a paused run: it is QUEUED when this answers. Where pausing was asked for and has not happened yet, the
-    request is withdrawn. Resuming any other unfinished run changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND);
-    FAILED_PRECONDITION (RUN_ENDED).
+    request is withdrawn. Resuming any other unfinished run changes nothing. It is repeated as PauseRun is. Errors: NOT_FOUND
+    (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED); INVALID_ARGUMENT (REQUEST_ID_REUSED).
     """
     GetBlob: _aio.UnaryStreamMultiCallable[_run_service_pb2.GetBlobRequest, _run_service_pb2.GetBlobResponse]
     """A large body that an event refers to, in pieces. Errors: NOT_FOUND (BLOB_NOT_FOUND)."""
@@ -148,7 +150,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         next safe point: a model or tool call under way ends and its result is stored, and nothing is begun any more. What a
         paused run waited for goes on being waited for: workers finish calls that they were given, questions can be
         answered and signed in for, and all of it counts when the run is resumed. Times pass, too. Pausing a run that is
-        paused, or is being cancelled, changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED).
+        paused, or is being cancelled, changes nothing. One that comes again with its request_id, however late, is not done
+        again: it does not undo a resume. Errors: NOT_FOUND (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED);
+        INVALID_ARGUMENT (REQUEST_ID_REUSED).
         """
 
     @_abc_1.abstractmethod
@@ -158,8 +162,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_run_service_pb2.ResumeRunRequest, _abc.Awaitable[_run_service_pb2.ResumeRunResponse]],
     ) -> _abc.Awaitable[_run_service_pb2.ResumeRunResponse]:
         """Goes on with a paused run: it is QUEUED when this answers. Where pausing was asked for and has not happened yet, the
-        request is withdrawn. Resuming any other unfinished run changes nothing. Errors: NOT_FOUND (RUN_NOT_FOUND);
-        FAILED_PRECONDITION (RUN_ENDED).
+        request is withdrawn. Resuming any other unfinished run changes nothing. It is repeated as PauseRun is. Errors: NOT_FOUND
+        (RUN_NOT_FOUND); FAILED_PRECONDITION (RUN_ENDED); INVALID_ARGUMENT (REQUEST_ID_REUSED).
         """
 
     @_abc_1.abstractmethod

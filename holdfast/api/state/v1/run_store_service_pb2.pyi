@@ -84,16 +84,20 @@ class RequestCancelResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ...) -> None: ...
 
 class RequestPauseRequest(_message.Message):
-    __slots__ = ("workspace_id", "run_id", "requested_by", "reason")
+    __slots__ = ("workspace_id", "run_id", "requested_by", "reason", "request_id", "request_fingerprint")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUESTED_BY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     run_id: str
     requested_by: str
     reason: str
-    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., requested_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    request_id: str
+    request_fingerprint: bytes
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., requested_by: _Optional[str] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ...) -> None: ...
 
 class RequestPauseResponse(_message.Message):
     __slots__ = ("run",)
@@ -102,16 +106,20 @@ class RequestPauseResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ...) -> None: ...
 
 class RequestResumeRequest(_message.Message):
-    __slots__ = ("workspace_id", "run_id", "requested_by", "reason")
+    __slots__ = ("workspace_id", "run_id", "requested_by", "reason", "request_id", "request_fingerprint")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUESTED_BY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     run_id: str
     requested_by: str
     reason: str
-    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., requested_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    request_id: str
+    request_fingerprint: bytes
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., requested_by: _Optional[str] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ...) -> None: ...
 
 class RequestResumeResponse(_message.Message):
     __slots__ = ("run",)

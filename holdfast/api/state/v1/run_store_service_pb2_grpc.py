@@ -134,16 +134,16 @@ class RunStoreServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RequestPause(self, request, context):
-        """Writes PauseRequested; a run that nobody drives is PAUSED by it.
-        Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+        """Writes PauseRequested; a run that nobody drives is PAUSED by it. Errors: NOT_FOUND (RUN_NOT_FOUND),
+        FAILED_PRECONDITION (RUN_ENDED), INVALID_ARGUMENT (REQUEST_ID_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RequestResume(self, request, context):
-        """Writes ResumeRequested; a paused run is QUEUED by it.
-        Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+        """Writes ResumeRequested; a paused run is QUEUED by it. Errors: NOT_FOUND (RUN_NOT_FOUND),
+        FAILED_PRECONDITION (RUN_ENDED), INVALID_ARGUMENT (REQUEST_ID_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

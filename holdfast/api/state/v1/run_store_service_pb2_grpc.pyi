@@ -25,12 +25,12 @@ class RunStoreServiceStub:
     Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
     """
     RequestPause: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.RequestPauseRequest, _run_store_service_pb2.RequestPauseResponse]
-    """Writes PauseRequested; a run that nobody drives is PAUSED by it.
-    Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+    """Writes PauseRequested; a run that nobody drives is PAUSED by it. Errors: NOT_FOUND (RUN_NOT_FOUND),
+    FAILED_PRECONDITION (RUN_ENDED), INVALID_ARGUMENT (REQUEST_ID_REUSED).
     """
     RequestResume: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.RequestResumeRequest, _run_store_service_pb2.RequestResumeResponse]
-    """Writes ResumeRequested; a paused run is QUEUED by it.
-    Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+    """Writes ResumeRequested; a paused run is QUEUED by it. Errors: NOT_FOUND (RUN_NOT_FOUND),
+    FAILED_PRECONDITION (RUN_ENDED), INVALID_ARGUMENT (REQUEST_ID_REUSED).
     """
     CreateSession: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.CreateSessionRequest, _run_store_service_pb2.CreateSessionResponse]
     """Begins a session. Errors: INVALID_ARGUMENT (REQUEST_ID_REUSED)."""
@@ -88,8 +88,8 @@ class RunStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_store_service_pb2.RequestPauseRequest,
         context: _aio.ServicerContext[_run_store_service_pb2.RequestPauseRequest, _abc.Awaitable[_run_store_service_pb2.RequestPauseResponse]],
     ) -> _abc.Awaitable[_run_store_service_pb2.RequestPauseResponse]:
-        """Writes PauseRequested; a run that nobody drives is PAUSED by it.
-        Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+        """Writes PauseRequested; a run that nobody drives is PAUSED by it. Errors: NOT_FOUND (RUN_NOT_FOUND),
+        FAILED_PRECONDITION (RUN_ENDED), INVALID_ARGUMENT (REQUEST_ID_REUSED).
         """
 
     @_abc_1.abstractmethod
@@ -98,8 +98,8 @@ class RunStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_store_service_pb2.RequestResumeRequest,
         context: _aio.ServicerContext[_run_store_service_pb2.RequestResumeRequest, _abc.Awaitable[_run_store_service_pb2.RequestResumeResponse]],
     ) -> _abc.Awaitable[_run_store_service_pb2.RequestResumeResponse]:
-        """Writes ResumeRequested; a paused run is QUEUED by it.
-        Errors: NOT_FOUND (RUN_NOT_FOUND), FAILED_PRECONDITION (RUN_ENDED).
+        """Writes ResumeRequested; a paused run is QUEUED by it. Errors: NOT_FOUND (RUN_NOT_FOUND),
+        FAILED_PRECONDITION (RUN_ENDED), INVALID_ARGUMENT (REQUEST_ID_REUSED).
         """
 
     @_abc_1.abstractmethod
