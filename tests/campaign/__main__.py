@@ -6,12 +6,13 @@ import argparse
 import asyncio
 import random
 import sys
+from collections.abc import Sequence
 
 from tests.campaign.campaign import Plan, run_campaign
 
 
-def main() -> int:
-    """Runs the campaign of the arguments."""
+def plan_of(arguments: Sequence[str]) -> tuple[Plan, bool]:
+    """The campaign that is asked for, and whether only its result is to be printed."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--faults", type=int, default=500)
@@ -20,22 +21,21 @@ def main() -> int:
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     parser.add_argument("--executors", type=int, default=2)
     parser.add_argument("--states", type=int, default=2, help="one with sqlite")
-    parser.add_argument("--only", action="append", default=[], help="only faults of this kind; several times")
+    parser.add_argument("--longest-pause", type=float, default=8.0, help="no process is stopped for longer, in seconds")
+    parser.add_argument("--seal", dest="seals", action="store_true", help="seal what state stores")
+    parser.add_argument("--only", dest="kinds", action="append", default=[], help="faults of this kind; several times")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
-    given = parser.parse_args()
-    plan = Plan(
-        seed=given.seed,
-        faults=given.faults,
-        runs=given.runs,
-        window=given.window,
-        database=given.database,
-        executors=given.executors,
-        states=given.states,
-        kinds=tuple(given.only),
-    )
+    given = vars(parser.parse_args(arguments))
+    is_quiet: bool = given.pop("quiet")
+    return Plan(**{**given, "kinds": tuple(given["kinds"])}), is_quiet
+
+
+def main() -> int:
+    """Runs the campaign of the arguments."""
+    plan, is_quiet = plan_of(sys.argv[1:])
 
     def say(line: str) -> None:
-        if not given.quiet:
+        if not is_quiet:
             print(line, flush=True)
 
     say(f"seed {plan.seed}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shlex
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from holdfast import Client
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.trace.v1 import query_service_pb2 as query_pb2
 from holdfast.errors import HoldfastError
-from holdfast.runs import ENDED
+from holdfast.runs import ENDED, RunEvent
 from holdfast.testing import Suite
 from tests.campaign import schedule, verdict
 from tests.campaign.effects import Counted
+from tests.campaign.fates import fate_of
 from tests.campaign.faults import Faults, Workers
 from tests.campaign.load import Load, Record, agents, persist
 from tests.campaign.proxy import state_proxy
@@ -35,6 +37,8 @@ END_SECONDS = 120.0
 # Every so many faults, what is stored is looked at.
 LOOK_EVERY = 25
 TRACED = 10
+SHOWN = 5
+SHOW_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Plan:
         states: How many processes; one with SQLite.
         workers: How many processes.
         longest_pause: No process is stopped for longer, in seconds.
+        seals: Whether payloads are sealed where state keeps them.
         kinds: Only faults of these kinds; all when empty.
     """
 
@@ -63,6 +68,7 @@ class Plan:
     states: int = 2
     workers: int = 2
     longest_pause: float = 8.0
+    seals: bool = False
     kinds: tuple[str, ...] = ()
 
     @property
@@ -80,7 +86,8 @@ class Outcome:
         violations: What must not be.
         happened: The faults, with the second at which each began.
         records: The runs.
-        counted: The effects.
+        calls: How many effects.
+        journals: Of the first runs with a violation, as state gives them out at the end.
         data: The suite's folder, which is kept when something was found.
     """
 
@@ -91,43 +98,84 @@ class Outcome:
     points_reached: int = 0
     records: list[Record] = field(default_factory=list)
     calls: int = 0
+    journals: dict[str, list[run_pb2.Event]] = field(default_factory=dict)
     seconds: float = 0.0
     data: Path = Path()
 
     def report(self) -> str:
         """The result as text; with the schedule and the journals concerned when something was found."""
+        sealed = ", sealed" if self.plan.seals else ""
         lines = [
-            f"seed {self.plan.seed} on {self.plan.database}: {sum(self.kinds.values())} faults "
+            f"seed {self.plan.seed} on {self.plan.database}{sealed}: {sum(self.kinds.values())} faults "
             f"({self.points_reached} crash points reached), {len(self.records)} runs, {self._events():,} events, "
             f"{self.calls:,} effects, {sum(len(record.decisions) for record in self.records)} calls in doubt, "
             f"{self.seconds:.0f} s: {len(self.violations) or 'no'} violations",
             "  " + ", ".join(f"{kind} {count}" for kind, count in sorted(self.kinds.items())),
+            f"  {self.paused} runs were paused ({self.rested} of them at rest when it was answered), "
+            + ", ".join(f"{count} {_short(state)}" for state, count in sorted(self.ends().items())),
         ]
         if self.violations:
             lines += ["", "schedule:", *(f"  {line}" for line in self.happened), "", "violations:"]
             lines += [f"  {found.run_id or '-'}: {found.what}" for found in self.violations]
-            for run_id in list(dict.fromkeys(found.run_id for found in self.violations if found.run_id))[:5]:
+            for run_id in self.concerned():
                 lines += ["", f"journal of {run_id}:", *self._journal(run_id)]
             lines += ["", f"kept: {self.data}", f"again: {again(self.plan)}"]
         return "\n".join(lines)
+
+    @property
+    def paused(self) -> int:
+        """How many runs were paused."""
+        return sum(bool(record.pauses) for record in self.records)
+
+    @property
+    def rested(self) -> int:
+        """How many of them rested when the pause was answered."""
+        return sum(any(rest.began is not None for rest in record.pauses) for record in self.records)
+
+    def ends(self) -> Counter[int]:
+        """How the runs ended, as their watchers saw it."""
+        return Counter(
+            change.run_state_changed.state
+            for record in self.records
+            for event in record.events
+            for change in event.changes
+            if change.run_state_changed.state in ENDED
+        )
+
+    def concerned(self) -> list[str]:
+        """The first runs with a violation."""
+        return list(dict.fromkeys(found.run_id for found in self.violations if found.run_id))[:SHOWN]
 
     def _events(self) -> int:
         return sum(len(record.events) for record in self.records)
 
     def _journal(self, run_id: str) -> Iterator[str]:
+        events = self.journals.get(run_id, [])
         for record in self.records:
             if record.run_id == run_id:
-                yield f"  run {record.number} of {record.agent}, decided: {record.decisions}"
-                for event in record.events:
-                    yield f"  {MessageToJson(event, indent=None, preserving_proto_field_name=True)}"
+                yield f"  run {record.number} of {record.agent}, {fate_of(self.plan.seed, record.number)}"
+                yield f"  decided: {record.decisions}, paused: {record.pauses}"
+                yield f"  its watcher saw {len(record.events)} events"
+                # What its watcher saw is left where state cannot be asked any more.
+                events = events or record.events
+        for event in events:
+            yield f"  {MessageToJson(event, indent=None, preserving_proto_field_name=True)}"
+
+
+def _short(state: int) -> str:
+    return run_pb2.RunState.Name(run_pb2.RunState.ValueType(state)).removeprefix("RUN_STATE_")
 
 
 def again(plan: Plan) -> str:
     """The command that runs the same campaign."""
-    return (
-        f"python -m tests.campaign --seed {plan.seed} --faults {plan.faults} --runs {plan.runs} "
-        f"--window {plan.window} --database {plan.database} --executors {plan.executors} --states {plan.states}"
-    )
+    words = [
+        f"python -m tests.campaign --seed {plan.seed} --faults {plan.faults} --runs {plan.runs}",
+        f"--window {plan.window} --database {plan.database} --executors {plan.executors} --states {plan.states}",
+        f"--longest-pause {plan.longest_pause:g}",
+        *(["--seal"] if plan.seals else []),
+        *(f"--only {shlex.quote(kind)}" for kind in plan.kinds),
+    ]
+    return " ".join(words)
 
 
 async def run_campaign(plan: Plan, *, say: Callable[[str], None] = lambda _: None) -> Outcome:
@@ -156,9 +204,10 @@ def _kept_cluster(outcome: Outcome) -> Iterator[Cluster]:
         try:
             yield cluster
             if outcome.violations:
-                dump = outcome.data / "state.sql"
+                dump = outcome.data / "state-and-auth.sql"
+                # With auth's tables, where the keys are of what is sealed.
                 dump.write_text(cluster.run("pg_dump", "-h", "127.0.0.1", "-p", str(cluster.port), "-U", "postgres",
-                                            "-n", "state", "campaign"))  # fmt: skip
+                                            "-n", "state", "-n", "auth", "campaign"))  # fmt: skip
         finally:
             cluster.stop("immediate")
 
@@ -195,7 +244,10 @@ class _Campaign:
             database_url=url,
             executors=plan.executors,
             states=plan.states if plan.has_postgres else 1,
-            settings={"HOLDFAST_HTTP_TOOLS_ALLOW": "127.0.0.0/8"},
+            settings={
+                "HOLDFAST_HTTP_TOOLS_ALLOW": "127.0.0.0/8",
+                "HOLDFAST_SEAL_PAYLOADS": "true" if plan.seals else "false",
+            },
             service_settings={
                 "executor": {"HOLDFAST_STATE_ADDRESS": proxies[0].address},
                 "trace": {"HOLDFAST_STATE_ADDRESS": proxies[1].address},
@@ -275,6 +327,8 @@ class _Campaign:
             if record.run_id not in load.unfinished:
                 found.extend(verdict.run_violations(record, counted))
                 found.extend(verdict.doubt_violations(record))
+                found.extend(verdict.pause_violations(record, counted))
+                found.extend(verdict.expiry_violations(record))
         if not load.unfinished:
             found.extend(verdict.effect_violations(load.records, counted))
         for record in load.records:
@@ -290,6 +344,11 @@ class _Campaign:
                 )
         found.extend(await verdict.stored_violations(suite.data))
         found.extend(await self._traces(load, client))
+        found.extend(
+            await asyncio.to_thread(verdict.seal_violations, suite.data, self._cluster, seals=self._plan.seals)
+        )
+        for run_id in self._outcome.concerned():
+            self._outcome.journals[run_id] = await _journal(client, run_id)
 
     async def _traces(self, load: Load, client: Client) -> list[Violation]:
         """Whether trace has the newest runs and some others without holes (P9)."""
@@ -313,3 +372,18 @@ class _Campaign:
             if steps != begun:
                 found.append(Violation(f"trace has the steps {steps}, it began {begun}", record.run_id))
         return found
+
+
+async def _journal(client: Client, run_id: str) -> list[run_pb2.Event]:
+    """A run's events as state gives them out, in the clear; as many of them as can be had."""
+    events: list[run_pb2.Event] = []
+    with suppress(HoldfastError, TimeoutError):
+        async with asyncio.timeout(SHOW_SECONDS):
+            handle = await client.run(run_id)
+            async with aclosing(handle.events(deltas=False)) as following:
+                async for event in following:
+                    assert isinstance(event, RunEvent)
+                    events.append(event.message)
+                    if event.seq >= handle.run.last_seq:
+                        break
+    return events

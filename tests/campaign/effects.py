@@ -26,6 +26,8 @@ class Counted:
         self.calls: Counter[str] = Counter()
         self.tool_of: dict[str, str] = {}
         self.run_of: dict[str, str] = {}
+        self.arrivals: dict[str, list[tuple[str, float]]] = {}
+        """By run: keys, and when their calls arrived by the loop's clock."""
         for tool in TOOLS:
             http.on(f"/{tool}", self._answer)
 
@@ -34,5 +36,6 @@ class Counted:
         # The effect happens on arrival, whether or not anybody hears the answer.
         self.calls[made.key] += 1
         self.tool_of[made.key], self.run_of[made.key] = tool, made.run_id
+        self.arrivals.setdefault(made.run_id, []).append((made.key, asyncio.get_running_loop().time()))
         await asyncio.sleep(self._chance.choice((0.0, 0.0, 0.01, 0.05, 0.2)))
         return Answer(f"{tool} done")

@@ -135,6 +135,8 @@ class Faults:
                 await self._kill(states[fault.target], fault)
             case schedule.KILL_TRACE:
                 await self._kill("trace", fault)
+            case schedule.KILL_AUTH:
+                await self._kill("auth", fault)
             case schedule.DRAIN_EXECUTOR:
                 async with self._busy[executors[fault.target]]:
                     await self._suite.terminate(executors[fault.target])

@@ -1,4 +1,4 @@
-"""The load: runs that are started, watched, answered and now and then cancelled, through whatever happens."""
+"""The load: runs that are started, watched, answered, paused, resumed and cancelled, through whatever happens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -24,9 +26,10 @@ from holdfast.errors import (
     Unavailable,
 )
 from holdfast.ids import new_uuid7
-from holdfast.runs import RunEvent, RunHandle
+from holdfast.runs import ENDED, RunEvent, RunHandle
 from holdfast.testing import call, scripted, turn
 from tests.campaign.effects import Counted
+from tests.campaign.fates import Pause, fate_of
 from tests.campaign.worker import tools as worker_tools
 
 T = TypeVar("T")
@@ -34,9 +37,23 @@ T = TypeVar("T")
 AGENTS = 8
 # Of runs.
 _IN_AN_EARLIER_SESSION = 0.2
-_CANCELLED = 0.04
 _ASKED_FOR_TWICE = 0.1
 _PASSING = (Unavailable, DeadlineExceeded, Cancelled, Aborted, ResourceExhausted)
+
+
+@dataclass(slots=True)
+class Rest:
+    """A pause that was acknowledged.
+
+    Attributes:
+        began: When it was known here that the run rests, by the loop's clock; None where it was to rest later.
+        ended: Before it was resumed; None while it was not.
+        seq: The run's last event as it began.
+    """
+
+    began: float | None
+    seq: int
+    ended: float | None = None
 
 
 @dataclass
@@ -50,6 +67,9 @@ class Record:
         events: What its watcher was told, in order.
         decisions: What was said about calls in doubt, by idempotency key.
         is_cancelled: Whether somebody asked to cancel it.
+        expires_at: When its time is over, as acknowledged; None where it is not limited.
+        pauses: Its pauses.
+        resumes: How often it was resumed, as acknowledged.
         problems: What went wrong with it on the way.
     """
 
@@ -60,6 +80,9 @@ class Record:
     events: list[run_pb2.Event] = field(default_factory=list)
     decisions: dict[str, str] = field(default_factory=dict)
     is_cancelled: bool = False
+    expires_at: datetime | None = None
+    pauses: list[Rest] = field(default_factory=list)
+    resumes: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -160,21 +183,26 @@ class Load:
         if self.records and chance.random() < _IN_AN_EARLIER_SESSION:
             session = chance.choice(self.records[-20:]).session_id
         request_id = new_uuid7()
+        fate = fate_of(self._seed, number)
 
         async def start() -> RunHandle:
-            return await client.start(agent, f"run {number}", session_id=session, request_id=request_id)
+            return await client.start(agent, f"run {number}", session_id=session, ttl=fate.ttl, request_id=request_id)
 
         twice = chance.random() < _ASKED_FOR_TWICE
         handles = await asyncio.gather(*(persist(start) for _ in range(2 if twice else 1)))
         handle = handles[0]
         record = Record(number, handle.id, handle.run.session_id, agent)
+        if fate.ttl is not None:
+            record.expires_at = handle.run.expire_time.ToDatetime(tzinfo=UTC)
         self.records.append(record)
         if {other.id for other in handles} != {handle.id}:
             record.problems.append(f"one request made the runs {sorted(other.id for other in handles)}")
         self.unfinished.add(handle.id)
         async with asyncio.TaskGroup() as tasks:
-            if chance.random() < _CANCELLED:
-                tasks.create_task(self._cancel(handle, record, chance.uniform(0.0, 2.0)))
+            if fate.cancelled_after is not None:
+                tasks.create_task(self._cancel(handle, record, fate.cancelled_after))
+            if fate.pauses:
+                tasks.create_task(self._pause(handle, record, fate.pauses))
             await self._watch(handle, record, client, chance, tasks)
         self.unfinished.discard(handle.id)
 
@@ -199,6 +227,25 @@ class Load:
             # It had ended.
             pass
 
+    async def _pause(self, handle: RunHandle, record: Record, pauses: Sequence[Pause]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            for pause in pauses:
+                await asyncio.sleep(pause.after)
+                run = await persist(partial(handle.pause, "a pause", request_id=new_uuid7()))
+                rest = Rest(loop.time() if run.state == run_pb2.RUN_STATE_PAUSED else None, run.last_seq)
+                # Cancelling goes first: then a pause is answered and nothing is written.
+                is_written = run.pause_requested
+                if is_written:
+                    record.pauses.append(rest)
+                await asyncio.sleep(pause.seconds)
+                rest.ended = loop.time()
+                await persist(partial(handle.resume, "it is over", request_id=new_uuid7()))
+                record.resumes += is_written
+        except FailedPrecondition:
+            if (await persist(handle.get)).state not in ENDED:
+                record.problems.append("it could not be paused or resumed, and has not ended")
+
     async def _answer(self, client: Client, record: Record, approval: run_pb2.Approval, delay: float) -> None:
         await asyncio.sleep(delay)
         if approval.kind == run_pb2.APPROVAL_KIND_QUESTION:
@@ -220,7 +267,7 @@ class Load:
         try:
             await persist(decide)
         except FailedPrecondition as error:
-            if not record.is_cancelled:
+            if not record.is_cancelled and record.expires_at is None:
                 record.problems.append(f"the question {approval.approval_id} could not be answered: {error.message}")
 
 

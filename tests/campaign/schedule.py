@@ -16,6 +16,7 @@ CRASH_STATE: Final = "crash state at"
 KILL_WORKER: Final = "kill worker"
 PAUSE_WORKER: Final = "pause worker"
 KILL_TRACE: Final = "kill trace"
+KILL_AUTH: Final = "kill auth"
 CUT_CONNECTIONS: Final = "cut connections to state"
 LOSE_ANSWERS: Final = "lose state's answers"
 RESTART_POSTGRES: Final = "crash PostgreSQL"
@@ -32,12 +33,14 @@ _WEIGHTS: Final = {
     KILL_WORKER: 4,
     PAUSE_WORKER: 2,
     KILL_TRACE: 1,
+    KILL_AUTH: 2,
     CUT_CONNECTIONS: 8,
     LOSE_ANSWERS: 8,
     RESTART_POSTGRES: 3,
 }
 _EXECUTOR_POINTS: Final = ("before_commit", "after_commit", "after_intent", "after_call")
-_STATE_POINTS: Final = ("before_commit", "after_commit")
+# With how often they are passed within seconds.
+_STATE_POINTS: Final = {"before_commit": 30, "after_commit": 30, "outside.after_commit": 4, "expiry.after_commit": 1}
 # A lease lasts 5 s: some pauses end before that, some behind it.
 _SHORT_PAUSE: Final = (0.2, 3.0)
 _LONG_PAUSE: Final = (5.5, 8.0)
@@ -96,7 +99,8 @@ def plan(
         elif kind == CRASH_EXECUTOR:
             point = f"executor.{chance.choice(_EXECUTOR_POINTS)}:{chance.randint(1, 12)}"
         elif kind == CRASH_STATE:
-            point = f"state.{chance.choice(_STATE_POINTS)}:{chance.randint(1, 30)}"
+            name = chance.choice(list(_STATE_POINTS))
+            point = f"state.{name}:{chance.randint(1, _STATE_POINTS[name])}"
         elif kind == LOSE_ANSWERS:
             seconds = chance.uniform(0.02, 0.5)
         faults.append(Fault(number, kind, chance.randrange(targets), gap, seconds, point))

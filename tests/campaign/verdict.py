@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import operator_service_pb2 as operator_pb2
 from holdfast.api.state.v1.operator_service_pb2_grpc import OperatorServiceStub
 from holdfast.cli.operator import operator_channel
+from holdfast.runs import ENDED
 from tests.campaign.effects import ONCE, Counted
 from tests.campaign.load import Record
+from tests.fakes.cluster import Cluster
 from tests.suite.histories import check_history
 
+_BEGINS = {"step_started", "attempt_started", "approval_requested", "step_in_doubt"}
+_ENDS = set(ENDED)
+# As services/shared/seals.py marks what it seals; in the clear a body begins with a field of a message.
+_SEALED = b"\x00hf\x01"
 # While faults happen these may be late, for as long as nobody sweeps.
 _SWEEPING = {"leases_are_swept", "timers_have_fired", "lifetimes_are_swept", "calls_are_swept"}
 
@@ -62,7 +71,11 @@ def run_violations(record: Record, counted: Counted) -> Iterator[Violation]:
     except AssertionError as error:
         yield Violation(f"its journal: {error}", record.run_id)
         return
-    allowed = {run_pb2.RUN_STATE_SUCCEEDED, *([run_pb2.RUN_STATE_CANCELLED] if record.is_cancelled else [])}
+    allowed = {run_pb2.RUN_STATE_SUCCEEDED}
+    if record.is_cancelled:
+        allowed.add(run_pb2.RUN_STATE_CANCELLED)
+    if record.expires_at is not None:
+        allowed.add(run_pb2.RUN_STATE_EXPIRED)
     if view.state not in allowed:
         yield Violation(f"it ended as {run_pb2.RunState.Name(view.state)}", record.run_id)
     for step in view.steps.values():
@@ -88,8 +101,68 @@ def doubt_violations(record: Record) -> Iterator[Violation]:
             elif kind == "approval_requested":
                 asked.add(change.approval_requested.approval.step)
     for step, attempt in sorted(in_doubt):
-        if step not in asked and not record.is_cancelled:
+        if step not in asked and not record.is_cancelled and record.expires_at is None:
             yield Violation(f"step {step}, attempt {attempt}, is in doubt and nobody was asked", record.run_id)
+
+
+def pause_violations(record: Record, counted: Counted) -> Iterator[Violation]:
+    """Whether a run rested while it was paused, and each pause and resume that was acknowledged is in its journal.
+
+    What was begun before a pause may end in it: what a worker was given, and what arrives from outside.
+    """
+    is_asked = is_paused = is_ending = False
+    began: dict[str, int] = {}
+    written = {"pause_requested": 0, "resume_requested": 0}
+    for event in record.events:
+        if is_paused and event.epoch:
+            yield Violation(f"event {event.seq} is of a driver, and the run is paused", record.run_id)
+        for change in event.changes:
+            kind = change.WhichOneof("kind") or ""
+            if kind in written:
+                written[kind] += 1
+                is_asked = kind == "pause_requested"
+                is_paused = is_paused and is_asked
+            elif kind in ("cancel_requested", "expiry_reached"):
+                # Its end goes first: it may have to be driven for that.
+                is_ending, is_paused = True, False
+            elif kind in _BEGINS and is_asked and not is_ending:
+                yield Violation(f"event {event.seq} has {kind}, and the run is to rest", record.run_id)
+            elif kind == "run_state_changed" and change.run_state_changed.state == run_pb2.RUN_STATE_PAUSED:
+                if not is_asked:
+                    yield Violation(f"event {event.seq} pauses it, and nobody asked for that", record.run_id)
+                is_paused = True
+            if kind == "step_started":
+                began[change.step_started.tool.idempotency_key] = event.seq
+    for what, acknowledged in (("pause_requested", len(record.pauses)), ("resume_requested", record.resumes)):
+        if written[what] < acknowledged or (what == "pause_requested" and written[what] > acknowledged):
+            yield Violation(f"{acknowledged} times {what} was acknowledged, {written[what]} are there", record.run_id)
+    for rest in record.pauses:
+        for key, arrived in counted.arrivals.get(record.run_id, ()):
+            is_within = rest.began is not None and rest.began < arrived < (rest.ended or arrived)
+            if is_within and began.get(key, 0) > rest.seq:
+                yield Violation(f"{counted.tool_of[key]} was begun and called while it was paused", record.run_id)
+
+
+def expiry_violations(record: Record) -> Iterator[Violation]:
+    """Whether a run's time was over when it was ended for that, and nothing was begun behind it."""
+    reached: run_pb2.Event | None = None
+    for event in record.events:
+        states = {change.run_state_changed.state for change in event.changes if change.HasField("run_state_changed")}
+        kinds = {change.WhichOneof("kind") for change in event.changes}
+        if "expiry_reached" in kinds:
+            if reached is not None:
+                yield Violation(f"event {event.seq}: its time is over for the second time", record.run_id)
+            reached = event
+            if record.expires_at is None or event.time.ToDatetime(tzinfo=UTC) < record.expires_at:
+                yield Violation(f"event {event.seq}: its time is over too early", record.run_id)
+        # With its end, calls that have no step get one.
+        if reached is not None and not states & _ENDS and kinds & _BEGINS:
+            yield Violation(f"event {event.seq} begins something, and its time is over", record.run_id)
+        if states & _ENDS:
+            if run_pb2.RUN_STATE_EXPIRED in states and reached is None:
+                yield Violation("it is EXPIRED without a word of its time", record.run_id)
+            if reached is not None and run_pb2.RUN_STATE_EXPIRED not in states:
+                yield Violation("its time was over, and it ended as something else", record.run_id)
 
 
 def effect_violations(records: Sequence[Record], counted: Counted) -> Iterator[Violation]:
@@ -103,3 +176,24 @@ def effect_violations(records: Sequence[Record], counted: Counted) -> Iterator[V
     }
     for key in counted.calls.keys() - known:
         yield Violation(f"{counted.tool_of[key]} was called with the key {key} of no step", counted.run_of[key])
+
+
+def seal_violations(data: Path, cluster: Cluster | None, *, seals: bool) -> list[Violation]:
+    """Whether every event is stored as it is to be: none was written in the clear because its key was not at hand.
+
+    Args:
+        data: The suite's folder.
+        cluster: Its PostgreSQL, if it has one.
+        seals: Whether payloads are sealed.
+    """
+    if cluster is not None:
+        rows = cluster.execute("SELECT run_id, seq, body FROM state.journal", database="campaign")
+    else:
+        with closing(sqlite3.connect(f"file:{data / 'state.db'}?mode=ro", uri=True)) as connection:
+            rows = connection.execute("SELECT run_id, seq, body FROM journal").fetchall()
+    how = "in the clear" if seals else "sealed"
+    return [
+        Violation(f"event {seq} is stored {how}", str(run_id))
+        for run_id, seq, body in rows
+        if body.startswith(_SEALED) is not seals
+    ]

@@ -1,0 +1,229 @@
+"""That the campaign would notice: what its verdict says of histories that are in order, and of those that are not."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from holdfast.api.common.v1 import content_pb2, run_pb2
+from tests.campaign.effects import Counted
+from tests.campaign.load import Record, Rest
+from tests.campaign.verdict import (
+    Violation,
+    effect_violations,
+    expiry_violations,
+    pause_violations,
+    run_violations,
+    seal_violations,
+)
+from tests.suite.effects import HttpEffects
+
+KEY = "a key"
+PAUSED = run_pb2.RUN_STATE_PAUSED
+EXPIRED = run_pb2.RUN_STATE_EXPIRED
+SUCCEEDED = run_pb2.RUN_STATE_SUCCEEDED
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def history() -> list[run_pb2.Event]:
+    """A run that has paid once."""
+    call = content_pb2.ToolCall(call_id="c", tool="pay", arguments_json="{}")
+    result = content_pb2.ToolResult(call_id="c", tool="pay", content="done")
+
+    def says(role: content_pb2.Role, part: content_pb2.Part) -> content_pb2.StoredMessage:
+        return content_pb2.StoredMessage(message=content_pb2.Message(role=role, parts=[part]))
+
+    intent = run_pb2.ToolIntent(tool="pay", call_id="c", tool_kind="http", idempotency_key=KEY)
+    text = content_pb2.Part(text="hello")
+    changes = [
+        run_pb2.Change(run_created=run_pb2.RunCreated(input=says(content_pb2.ROLE_USER, text))),
+        run_pb2.Change(run_claimed=run_pb2.RunClaimed(epoch=1)),
+        run_pb2.Change(step_started=run_pb2.StepStarted(step=1, kind=run_pb2.STEP_KIND_MODEL)),
+        finished(1, says(content_pb2.ROLE_ASSISTANT, content_pb2.Part(tool_call=call))),
+        run_pb2.Change(step_started=run_pb2.StepStarted(step=2, kind=run_pb2.STEP_KIND_TOOL, tool=intent)),
+        finished(2, says(content_pb2.ROLE_TOOL, content_pb2.Part(tool_result=result))),
+        run_pb2.Change(step_started=run_pb2.StepStarted(step=3, kind=run_pb2.STEP_KIND_MODEL)),
+        finished(3, says(content_pb2.ROLE_ASSISTANT, text)),
+        run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_SUCCEEDED)),
+    ]
+    return [
+        run_pb2.Event(run_id="run-1", seq=seq, epoch=min(seq - 1, 1), changes=[change])
+        for seq, change in enumerate(changes, 1)
+    ]
+
+
+def finished(step: int, message: content_pb2.StoredMessage) -> run_pb2.Change:
+    state = run_pb2.STEP_STATE_SUCCEEDED
+    return run_pb2.Change(step_finished=run_pb2.StepFinished(step=step, attempt=1, state=state, message=message))
+
+
+def counted(calls: int) -> Counted:
+    """So many effects under the step's key."""
+    effects = Counted(HttpEffects(), random.Random(1))
+    effects.calls[KEY] = calls
+    effects.tool_of[KEY], effects.run_of[KEY] = "pay", "run-1"
+    return effects
+
+
+def record(events: list[run_pb2.Event]) -> Record:
+    return Record(0, "run-1", "session-1", "agent-1", events=events)
+
+
+def test_a_run_whose_effect_happened_once_is_in_order() -> None:
+    assert list(run_violations(record(history()), counted(1))) == []
+    assert list(effect_violations([record(history())], counted(1))) == []
+
+
+@pytest.mark.parametrize(
+    ("calls", "what"),
+    [
+        (2, "step 2, pay: its effect happened 2 times"),
+        (0, "step 2, pay: it succeeded and its effect never happened"),
+    ],
+)
+def test_an_effect_that_happened_twice_or_never_is_found(calls: int, what: str) -> None:
+    assert list(run_violations(record(history()), counted(calls))) == [Violation(what, "run-1")]
+
+
+def test_an_effect_that_no_journal_knows_is_found() -> None:
+    (found,) = effect_violations([], counted(1))
+    assert found == Violation("pay was called with the key a key of no step", "run-1")
+
+
+@pytest.mark.parametrize("missing", range(1, 9))
+def test_a_watcher_that_missed_an_event_is_found(missing: int) -> None:
+    events = history()
+    del events[missing - 1]
+    (found,) = run_violations(record(events), counted(1))
+    assert "dense" in found.what
+
+
+def test_a_run_that_failed_or_was_cancelled_without_a_word_is_found() -> None:
+    for state in (run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED):
+        events = history()
+        events[-1].changes[0].run_state_changed.state = state
+        (found,) = run_violations(record(events), counted(1))
+        assert found.what == f"it ended as {run_pb2.RunState.Name(state)}"
+
+
+# --------------------------------------------------------------------------------------------------------------- pauses
+
+PAUSE = run_pb2.Change(pause_requested=run_pb2.PauseRequested(requested_by="ada"))
+RESUME = run_pb2.Change(resume_requested=run_pb2.ResumeRequested(requested_by="ada"))
+CANCEL = run_pb2.Change(cancel_requested=run_pb2.CancelRequested(requested_by="ada"))
+OVER = run_pb2.Change(expiry_reached=run_pb2.ExpiryReached())
+BEGINS = run_pb2.Change(
+    step_started=run_pb2.StepStarted(step=1, tool=run_pb2.ToolIntent(tool="pay", idempotency_key=KEY))
+)
+TRIES = run_pb2.Change(attempt_started=run_pb2.AttemptStarted(step=1, attempt=2))
+LOST = run_pb2.Change(attempt_failed=run_pb2.AttemptFailed(step=1, attempt=1))
+ENDS = run_pb2.Change(step_finished=run_pb2.StepFinished(step=1, attempt=1))
+
+
+def becomes(state: run_pb2.RunState) -> run_pb2.Change:
+    return run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=state))
+
+
+def written(
+    *events: tuple[int, Sequence[run_pb2.Change]], pauses: int = 1, resumes: int = 1, expires_at: datetime | None = None
+) -> Record:
+    """A run with these events under these epochs, a second apart from noon, whose pauses were acknowledged so often."""
+    messages = []
+    for seq, (epoch, changes) in enumerate(events, 1):
+        message = run_pb2.Event(run_id="run-1", seq=seq, epoch=epoch, changes=changes)
+        message.time.FromDatetime(NOON + timedelta(seconds=seq))
+        messages.append(message)
+    made = record(messages)
+    made.pauses = [Rest(10.0, seq=3, ended=20.0) for _ in range(pauses)]
+    made.resumes, made.expires_at = resumes, expires_at
+    return made
+
+
+def test_run_that_rests_is_in_order() -> None:
+    # What a driver had begun ends before it rests; what a worker has in hand ends while it does.
+    rests = [(1, [BEGINS]), (0, [PAUSE]), (1, [ENDS, becomes(PAUSED)]), (0, [LOST]), (0, [RESUME]), (2, [TRIES])]
+    assert list(pause_violations(written(*rests), counted(0))) == []
+    # A pause that is withdrawn in time, and one whose run is cancelled.
+    assert list(pause_violations(written((0, [PAUSE]), (0, [RESUME]), (1, [BEGINS])), counted(0))) == []
+    cancelled = [(0, [PAUSE, becomes(PAUSED)]), (0, [CANCEL]), (1, [BEGINS, ENDS, becomes(SUCCEEDED)])]
+    assert list(pause_violations(written(*cancelled, resumes=0), counted(0))) == []
+
+
+@pytest.mark.parametrize(
+    ("events", "what"),
+    [
+        ([(0, [PAUSE, becomes(PAUSED)]), (1, [ENDS]), (0, [RESUME])], "event 2 is of a driver, and the run is paused"),
+        ([(0, [PAUSE]), (1, [BEGINS]), (0, [RESUME])], "event 2 has step_started, and the run is to rest"),
+        ([(0, [PAUSE]), (1, [TRIES]), (0, [RESUME])], "event 2 has attempt_started, and the run is to rest"),
+        ([(0, [PAUSE]), (0, [RESUME]), (1, [becomes(PAUSED)])], "event 3 pauses it, and nobody asked for that"),
+        ([(0, [RESUME])], "1 times pause_requested was acknowledged, 0 are there"),
+        ([(0, [PAUSE]), (0, [RESUME]), (0, [PAUSE])], "1 times pause_requested was acknowledged, 2 are there"),
+        ([(0, [PAUSE])], "1 times resume_requested was acknowledged, 0 are there"),
+    ],
+)
+def test_run_that_does_not_rest_is_found(events: list[tuple[int, Sequence[run_pb2.Change]]], what: str) -> None:
+    assert list(pause_violations(written(*events), counted(0))) == [Violation(what, "run-1")]
+
+
+@pytest.mark.parametrize(("arrived", "is_found"), [(5.0, False), (15.0, True), (25.0, False)])
+def test_effect_of_a_run_that_rests_is_found(arrived: float, is_found: bool) -> None:
+    rests = written((0, [PAUSE]), (1, [becomes(PAUSED)]), (0, [RESUME]), (1, [BEGINS]))
+    effects = counted(1)
+    effects.arrivals["run-1"] = [(KEY, arrived)]
+    found = [Violation("pay was begun and called while it was paused", "run-1")]
+    assert list(pause_violations(rests, effects)) == (found if is_found else [])
+    # What was begun before may still be under way.
+    begun = written((1, [BEGINS]), (0, [PAUSE]), (1, [becomes(PAUSED)]), (0, [RESUME]))
+    assert list(pause_violations(begun, effects)) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- times
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds", "what"),
+    [
+        ([(1, [BEGINS]), (0, [OVER]), (1, [ENDS]), (1, [BEGINS, ENDS, becomes(EXPIRED)])], 2, ""),
+        ([(0, [OVER, BEGINS, ENDS, becomes(EXPIRED)])], 1, ""),
+        ([(1, [BEGINS, ENDS, becomes(SUCCEEDED)])], 0, ""),
+        ([(0, [OVER, becomes(EXPIRED)])], 2, "event 1: its time is over too early"),
+        ([(0, [OVER, becomes(EXPIRED)])], None, "event 1: its time is over too early"),
+        ([(0, [OVER]), (0, [OVER, becomes(EXPIRED)])], 1, "event 2: its time is over for the second time"),
+        ([(0, [becomes(EXPIRED)])], 1, "it is EXPIRED without a word of its time"),
+        ([(0, [OVER]), (1, [becomes(SUCCEEDED)])], 1, "its time was over, and it ended as something else"),
+        ([(0, [OVER]), (1, [TRIES]), (1, [becomes(EXPIRED)])], 1, "event 2 begins something, and its time is over"),
+    ],
+)
+def test_time_of_a_run(events: list[tuple[int, Sequence[run_pb2.Change]]], seconds: int | None, what: str) -> None:
+    expires_at = None if seconds is None else NOON + timedelta(seconds=seconds)
+    found = list(expiry_violations(written(*events, expires_at=expires_at)))
+    assert found == ([Violation(what, "run-1")] if what else [])
+
+
+def test_run_that_expired_is_in_order_only_when_its_time_was_limited() -> None:
+    events = history()
+    events[-1].changes[0].run_state_changed.state = EXPIRED
+    (found,) = run_violations(record(events), counted(1))
+    assert found.what == "it ended as RUN_STATE_EXPIRED"
+    expected = record(events)
+    expected.expires_at = NOON
+    assert list(run_violations(expected, counted(1))) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- seals
+
+
+def test_event_in_the_clear_among_sealed_ones_is_found(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
+        connection.execute("CREATE TABLE journal (run_id TEXT, seq INTEGER, body BLOB)")
+        connection.execute("INSERT INTO journal VALUES ('run-1', 1, ?)", (b"\x00hf\x01 and what is sealed",))
+        connection.execute("INSERT INTO journal VALUES ('run-1', 2, ?)", (history()[0].SerializeToString(),))
+        connection.commit()
+    assert seal_violations(tmp_path, None, seals=True) == [Violation("event 2 is stored in the clear", "run-1")]
+    assert seal_violations(tmp_path, None, seals=False) == [Violation("event 1 is stored sealed", "run-1")]
