@@ -198,6 +198,26 @@ class Client:
         request = workspace_service_pb2.GetWorkspaceRequest()
         return (await self._transport.call("auth", stub.GetWorkspace, request)).workspace
 
+    async def seal_payloads(self, is_on: bool | None = True) -> workspace_service_pb2.Workspace:
+        """Decides whether what is said in the workspace is stored sealed under a key of its own, from some seconds on.
+
+        What is stored already stays as it is. For administrators; may be repeated.
+
+        Args:
+            is_on: None leaves it to the installation, as it is for a new workspace.
+
+        Raises:
+            Unavailable: The workspace's key cannot be reached: nothing was turned on.
+        """
+        choice = {
+            None: workspace_service_pb2.PAYLOAD_SEALING_UNSPECIFIED,
+            True: workspace_service_pb2.PAYLOAD_SEALING_ON,
+            False: workspace_service_pb2.PAYLOAD_SEALING_OFF,
+        }[is_on]
+        stub = self._transport.stub("auth", WorkspaceServiceStub)
+        request = workspace_service_pb2.SetPayloadSealingRequest(payload_sealing=choice)
+        return (await self._transport.call("auth", stub.SetPayloadSealing, request)).workspace
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._transport.close()

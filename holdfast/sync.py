@@ -211,6 +211,10 @@ class SyncClient:
         """As `Client.workspace`."""
         return self._loop.call(self._client.workspace())
 
+    def seal_payloads(self, is_on: bool | None = True) -> workspace_service_pb2.Workspace:
+        """As `Client.seal_payloads`."""
+        return self._loop.call(self._client.seal_payloads(is_on))
+
     def call(
         self, method: Callable[Concatenate[Client, P], Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:

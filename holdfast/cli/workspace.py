@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -22,6 +23,7 @@ from holdfast.cli.app import JsonOption, group, with_client
 from holdfast.cli.console import ExitCode, moment, note, plain, print_json, say
 from holdfast.cli.data import described
 from holdfast.cli.operator import OPERATOR, DataOption, operator_channel
+from holdfast.client import Client
 from holdfast.errors import InvalidArgument
 
 OPERATOR_SECONDS: Final = 60.0
@@ -40,6 +42,21 @@ WorkspaceOption = Annotated[
 
 _UNITS: Final = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 _NEVER: Final = ("forever", "for ever", "never")
+
+_SEALING: Final = {
+    auth_pb2.PAYLOAD_SEALING_UNSPECIFIED: "as the installation is set",
+    auth_pb2.PAYLOAD_SEALING_ON: "yes",
+    auth_pb2.PAYLOAD_SEALING_OFF: "no",
+}
+
+
+class Choice(StrEnum):
+    """What a workspace chooses."""
+
+    ON = "on"
+    OFF = "off"
+    DEFAULT = "default"
+
 
 workspace = group("workspace", "What the workspace may use and how long it keeps what has ended; alone it shows that.")
 
@@ -66,7 +83,34 @@ def show(
 
         _print(as_operator(data, ask), as_json=as_json)
         return
-    _print(with_client(lambda client: client.housekeeping.settings()), as_json=as_json)
+
+    async def look(client: Client) -> tuple[workspace_pb2.WorkspaceSettings, auth_pb2.Workspace]:
+        return await client.housekeeping.settings(), await client.workspace()
+
+    settings, own = with_client(look)
+    if as_json:
+        print_json({**plain(settings), "payload_sealing": auth_pb2.PayloadSealing.Name(own.payload_sealing)})
+        return
+    _print(settings, as_json=False)
+    say(f"{'what is said is stored sealed':36} {_SEALING[own.payload_sealing]}")
+
+
+@workspace.command()
+def seal(
+    choice: Annotated[Choice, typer.Argument(help="`default` leaves it to the installation.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Administrators: decide whether what people, models and tools say is stored sealed under the workspace's own key.
+
+    It holds within seconds. What is stored already stays as it is, and all of it is read as before. Deleting the
+    workspace destroys the key, so that what was sealed can be read in no backup either.
+    """
+    is_on = {Choice.ON: True, Choice.OFF: False, Choice.DEFAULT: None}[choice]
+    changed = with_client(lambda client: client.seal_payloads(is_on))
+    if as_json:
+        print_json(changed)
+        return
+    say(f"what is said in {changed.name} is stored sealed: {_SEALING[changed.payload_sealing]}")
 
 
 @workspace.command("set")

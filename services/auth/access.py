@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from services.auth.api_keys import OWN_WORKSPACE
+from services.auth.callers import ADMIN
 from services.shared.interceptors import Access, service_access
 
 ACCESS: Final[Mapping[str, Access]] = {
@@ -82,12 +83,17 @@ ACCESS: Final[Mapping[str, Access]] = {
     # Keys of what is stored sealed, for the services that store it.
     **service_access(
         "holdfast.api.auth.v1.DataKeyService",
-        {"CreateDataKey": Access(services=("state",)), "UnwrapDataKey": Access(services=("state",))},
+        {
+            "CreateDataKey": Access(services=("state",)),
+            "UnwrapDataKey": Access(services=("state",)),
+            "CheckPayloadSealing": Access(services=("state",), traced=False),
+        },
     ),
     **service_access(
         "holdfast.api.auth.v1.WorkspaceService",
         {
             "GetWorkspace": Access(scope=OWN_WORKSPACE),
+            "SetPayloadSealing": Access(scope=ADMIN),
             "CloseWorkspace": Access(services=("operator",)),
             "DeleteWorkspace": Access(services=("operator",)),
         },

@@ -251,6 +251,7 @@ async def auth_server(
         await server.health.set(True, READ_HEALTH)
         await server.health.set(False, WRITE_HEALTH)
         key = page_key(settings.service_token)
+        data_keys = DataKeys(core.store, envelopes)
         closing = Closing(core.store, core.connection_store, connections, integrations, envelopes)
         server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(core.api_keys, authenticator, key))
         server.add(add_AuditServiceServicer_to_server, AuditServicer(AuditReader(SqlAuditStore(core.db)), key))
@@ -260,8 +261,8 @@ async def auth_server(
         server.add(add_IntegrationServiceServicer_to_server, IntegrationServicer(integrations, key))
         server.add(add_CredentialServiceServicer_to_server, CredentialServicer(credentials))
         server.add(add_GrantServiceServicer_to_server, GrantServicer(grants, authenticator))
-        server.add(add_DataKeyServiceServicer_to_server, DataKeyServicer(DataKeys(core.store, envelopes)))
-        server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(core.workspaces, closing))
+        server.add(add_DataKeyServiceServicer_to_server, DataKeyServicer(data_keys))
+        server.add(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(core.workspaces, data_keys, closing))
         server.on_drain(refreshing.coordinator.drain)
         # Order matters: it is undone from the end. The last calls are served, then what they left is written, then
         # the database is closed.

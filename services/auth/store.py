@@ -20,6 +20,8 @@ class Workspace:
     """When nothing new might begin in it any more; None while it is open."""
     delete_time: datetime | None = None
     """When what auth had of it was deleted."""
+    seals_payloads: bool | None = None
+    """Its choice about sealing what is said in it; None leaves it to the installation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,7 @@ class Action(StrEnum):
     """What an audit record is about."""
 
     WORKSPACE_CREATED = "workspace.create"
+    PAYLOAD_SEALING_SET = "workspace.seal"
     USER_ERASED = "user.erase"
     WORKSPACE_CLOSED = "workspace.close"
     WORKSPACE_DELETED = "workspace.delete"
@@ -193,6 +196,17 @@ class AuthStore(Protocol):
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """Returns the workspace, or None."""
+
+    async def get_sealing(self, workspace_ids: Sequence[str]) -> dict[str, bool | None]:
+        """Returns `Workspace.seals_payloads` of those workspaces that exist."""
+
+    async def set_sealing(self, workspace_id: str, seals_payloads: bool | None, *, actor: str) -> Workspace:
+        """Stores a workspace's choice and returns the workspace; what is stored already is no change.
+
+        Raises:
+            NotFound: There is no such workspace.
+            FailedPrecondition: It is closed (WORKSPACE_CLOSED).
+        """
 
     async def close_workspace(self, name: str, *, actor: str) -> Workspace | None:
         """Closes the workspace of the name and revokes its API keys, in one transaction; None when there is none.

@@ -38,6 +38,8 @@ from services.auth.workspace_sql import (
     forget_user,
     forget_workspace,
     require_open,
+    sealing_of,
+    set_sealing,
     workspace_by,
 )
 from services.shared.database import Database, Timestamp, now_sql
@@ -63,6 +65,14 @@ class SqlAuthStore:
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """See `AuthStore.get_workspace`."""
         return await self._db.read(workspace_by, workspaces.c.workspace_id == workspace_id)
+
+    async def get_sealing(self, workspace_ids: Sequence[str]) -> dict[str, bool | None]:
+        """See `AuthStore.get_sealing`."""
+        return await self._db.read(sealing_of, workspace_ids)
+
+    async def set_sealing(self, workspace_id: str, seals_payloads: bool | None, *, actor: str) -> Workspace:
+        """See `AuthStore.set_sealing`."""
+        return await self._db.write(set_sealing, self._db, workspace_id, seals_payloads, actor)
 
     async def close_workspace(self, name: str, *, actor: str) -> Workspace | None:
         """See `AuthStore.close_workspace`."""

@@ -21,6 +21,8 @@ workspaces: Final = sa.Table(
     # Set when nothing new may begin in it, and when what auth had of it was deleted.
     sa.Column("close_time", Timestamp),
     sa.Column("delete_time", Timestamp),
+    # Its choice about sealing payloads; null leaves it to the installation.
+    sa.Column("seals_payloads", sa.Boolean),
 )
 
 api_keys: Final = sa.Table(

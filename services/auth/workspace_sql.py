@@ -7,11 +7,12 @@ audit record has locked it, which closing waits for and makes wait.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from holdfast.errors import FailedPrecondition, Reason
+from holdfast.errors import FailedPrecondition, NotFound, Reason
 from services.auth.audit_sql import append_audit
 from services.auth.sql import insert_ignore
 from services.auth.store import Action, Workspace
@@ -32,6 +33,7 @@ def _workspace_of(row: Any) -> Workspace:
         create_time=row.create_time,
         close_time=row.close_time,
         delete_time=row.delete_time,
+        seals_payloads=row.seals_payloads,
     )
 
 
@@ -54,6 +56,33 @@ def require_open(connection: sa.Connection, workspace_id: str) -> None:
     found = sa.select(workspaces.c.close_time).where(workspaces.c.workspace_id == workspace_id)
     if connection.execute(found).scalar() is not None:
         raise FailedPrecondition("the workspace is closed", reason=Reason.WORKSPACE_CLOSED)
+
+
+def sealing_of(connection: sa.Connection, workspace_ids: Sequence[str]) -> dict[str, bool | None]:
+    """Returns the choices of those workspaces that exist."""
+    w = workspaces.c
+    found = sa.select(w.workspace_id, w.seals_payloads).where(w.workspace_id.in_(workspace_ids))
+    return {row.workspace_id: row.seals_payloads for row in connection.execute(found)}
+
+
+def set_sealing(
+    connection: sa.Connection, db: Database, workspace_id: str, seals_payloads: bool | None, actor: str
+) -> Workspace:
+    """Stores a workspace's choice about sealing."""
+    is_it = workspaces.c.workspace_id == workspace_id
+    row = connection.execute(sa.select(workspaces).where(is_it).with_for_update()).one_or_none()
+    if row is None:
+        raise NotFound("there is no such workspace", reason=Reason.WORKSPACE_NOT_FOUND)
+    if row.seals_payloads is not seals_payloads:
+        connection.execute(workspaces.update().where(is_it).values(seals_payloads=seals_payloads))
+        said = {None: "default", True: "on", False: "off"}[seals_payloads]
+        append_audit(
+            connection, workspace_id, db.now(connection), actor, Action.PAYLOAD_SEALING_SET, details={"sealing": said}
+        )
+    require_open(connection, workspace_id)
+    found = workspace_by(connection, is_it)
+    assert found is not None
+    return found
 
 
 def close_workspace(connection: sa.Connection, db: Database, name: str, actor: str) -> Workspace | None:

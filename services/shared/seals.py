@@ -1,7 +1,10 @@
 """Payloads that lie in a database sealed under data keys of their workspaces, so that destroying a key erases them all.
 
+Which workspaces' payloads are sealed is in seal_choices.py.
+
 A store function seals what it writes; what it reads is opened by the column's type. Neither asks anybody: a key that is
-not at hand ends the transaction with `MissingKeyError`, `Database` has it brought, and runs the function again.
+not at hand, or a choice that is not known, ends the transaction with `MissingKeyError`, `Database` has it brought, and
+runs the function again.
 
 A sealed payload says which data key it needs: mark, workspace, key, nonce, ciphertext (AES-256-GCM-SIV, RFC 8452:
 random nonces may be used for as many payloads as a workspace ever writes). What was stored before sealing was turned on
@@ -21,6 +24,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from sqlalchemy.types import TypeDecorator
 
+from holdfast.errors import NotFound
+from services.shared.seal_choices import ChoiceSource, SealChoices
 from services.shared.telemetry import get_logger
 
 OPTION: Final = "holdfast_seals"
@@ -42,7 +47,7 @@ class MissingKeyError(Exception):
 
     Args:
         workspace_id: The workspace.
-        key_id: The key that a payload was sealed with; None for whichever is to be sealed with next.
+        key_id: The key that a payload was sealed with; None for whichever is to be sealed with next, if any is.
     """
 
     def __init__(self, workspace_id: str, key_id: bytes | None) -> None:
@@ -55,7 +60,7 @@ class PayloadDamagedError(Exception):
     """A sealed payload was altered, or its key is another one's."""
 
 
-class KeySource(Protocol):
+class KeySource(ChoiceSource, Protocol):
     """Brings data keys."""
 
     async def current(self, workspace_id: str) -> tuple[bytes, bytes]:
@@ -87,26 +92,43 @@ class Seals:
 
     Args:
         source: Where keys come from; None where nothing is sealed and nothing sealed can be opened.
-        is_on: Whether what is written is sealed. What was sealed is opened in any case.
+        is_on: Whether what is written is sealed of a workspace that has not chosen. What was sealed is opened in any
+            case.
     """
 
     def __init__(self, source: KeySource | None = None, *, is_on: bool = False) -> None:
         assert source is not None or not is_on
         self._source = source
-        self.is_on = is_on
+        self._choices = None if source is None else SealChoices(source, default=is_on)
         self._current: dict[str, tuple[bytes, AESGCMSIV]] = {}
         # Workspaces of the keys that were brought here and are in memory.
         self._brought: dict[bytes, str] = {}
 
     def is_ready(self, workspace_id: str) -> bool:
         """Tells whether `seal` has what it needs, and keeps it for whoever asks."""
-        if not self.is_on:
+        if self._choices is None:
             return True
+        is_on = self._choices.of(workspace_id)
+        if not is_on:
+            return is_on is not None
         found = self._current.get(workspace_id)
         if found is None:
             return False
         _used_keys.add(found[0])
         return True
+
+    def is_on(self, workspace_id: str) -> bool:
+        """Tells whether payloads of a workspace are to be sealed.
+
+        Raises:
+            MissingKeyError: That is not known; see the module.
+        """
+        if self._choices is None:
+            return False
+        is_on = self._choices.of(workspace_id)
+        if is_on is None:
+            raise MissingKeyError(workspace_id, None)
+        return is_on
 
     def seal(self, workspace_id: str, payload: bytes) -> bytes:
         """Returns a payload in the form in which it is stored.
@@ -114,7 +136,7 @@ class Seals:
         Raises:
             MissingKeyError: See the module.
         """
-        if not self.is_on:
+        if not self.is_on(workspace_id):
             return _PLAIN + payload if payload.startswith(_MARK) else payload
         found = self._current.get(workspace_id)
         if found is None:
@@ -127,7 +149,7 @@ class Seals:
 
     def seal_text(self, workspace_id: str, text: str) -> str:
         """Returns a text in the form in which it is stored. Raises as `seal`. An empty text stays empty."""
-        if not text or not (self.is_on or text.startswith(_TEXT_MARK)):
+        if not text or not (text.startswith(_TEXT_MARK) or self.is_on(workspace_id)):
             return text
         return _TEXT_MARK + base64.b64encode(self.seal(workspace_id, text.encode())).decode()
 
@@ -137,7 +159,7 @@ class Seals:
         Raises:
             HoldfastError: It cannot be had; see `KeySource`.
         """
-        if self._source is None:
+        if self._source is None or self._choices is None:
             raise PayloadDamagedError("a payload is sealed, and this process has no way to its keys") from missing
         if missing.key_id is not None:
             try:
@@ -148,9 +170,32 @@ class Seals:
                 return
             self._keep(missing.workspace_id, missing.key_id, value)
             return
-        key_id, value = await self._source.current(missing.workspace_id)
-        self._keep(missing.workspace_id, key_id, value)
-        self._current[missing.workspace_id] = (key_id, AESGCMSIV(value))
+        workspace_id = missing.workspace_id
+        known = self._choices.of(workspace_id)
+        is_on = known
+        if is_on is None:
+            is_on = await self._choices.ask(workspace_id)
+        if is_on:
+            try:
+                await self._bring_current(workspace_id)
+            except NotFound:
+                # It is closed, and nothing of it was ever sealed: what is written now is how its runs are cancelled.
+                if await self._source.has_key(workspace_id):
+                    raise
+                is_on = False
+        if is_on is not known:
+            self._choices.settle(workspace_id, is_on)
+
+    async def _bring_current(self, workspace_id: str) -> None:
+        assert self._source is not None
+        key_id, value = await self._source.current(workspace_id)
+        self._keep(workspace_id, key_id, value)
+        self._current[workspace_id] = (key_id, AESGCMSIV(value))
+
+    async def refresh_choices(self) -> None:
+        """Follows what workspaces have chosen, once their keys are at hand."""
+        if self._choices is not None:
+            await self._choices.refresh(self._bring_current)
 
     async def refresh(self) -> None:
         """Drops keys that were not used since the last time, and those that were destroyed meanwhile.
@@ -193,6 +238,11 @@ def seals_of(connection: sa.Connection) -> Seals:
     """Returns the seals of the database that a store function runs on."""
     found: Seals = connection.get_execution_options().get(OPTION, NO_SEALS)
     return found
+
+
+def is_sealed(stored: bytes) -> bool:
+    """Tells whether a stored payload is sealed."""
+    return stored.startswith(_SEALED)
 
 
 def opened(stored: bytes, *, gone: bytes = b"") -> bytes:

@@ -465,8 +465,8 @@ def seal_payloads_setting() -> Any:
     return setting(
         "HOLDFAST_SEAL_PAYLOADS",
         default=False,
-        doc="Store payloads sealed under their workspace's key; state asks auth for the keys. What is stored already "
-        "stays as it is, and what was sealed is read also when this is off.",
+        doc="Store payloads sealed under their workspace's key, of workspaces that have not chosen for themselves. "
+        "What is stored already stays as it is, and what was sealed is read also when this is off.",
     )
 
 

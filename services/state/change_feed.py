@@ -20,7 +20,7 @@ from holdfast.api.state.v1 import change_feed_service_pb2 as feed_pb2
 from holdfast.errors import InvalidArgument, Reason
 from holdfast.ids import is_uuid
 from services.shared.database import Database
-from services.shared.seals import PayloadDamagedError, opened
+from services.shared.seals import PayloadDamagedError, is_sealed, opened
 from services.shared.telemetry import get_logger
 from services.state import tables as t
 from services.state.feed_origin import HORIZON_SQL, MARK_SQL
@@ -119,6 +119,8 @@ def read_frame(connection: sa.Connection, db: Database, cursor: bytes, limit: in
         entry = add(workspace_id=workspace_id)
         event = entry.event
         event.MergeFromString(_opened(body))
+        if is_sealed(body):
+            entry.is_sealed = True
         event.run_id = run_id
         event.seq = seq
         event.epoch = epoch

@@ -7,8 +7,8 @@ and operations of one run are committed in the order they came in.
 Transitions and new runs have a lane each: on PostgreSQL, one commits while the other does. That is safe, as nothing is
 written to a run before its creation was answered.
 
-Where payloads are sealed, operations of a workspace whose key is not at hand wait for it beside the lanes, in their
-order; those of the others pass.
+Operations of a workspace that this process has not met, or whose payloads are sealed and whose key is not at hand, wait
+for that beside the lanes, in their order; those of the others pass.
 """
 
 from __future__ import annotations

@@ -299,14 +299,17 @@ def after_ends(connection: sa.Connection, now: datetime, ended: list[str], succe
 
 
 def _sealed(rows: Sequence[TransitionRow], seals: Seals) -> Sequence[TransitionRow]:
-    if not seals.is_on:
+    are_on = [seals.is_on(row.workspace_id) for row in rows]
+    if not any(are_on):
         return rows
     return [
         row._replace(
             body=seals.seal(row.workspace_id, row.body),
             failure=None if row.failure is None else seals.seal(row.workspace_id, row.failure),
         )
-        for row in rows
+        if is_on
+        else row
+        for row, is_on in zip(rows, are_on, strict=True)
     ]
 
 

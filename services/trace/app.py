@@ -84,7 +84,7 @@ async def serving(
                 )
             )
             authenticator = RemoteAuthenticator(auth)
-        store = SqlTraceStore(db, keeps_texts=not settings.seal_payloads)
+        store = SqlTraceStore(db)
         progress = Progress()
         follower = Follower(
             state,

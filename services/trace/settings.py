@@ -11,7 +11,6 @@ from services.shared.settings import (
     database_url_setting,
     listen_setting,
     migrate_on_start_setting,
-    seal_payloads_setting,
     setting,
     state_address_setting,
 )
@@ -25,7 +24,6 @@ class TraceSettings(CommonSettings):
     database_url: str = database_url_setting()
     database_pool_size: int = database_pool_size_setting()
     migrate_on_start: bool = migrate_on_start_setting()
-    seal_payloads: bool = seal_payloads_setting()
     state_address: str = state_address_setting()
     auth_address: str = auth_address_setting()
     feed_max_entries: int = setting(

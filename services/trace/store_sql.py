@@ -40,13 +40,10 @@ class SqlTraceStore:
 
     Args:
         db: The database of trace.
-        keeps_texts: Whether the texts of failures are kept beside their reasons; not where state seals its payloads,
-            and a copy in the clear would undo it.
     """
 
-    def __init__(self, db: Database, *, keeps_texts: bool = True) -> None:
+    def __init__(self, db: Database) -> None:
         self._db = db
-        self._keeps_texts = keeps_texts
 
     def projection(self) -> AbstractAsyncContextManager[Projection]:
         """Opens the writer."""
@@ -55,7 +52,7 @@ class SqlTraceStore:
     @asynccontextmanager
     async def _projection(self) -> AsyncIterator[Projection]:
         async with self._db.writer() as writer:
-            yield SqlProjection(self._db, writer, keeps_texts=self._keeps_texts)
+            yield SqlProjection(self._db, writer)
 
     async def find_run(self, workspace_id: str, run_id: str) -> RunRecord | None:
         """Returns a run; None when the workspace has none of that id."""
@@ -83,10 +80,9 @@ class SqlProjection:
     lock spares the other replicas useless work; what keeps the rows right is the comparison of the cursor.
     """
 
-    def __init__(self, db: Database, writer: Writer, *, keeps_texts: bool) -> None:
+    def __init__(self, db: Database, writer: Writer) -> None:
         self._db = db
         self._writer = writer
-        self._keeps_texts = keeps_texts
 
     async def try_to_lead(self) -> bool:
         """Tells whether this process is the one that projects."""
@@ -101,7 +97,7 @@ class SqlProjection:
     async def store(self, entries: Sequence[FeedEntry], *, after: bytes, cursor: bytes) -> StoredEntries:
         """Stores events, summaries and the cursor in one transaction."""
         # Everything that does not need the database is done once, outside: a transaction may be repeated.
-        batch = [_to_entry(entry, keeps_texts=self._keeps_texts) for entry in entries]
+        batch = [_to_entry(entry) for entry in entries]
         return await self._writer.run(_store, batch, after, cursor)
 
 
@@ -113,13 +109,13 @@ class _Entry:
     body: bytes
 
 
-def _to_entry(entry: FeedEntry, *, keeps_texts: bool) -> _Entry:
+def _to_entry(entry: FeedEntry) -> _Entry:
     event = entry.event
     run_id = event.run_id
     # The row's key has it.
     event.ClearField("run_id")
     for change in event.changes:
-        _leave_out(change, keeps_texts=keeps_texts)
+        _leave_out(change, keeps_texts=not entry.is_sealed)
     return _Entry(entry.workspace_id, run_id, event, event.SerializeToString())
 
 
@@ -136,7 +132,11 @@ _TEXTS: Final = {
 
 
 def _leave_out(change: Change, *, keeps_texts: bool) -> None:
-    """What was said stays where it is stored, in state: no span needs it, and it is erased in one place."""
+    """What was said stays where it is stored, in state: no span needs it, and it is erased in one place.
+
+    Texts of failures are kept beside their reasons, but for those that lie sealed in state: a copy in the clear would
+    undo it.
+    """
     kind = change.WhichOneof("kind")
     if kind == "step_finished" and change.step_finished.message.HasField("message"):
         change.step_finished.message.message.ClearField("parts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -26,6 +27,7 @@ from holdfast.errors import (
 )
 from services.auth.app import open_core
 from services.auth.callers import ADMIN, Caller
+from services.auth.roles import SCOPES
 from services.auth.secrets_embedded import EmbeddedSecretStore
 from services.shared.clock import SystemClock
 from tests.auth.support import Auth, Client, audit_of, failure, make_key, new_connection
@@ -73,6 +75,64 @@ async def test_a_data_key_is_for_its_workspace_and_for_state(auth: Auth) -> None
         assert isinstance(await failure(DataKeyServiceStub(channel).CreateDataKey(request)), PermissionDenied)
     unknown = await failure(wrapped_for(auth, "0198c0de-0000-7000-8000-00000000000f"))
     assert (type(unknown), unknown.reason) == (NotFound, Reason.WORKSPACE_NOT_FOUND)
+
+
+# ------------------------------------------------------------------------------------------------------------- sealing
+
+
+async def sealing_of(auth: Auth, *workspace_ids: str) -> list[int]:
+    request = data_key_service_pb2.CheckPayloadSealingRequest(workspace_ids=workspace_ids)
+    return list((await keys_of(auth).CheckPayloadSealing(request)).payload_sealing)
+
+
+async def choose(client: Client, choice: pb.PayloadSealing) -> pb.Workspace:
+    return (await client.workspaces.SetPayloadSealing(pb.SetPayloadSealingRequest(payload_sealing=choice))).workspace
+
+
+async def test_a_workspace_chooses_whether_it_is_sealed_and_the_audit_says_who_did(auth: Auth) -> None:
+    client, workspace_id = await auth.workspace("acme")
+    _, other_id = await auth.workspace("other")
+    unknown = "0198c0de-0000-7000-8000-00000000000f"
+    assert await sealing_of(auth, workspace_id, unknown) == [pb.PAYLOAD_SEALING_UNSPECIFIED] * 2
+    for choice in (pb.PAYLOAD_SEALING_ON, pb.PAYLOAD_SEALING_OFF, pb.PAYLOAD_SEALING_UNSPECIFIED):
+        for _ in range(2):
+            assert (await choose(client, choice)).payload_sealing == choice
+        got = await client.workspaces.GetWorkspace(pb.GetWorkspaceRequest())
+        assert got.workspace.payload_sealing == choice
+        assert await sealing_of(auth, other_id, workspace_id) == [pb.PAYLOAD_SEALING_UNSPECIFIED, choice]
+    records = [record for record in await audit_of(auth.settings, workspace_id) if record.action == "workspace.seal"]
+    assert [json.loads(record.details or "") for record in records] == [
+        {"sealing": said} for said in ("on", "off", "default")
+    ]
+    assert all(record.actor.startswith("key:") for record in records)
+    for wrong in (choose(client, 9), sealing_of(auth, *[workspace_id] * 501)):  # type: ignore[arg-type]
+        assert type(await failure(wrong)) is InvalidArgument
+
+
+async def test_only_an_administrator_decides_about_sealing_and_only_state_asks_for_all(auth: Auth) -> None:
+    client, workspace_id = await auth.workspace("acme")
+    scopes = sorted(set(SCOPES) - {ADMIN})
+    made = await client.api_keys.CreateApiKey(api_key_service_pb2.CreateApiKeyRequest(scopes=scopes))
+    for caller in (auth.as_bearer(made.secret), auth.as_service("operator"), auth.as_service("state")):
+        assert isinstance(await failure(choose(caller, pb.PAYLOAD_SEALING_OFF)), PermissionDenied)
+    request = data_key_service_pb2.CheckPayloadSealingRequest(workspace_ids=[workspace_id])
+    for channel in (client.channel, auth.as_service("executor").channel):
+        assert isinstance(await failure(DataKeyServiceStub(channel).CheckPayloadSealing(request)), PermissionDenied)
+    assert await sealing_of(auth, workspace_id) == [pb.PAYLOAD_SEALING_UNSPECIFIED]
+
+
+async def test_a_closed_workspace_chooses_nothing_any_more(auth: Auth) -> None:
+    client, workspace_id = await auth.workspace("acme")
+    await choose(client, pb.PAYLOAD_SEALING_ON)
+    await close(auth)
+    async with open_core(auth.settings, asyncio.Event(), clock=SystemClock()) as core:
+        for choice in (None, True, False):
+            with pytest.raises(FailedPrecondition) as refused:
+                await core.store.set_sealing(workspace_id, choice, actor="late")
+            assert refused.value.reason == Reason.WORKSPACE_CLOSED
+    assert await sealing_of(auth, workspace_id) == [pb.PAYLOAD_SEALING_ON], "what runs may end as it was"
+    records = [record.action for record in await audit_of(auth.settings, workspace_id)]
+    assert records[-1] == "workspace.close"
 
 
 # ------------------------------------------------------------------------------------------------------------- closing

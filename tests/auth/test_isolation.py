@@ -79,6 +79,7 @@ WITHOUT_NAME = {
     "IntegrationService/ListIntegrations",
     "IntegrationService/ListProviders",
     "WorkspaceService/GetWorkspace",
+    "WorkspaceService/SetPayloadSealing",
 }
 # For the executor or the operator alone, of all workspaces; what is asked about one of them is asserted below.
 OF_ALL = {
@@ -91,6 +92,7 @@ OF_ALL = {
 NOT_FOR_KEYS = {
     "ConnectionService/EraseUserConnections",
     "DataKeyService/CreateDataKey",
+    "DataKeyService/CheckPayloadSealing",
     "DataKeyService/UnwrapDataKey",
     "WorkspaceService/CloseWorkspace",
     "WorkspaceService/DeleteWorkspace",

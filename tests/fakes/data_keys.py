@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from holdfast.errors import HoldfastError
 from services.shared.seals import PayloadDamagedError
@@ -15,7 +16,8 @@ class MemoryKeys:
         self.keys: dict[str, dict[bytes, bytes]] = {}
         self.destroyed: set[str] = set()
         self.trouble: HoldfastError | None = None
-        """Raised by every call."""
+        """Raised by every call to auth."""
+        self.chosen: dict[str, bool] = {}
         self.asked = 0
 
     async def current(self, workspace_id: str) -> tuple[bytes, bytes]:
@@ -35,6 +37,15 @@ class MemoryKeys:
         if value is None:
             raise PayloadDamagedError("the key is lost")
         return value
+
+    async def choices(self, workspace_ids: Sequence[str]) -> list[bool | None]:
+        """See `ChoiceSource.choices`."""
+        self._check()
+        return [self.chosen.get(workspace_id) for workspace_id in workspace_ids]
+
+    async def has_key(self, workspace_id: str) -> bool:
+        """See `ChoiceSource.has_key`: that is in state's own database."""
+        return bool(self.keys.get(workspace_id))
 
     def _check(self) -> None:
         self.asked += 1

@@ -41,6 +41,7 @@ REPEATABLE = {
     "holdfast.api.auth.v1.ConnectionService.EraseUserConnections",
     # Once more makes one more key, which nothing was sealed with.
     "holdfast.api.auth.v1.DataKeyService.CreateDataKey",
+    "holdfast.api.auth.v1.WorkspaceService.SetPayloadSealing",
     "holdfast.api.auth.v1.WorkspaceService.CloseWorkspace",
     "holdfast.api.auth.v1.WorkspaceService.DeleteWorkspace",
 }

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.errors import Reason, Unavailable
+from holdfast.errors import HoldfastError, NotFound, Reason, Unavailable
 from holdfast.ids import new_uuid7
 from services.shared.database import Database
 from services.shared.seals import (
@@ -19,6 +19,7 @@ from services.shared.seals import (
     SealedBytes,
     SealedText,
     Seals,
+    is_sealed,
     opened,
     seals_of,
 )
@@ -117,6 +118,96 @@ async def test_keys_stay_while_they_cannot_be_asked_for_and_go_when_nobody_uses_
         opened(stored)
 
 
+async def test_a_workspace_is_asked_about_before_anything_of_it_is_written() -> None:
+    one, other, third = (new_uuid7() for _ in range(3))
+    keys = MemoryKeys()
+    keys.chosen = {one: True, other: False}
+    for default in (False, True):
+        seals = Seals(keys, is_on=default)
+        for workspace, expected in ((one, True), (other, False), (third, default)):
+            assert not seals.is_ready(workspace)
+            with pytest.raises(MissingKeyError):
+                seals.seal(workspace, b"words")
+            with pytest.raises(MissingKeyError):
+                seals.seal_text(workspace, "words")
+            await seals.bring(MissingKeyError(workspace, None))
+            assert seals.is_ready(workspace)
+            stored = seals.seal(workspace, b"words")
+            assert (seals.is_on(workspace), is_sealed(stored), stored == b"words") == (expected, expected, not expected)
+            assert opened(stored) == b"words"
+        asked = keys.asked
+        seals.seal(other, b"more")
+        assert keys.asked == asked, "nobody is asked for what is known"
+
+
+async def test_a_choice_is_followed_both_ways_and_everything_is_read() -> None:
+    workspace = new_uuid7()
+    keys = MemoryKeys()
+    seals = Seals(keys)
+    await seals.bring(MissingKeyError(workspace, None))
+    stored = [seals.seal(workspace, b"before")]
+    for choice in (True, False):
+        keys.chosen[workspace] = choice
+        await seals.refresh_choices()
+        assert seals.is_ready(workspace), "nobody waits for a change"
+        stored.append(seals.seal(workspace, b"after"))
+    assert [is_sealed(payload) for payload in stored] == [False, True, False]
+    assert [opened(payload) for payload in stored] == [b"before", b"after", b"after"]
+
+
+async def test_a_workspace_whose_key_is_not_to_be_had_yet_works_on_as_it_was() -> None:
+    workspace = new_uuid7()
+    keys = KeysWithoutVault()
+    seals = Seals(keys)
+    await seals.bring(MissingKeyError(workspace, None))
+    keys.chosen[workspace] = True
+    await seals.refresh_choices()
+    assert seals.is_ready(workspace) and not seals.is_on(workspace)
+    keys.is_away = False
+    await seals.refresh_choices()
+    assert seals.is_ready(workspace) and seals.is_on(workspace)
+
+
+async def test_while_auth_is_away_nobody_waits_but_who_was_ever_sealed() -> None:
+    never, once = new_uuid7(), new_uuid7()
+    keys = MemoryKeys()
+    await ready(keys, once)
+    keys.trouble = Unavailable("away", reason=Reason.AUTH_UNAVAILABLE)
+    seals = Seals(keys)
+    await seals.bring(MissingKeyError(never, None))
+    assert seals.seal(never, b"words") == b"words"
+    with pytest.raises(Unavailable):
+        await seals.bring(MissingKeyError(once, None))
+    asked = keys.asked
+    await seals.bring(MissingKeyError(new_uuid7(), None))
+    assert keys.asked == asked, "not asked again for each workspace"
+    keys.trouble = None
+    keys.chosen = {never: True, once: False}
+    await seals.refresh_choices()
+    await seals.bring(MissingKeyError(once, None))
+    assert seals.is_on(never) and not seals.is_on(once)
+
+
+async def test_a_workspace_that_nobody_uses_is_forgotten() -> None:
+    workspace = new_uuid7()
+    seals = Seals(MemoryKeys())
+    await seals.bring(MissingKeyError(workspace, None))
+    await seals.refresh_choices()
+    assert seals.is_ready(workspace)
+    for _ in range(2):
+        await seals.refresh_choices()
+    assert not seals.is_ready(workspace)
+
+
+async def test_a_closed_workspace_that_was_never_sealed_can_still_be_written_to() -> None:
+    workspace = new_uuid7()
+    keys = KeysWithoutVault(NotFound("it is closed", reason=Reason.WORKSPACE_NOT_FOUND))
+    keys.chosen[workspace] = True
+    seals = Seals(keys)
+    await seals.bring(MissingKeyError(workspace, None))
+    assert seals.seal(workspace, b"cancelled") == b"cancelled"
+
+
 async def test_texts_are_sealed_as_texts() -> None:
     workspace = new_uuid7()
     seals = await ready(MemoryKeys(), workspace)
@@ -127,6 +218,21 @@ async def test_texts_are_sealed_as_texts() -> None:
             stored = writer.seal_text(workspace, text)
             assert column.process_result_value(stored, dialect) == text
     assert "half" not in seals.seal_text(workspace, "half done")
+
+
+class KeysWithoutVault(MemoryKeys):
+    """Auth answers, and whoever keeps the keys does not."""
+
+    def __init__(self, why: HoldfastError | None = None) -> None:
+        super().__init__()
+        self.is_away = True
+        self.why = why or Unavailable("away", reason=Reason.STORAGE_UNAVAILABLE)
+
+    async def current(self, workspace_id: str) -> tuple[bytes, bytes]:
+        """See `KeySource.current`."""
+        if self.is_away:
+            raise self.why
+        return await super().current(workspace_id)
 
 
 # ------------------------------------------------------------------------------------------------------- in a database

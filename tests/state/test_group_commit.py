@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
@@ -16,11 +17,14 @@ from holdfast.errors import HoldfastError, NotFound, Reason, ResourceExhausted, 
 from holdfast.ids import new_uuid7
 from services.shared.clock import Clock
 from services.shared.database import Database
-from services.shared.seals import Seals
-from services.state import group_commit
+from services.shared.migrations import upgrade
+from services.shared.seals import Seals, is_sealed
+from services.state import group_commit, tables
+from services.state.app import MIGRATIONS
+from services.state.change_feed import read_feed
 from tests.fakes.clock import FakeClock
 from tests.fakes.data_keys import MemoryKeys
-from tests.state.builders import asks, in_blob, model_says, new_run, starts, transition
+from tests.state.builders import WORKSPACE, asks, in_blob, model_says, new_run, starts, transition
 from tests.state.sql_store import SqlStateStore, empty, migrated, opened, sqlite
 
 # Its fixtures: the store on either database.
@@ -234,11 +238,13 @@ async def test_operations_wait_for_their_key_in_their_order_and_delay_nobody(tmp
         assert keys.brought == 2, "one key for each workspace"
 
 
-async def test_what_cannot_have_a_key_is_refused(tmp_path: Path) -> None:
+async def test_what_was_sealed_and_cannot_have_a_key_any_more_is_refused(tmp_path: Path) -> None:
     keys = MemoryKeys()
+    run = new_run()
+    await keys.current(run.workspace_id)
     keys.trouble = NotFound("there is no such workspace", reason=Reason.WORKSPACE_NOT_FOUND)
     async with sealing(tmp_path, keys) as store:
-        (answer,) = await store.commit(new_run())
+        (answer,) = await store.commit(run)
         assert reason_of(answer) == Reason.WORKSPACE_NOT_FOUND
         keys.trouble = None
         (answer,) = await store.commit(new_run())
@@ -273,6 +279,48 @@ async def test_a_key_that_was_dropped_meanwhile_is_brought_again(postgres_state:
             await seals.refresh()
         (answer,) = await store.commit(transition(run_id, epoch, 2, starts(1)))
         assert answer == 2
+
+
+@pytest.mark.promise("P11")
+async def test_runs_in_flight_go_on_while_their_workspace_is_sealed_and_unsealed(either_url: str) -> None:
+    keys = MemoryKeys()
+    seals = Seals(keys)
+    async with (
+        Database(either_url, schema="state", synchronous="NORMAL", seals=seals) as db,
+        opened(db) as store,
+    ):
+        await upgrade(db, MIGRATIONS)
+        await db.write(empty)
+        chosen, beside = await claimed(store, 2)
+        other = new_uuid7()
+        for seq, choice in enumerate((False, True, False, True), start=2):
+            keys.chosen[WORKSPACE] = choice
+            await seals.refresh_choices()
+            # Of the other workspace in the same batch.
+            created = asyncio.create_task(store.commit(new_run(workspace_id=other)))
+            _, blob = in_blob(model_says(f"{seq}"))
+            sent = [transition(*chosen, seq), transition(*beside, seq, blobs=[blob])]
+            assert await store.commit(*sent) == [seq, seq]
+            assert await store.blob(blob.hash) == blob.data
+            await created
+        stored = await db.read(_stored_bodies, chosen[0])
+        assert [is_sealed(body) for body in stored] == [False, False, True, False, True]
+        assert [event.seq for event in await store.events(chosen[0])] == [1, 2, 3, 4, 5]
+        entries, _, _ = await db.read(read_feed, db, b"", 100)
+        assert {entry.event.seq: entry.is_sealed for entry in entries if entry.event.run_id == chosen[0]} == {
+            1: False,
+            2: False,
+            3: True,
+            4: False,
+            5: True,
+        }
+        assert not any(entry.is_sealed for entry in entries if entry.workspace_id == other)
+
+
+def _stored_bodies(connection: sa.Connection, run_id: str) -> list[bytes]:
+    j = tables.journal.c
+    stored = sa.select(sa.type_coerce(j.body, sa.LargeBinary)).where(j.run_id == run_id).order_by(j.seq)
+    return [bytes(body) for body in connection.execute(stored).scalars()]
 
 
 class SlowKeys(MemoryKeys):

@@ -92,6 +92,56 @@ async def test_no_word_lies_in_a_database_and_everything_is_read_as_ever(stage: 
     words.assert_absent(row for path in found if path.suffix == ".db" for row in rows_of(path))
 
 
+@pytest.fixture
+async def plain_stage() -> AsyncIterator[Stage]:
+    """A suite that seals for those who choose it."""
+    async with asyncio.timeout(110), open_stage({}) as opened:
+        yield opened
+
+
+async def test_a_workspace_chooses_to_be_sealed_and_its_runs_go_on(plain_stage: Stage) -> None:
+    stage = plain_stage
+    words = Canaries()
+    before, answer, sealed_input, after, why = (words.new(kind) for kind in ("a", "b", "c", "d", "e"))
+    agent = Agent("teller", model=scripted(call("ask_user", question="Which?"), "thanks"), tools=["ask_user"])
+
+    async def choose(choice: str) -> None:
+        code, _, err = await holdfast(stage, "workspace", "seal", choice)
+        assert code == 0, err
+        # A process that meets the workspace asks before it writes; one that has met it does so within seconds.
+        await stage.suite.kill("state")
+        await stage.suite.restart("state")
+
+    parked = await stage.start(agent, before)
+    await until_waiting(parked, run_pb2.WAIT_REASON_INPUT)
+    await choose("on")
+    code, out, _ = await holdfast(stage, "workspace", "--json")
+    assert code == 0 and json.loads(out)["payload_sealing"] == "PAYLOAD_SEALING_ON"
+    await stage.client.approvals.answer((await question_of(parked)).approval_id, answer)
+    assert await parked.result() == "thanks"
+    sealed = await stage.start(agent, sealed_input)
+    await until_waiting(sealed, run_pb2.WAIT_REASON_INPUT)
+    await sealed.cancel(why)
+    sealed = await stage.start(agent, sealed_input)
+    await until_waiting(sealed, run_pb2.WAIT_REASON_INPUT)
+    await choose("off")
+    await stage.client.approvals.answer((await question_of(sealed)).approval_id, after)
+    assert await sealed.result() == "thanks"
+    exported = json.dumps([str(record) for record in await records_of(stage)])
+    assert all(word in exported for word in (before, answer, sealed_input, after))
+    assert (await stage.client.trace.tree(sealed.id, min_seq=(await sealed.get()).last_seq)).spans
+    for name in ("trace", "executor", "auth", "state"):
+        await stage.suite.terminate(name)
+    stored = b"".join(path.read_bytes() for path in databases_of(stage, "state", "trace"))
+    assert {word: word.encode() in stored for word in (before, answer, sealed_input, after, why)} == {
+        before: True,
+        answer: False,
+        sealed_input: False,
+        after: True,
+        why: False,
+    }
+
+
 async def test_a_deleted_workspace_is_gone_and_its_backup_tells_nothing(stage: Stage, tmp_path: Path) -> None:
     words = Canaries()
     said = words.new("input")

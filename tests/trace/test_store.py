@@ -113,7 +113,13 @@ async def test_long_chunks_are_stored_compressed(db: Database) -> None:
     assert len(list(events_in(body))) == len(journal.events)
 
 
-async def test_texts_of_failures_are_not_stored_where_payloads_are_sealed(db: Database) -> None:
+def _said(connection: sa.Connection) -> list[str]:
+    """All texts of each chunk."""
+    bodies = connection.execute(sa.select(chunks.c.body)).scalars()
+    return ["".join(str(event) for event in events_in(body)) for body in bodies]
+
+
+async def test_texts_of_failures_are_stored_unless_they_lie_sealed_in_state(db: Database) -> None:
     journal = troubled_run()
     failures = {
         text
@@ -123,11 +129,16 @@ async def test_texts_of_failures_are_not_stored_where_payloads_are_sealed(db: Da
         if text
     }
     assert failures
-    async with SqlTraceStore(db, keeps_texts=False).projection() as projection:
-        await projection.store(copies(journal.entries), after=b"", cursor=b"1")
-    bodies = await db.read(lambda connection: connection.execute(sa.select(chunks.c.body)).scalars().all())
-    kept = "".join(str(event) for body in bodies for event in events_in(body))
+    sealed, plain = copies(journal.entries), copies(troubled_run().entries)
+    for entry in sealed:
+        entry.is_sealed = True
+    async with SqlTraceStore(db).projection() as projection:
+        await projection.store(sealed, after=b"", cursor=b"1")
+        [kept] = await db.read(_said)
+        await projection.store(plain, after=b"1", cursor=b"2")
     assert kept and not any(text in kept for text in failures)
+    said = "".join(await db.read(_said))
+    assert all(text in said for text in failures)
     history = await SqlTraceStore(db).find_history(WORKSPACE, journal.run_id)
     assert history is not None and history.run.failed_attempts > 0
 

@@ -7,6 +7,7 @@ from typing import Any
 from holdfast.api.auth.v1 import data_key_service_pb2 as pb
 from holdfast.api.auth.v1.data_key_service_pb2_grpc import DataKeyServiceServicer
 from services.auth.data_keys import DataKeys
+from services.auth.servicers.messages import to_payload_sealing
 
 
 class DataKeyServicer(DataKeyServiceServicer):
@@ -24,3 +25,10 @@ class DataKeyServicer(DataKeyServiceServicer):
         """Unwraps a data key."""
         key = await self._keys.unwrap(request.workspace_id, request.wrapped)
         return pb.UnwrapDataKeyResponse(key=key.reveal())
+
+    async def CheckPayloadSealing(
+        self, request: pb.CheckPayloadSealingRequest, context: Any
+    ) -> pb.CheckPayloadSealingResponse:
+        """Tells what workspaces have chosen about sealing."""
+        found = await self._keys.sealing_of(request.workspace_ids)
+        return pb.CheckPayloadSealingResponse(payload_sealing=map(to_payload_sealing, found))

@@ -7,7 +7,12 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from holdfast.api.auth.v1 import api_key_service_pb2, connection_service_pb2, integration_service_pb2
+from holdfast.api.auth.v1 import (
+    api_key_service_pb2,
+    connection_service_pb2,
+    integration_service_pb2,
+    workspace_service_pb2,
+)
 from holdfast.errors import InvalidArgument
 from services.auth.callers import Caller
 from services.auth.connection_store import Connection, ConnectionState, CredentialKind
@@ -29,6 +34,12 @@ CREDENTIAL_KINDS: Final = {
     CredentialKind.CLIENT_CREDENTIALS: integration_service_pb2.CREDENTIAL_KIND_CLIENT_CREDENTIALS,
 }
 
+_PAYLOAD_SEALING: Final = {
+    None: workspace_service_pb2.PAYLOAD_SEALING_UNSPECIFIED,
+    True: workspace_service_pb2.PAYLOAD_SEALING_ON,
+    False: workspace_service_pb2.PAYLOAD_SEALING_OFF,
+}
+
 
 def current_caller() -> Caller:
     """Returns who calls, in which workspace.
@@ -38,6 +49,23 @@ def current_caller() -> Caller:
     """
     identity = current_identity()
     return Caller(current_workspace(), identity.name, identity.scopes)
+
+
+def to_payload_sealing(seals_payloads: bool | None) -> workspace_service_pb2.PayloadSealing:
+    """Returns the message of a workspace's choice; None is no choice."""
+    return _PAYLOAD_SEALING[seals_payloads]
+
+
+def from_payload_sealing(message: workspace_service_pb2.PayloadSealing) -> bool | None:
+    """Returns the choice that a message stands for.
+
+    Raises:
+        InvalidArgument: It is none of this release.
+    """
+    for choice, known in _PAYLOAD_SEALING.items():
+        if known == message:
+            return choice
+    raise InvalidArgument("the choice about sealing is unknown", field="payload_sealing")
 
 
 def to_timestamp(time: datetime | None) -> Timestamp | None:

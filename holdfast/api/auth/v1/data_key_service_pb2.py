@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from holdfast.api.auth.v1 import workspace_service_pb2 as holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+holdfast/api/auth/v1/data_key_service.proto\x12\x14holdfast.api.auth.v1\",\n\x14\x43reateDataKeyRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\":\n\x15\x43reateDataKeyResponse\x12\x10\n\x03key\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12\x0f\n\x07wrapped\x18\x02 \x01(\t\"=\n\x14UnwrapDataKeyRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07wrapped\x18\x02 \x01(\t\")\n\x15UnwrapDataKeyResponse\x12\x10\n\x03key\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x32\xe4\x01\n\x0e\x44\x61taKeyService\x12h\n\rCreateDataKey\x12*.holdfast.api.auth.v1.CreateDataKeyRequest\x1a+.holdfast.api.auth.v1.CreateDataKeyResponse\x12h\n\rUnwrapDataKey\x12*.holdfast.api.auth.v1.UnwrapDataKeyRequest\x1a+.holdfast.api.auth.v1.UnwrapDataKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+holdfast/api/auth/v1/data_key_service.proto\x12\x14holdfast.api.auth.v1\x1a,holdfast/api/auth/v1/workspace_service.proto\",\n\x14\x43reateDataKeyRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\":\n\x15\x43reateDataKeyResponse\x12\x10\n\x03key\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\x12\x0f\n\x07wrapped\x18\x02 \x01(\t\"=\n\x14UnwrapDataKeyRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07wrapped\x18\x02 \x01(\t\")\n\x15UnwrapDataKeyResponse\x12\x10\n\x03key\x18\x01 \x01(\x0c\x42\x03\x80\x01\x01\"3\n\x1a\x43heckPayloadSealingRequest\x12\x15\n\rworkspace_ids\x18\x01 \x03(\t\"\\\n\x1b\x43heckPayloadSealingResponse\x12=\n\x0fpayload_sealing\x18\x01 \x03(\x0e\x32$.holdfast.api.auth.v1.PayloadSealing2\xe0\x02\n\x0e\x44\x61taKeyService\x12h\n\rCreateDataKey\x12*.holdfast.api.auth.v1.CreateDataKeyRequest\x1a+.holdfast.api.auth.v1.CreateDataKeyResponse\x12h\n\rUnwrapDataKey\x12*.holdfast.api.auth.v1.UnwrapDataKeyRequest\x1a+.holdfast.api.auth.v1.UnwrapDataKeyResponse\x12z\n\x13\x43heckPayloadSealing\x12\x30.holdfast.api.auth.v1.CheckPayloadSealingRequest\x1a\x31.holdfast.api.auth.v1.CheckPayloadSealingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEDATAKEYRESPONSE'].fields_by_name['key']._serialized_options = b'\200\001\001'
   _globals['_UNWRAPDATAKEYRESPONSE'].fields_by_name['key']._loaded_options = None
   _globals['_UNWRAPDATAKEYRESPONSE'].fields_by_name['key']._serialized_options = b'\200\001\001'
-  _globals['_CREATEDATAKEYREQUEST']._serialized_start=69
-  _globals['_CREATEDATAKEYREQUEST']._serialized_end=113
-  _globals['_CREATEDATAKEYRESPONSE']._serialized_start=115
-  _globals['_CREATEDATAKEYRESPONSE']._serialized_end=173
-  _globals['_UNWRAPDATAKEYREQUEST']._serialized_start=175
-  _globals['_UNWRAPDATAKEYREQUEST']._serialized_end=236
-  _globals['_UNWRAPDATAKEYRESPONSE']._serialized_start=238
-  _globals['_UNWRAPDATAKEYRESPONSE']._serialized_end=279
-  _globals['_DATAKEYSERVICE']._serialized_start=282
-  _globals['_DATAKEYSERVICE']._serialized_end=510
+  _globals['_CREATEDATAKEYREQUEST']._serialized_start=115
+  _globals['_CREATEDATAKEYREQUEST']._serialized_end=159
+  _globals['_CREATEDATAKEYRESPONSE']._serialized_start=161
+  _globals['_CREATEDATAKEYRESPONSE']._serialized_end=219
+  _globals['_UNWRAPDATAKEYREQUEST']._serialized_start=221
+  _globals['_UNWRAPDATAKEYREQUEST']._serialized_end=282
+  _globals['_UNWRAPDATAKEYRESPONSE']._serialized_start=284
+  _globals['_UNWRAPDATAKEYRESPONSE']._serialized_end=325
+  _globals['_CHECKPAYLOADSEALINGREQUEST']._serialized_start=327
+  _globals['_CHECKPAYLOADSEALINGREQUEST']._serialized_end=378
+  _globals['_CHECKPAYLOADSEALINGRESPONSE']._serialized_start=380
+  _globals['_CHECKPAYLOADSEALINGRESPONSE']._serialized_end=472
+  _globals['_DATAKEYSERVICE']._serialized_start=475
+  _globals['_DATAKEYSERVICE']._serialized_end=827
 # @@protoc_insertion_point(module_scope)

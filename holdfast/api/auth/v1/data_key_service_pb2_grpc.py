@@ -47,6 +47,11 @@ class DataKeyServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.UnwrapDataKeyRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.UnwrapDataKeyResponse.FromString,
                 _registered_method=True)
+        self.CheckPayloadSealing = channel.unary_unary(
+                '/holdfast.api.auth.v1.DataKeyService/CheckPayloadSealing',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.CheckPayloadSealingRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.CheckPayloadSealingResponse.FromString,
+                _registered_method=True)
 
 
 class DataKeyServiceServicer(object):
@@ -72,6 +77,13 @@ class DataKeyServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckPayloadSealing(self, request, context):
+        """What workspaces have chosen about sealing. Errors: INVALID_ARGUMENT (INVALID_FIELD) for too many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DataKeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -84,6 +96,11 @@ def add_DataKeyServiceServicer_to_server(servicer, server):
                     servicer.UnwrapDataKey,
                     request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.UnwrapDataKeyRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.UnwrapDataKeyResponse.SerializeToString,
+            ),
+            'CheckPayloadSealing': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckPayloadSealing,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.CheckPayloadSealingRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.CheckPayloadSealingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -143,6 +160,33 @@ class DataKeyService(object):
             '/holdfast.api.auth.v1.DataKeyService/UnwrapDataKey',
             holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.UnwrapDataKeyRequest.SerializeToString,
             holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.UnwrapDataKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPayloadSealing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.auth.v1.DataKeyService/CheckPayloadSealing',
+            holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.CheckPayloadSealingRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_data__key__service__pb2.CheckPayloadSealingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,8 @@ class DataKeyServiceStub:
     INVALID_ARGUMENT (INVALID_FIELD) when it is not what was wrapped for the workspace; UNAVAILABLE
     (STORAGE_UNAVAILABLE).
     """
+    CheckPayloadSealing: _aio.UnaryUnaryMultiCallable[_data_key_service_pb2.CheckPayloadSealingRequest, _data_key_service_pb2.CheckPayloadSealingResponse]
+    """What workspaces have chosen about sealing. Errors: INVALID_ARGUMENT (INVALID_FIELD) for too many."""
 
 class DataKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keys under which a service seals what it stores of a workspace. They lie wrapped beside what they sealed, under the
@@ -55,5 +57,13 @@ class DataKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT (INVALID_FIELD) when it is not what was wrapped for the workspace; UNAVAILABLE
         (STORAGE_UNAVAILABLE).
         """
+
+    @_abc_1.abstractmethod
+    def CheckPayloadSealing(
+        self,
+        request: _data_key_service_pb2.CheckPayloadSealingRequest,
+        context: _aio.ServicerContext[_data_key_service_pb2.CheckPayloadSealingRequest, _abc.Awaitable[_data_key_service_pb2.CheckPayloadSealingResponse]],
+    ) -> _abc.Awaitable[_data_key_service_pb2.CheckPayloadSealingResponse]:
+        """What workspaces have chosen about sealing. Errors: INVALID_ARGUMENT (INVALID_FIELD) for too many."""
 
 def add_DataKeyServiceServicer_to_server(servicer: DataKeyServiceServicer, server: _aio.Server) -> None: ...

@@ -25,27 +25,33 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,holdfast/api/auth/v1/workspace_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\tWorkspace\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x15\n\x13GetWorkspaceRequest\"J\n\x14GetWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\"%\n\x15\x43loseWorkspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x16\x43loseWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\"&\n\x16\x44\x65leteWorkspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"j\n\x17\x44\x65leteWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\x12\x1b\n\x13\x64\x65leted_connections\x18\x02 \x01(\x05\x32\xd6\x02\n\x10WorkspaceService\x12\x65\n\x0cGetWorkspace\x12).holdfast.api.auth.v1.GetWorkspaceRequest\x1a*.holdfast.api.auth.v1.GetWorkspaceResponse\x12k\n\x0e\x43loseWorkspace\x12+.holdfast.api.auth.v1.CloseWorkspaceRequest\x1a,.holdfast.api.auth.v1.CloseWorkspaceResponse\x12n\n\x0f\x44\x65leteWorkspace\x12,.holdfast.api.auth.v1.DeleteWorkspaceRequest\x1a-.holdfast.api.auth.v1.DeleteWorkspaceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,holdfast/api/auth/v1/workspace_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x02\n\tWorkspace\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x0fpayload_sealing\x18\x06 \x01(\x0e\x32$.holdfast.api.auth.v1.PayloadSealing\"\x15\n\x13GetWorkspaceRequest\"J\n\x14GetWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\"Y\n\x18SetPayloadSealingRequest\x12=\n\x0fpayload_sealing\x18\x01 \x01(\x0e\x32$.holdfast.api.auth.v1.PayloadSealing\"O\n\x19SetPayloadSealingResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\"%\n\x15\x43loseWorkspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x16\x43loseWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\"&\n\x16\x44\x65leteWorkspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"j\n\x17\x44\x65leteWorkspaceResponse\x12\x32\n\tworkspace\x18\x01 \x01(\x0b\x32\x1f.holdfast.api.auth.v1.Workspace\x12\x1b\n\x13\x64\x65leted_connections\x18\x02 \x01(\x05*b\n\x0ePayloadSealing\x12\x1f\n\x1bPAYLOAD_SEALING_UNSPECIFIED\x10\x00\x12\x16\n\x12PAYLOAD_SEALING_ON\x10\x01\x12\x17\n\x13PAYLOAD_SEALING_OFF\x10\x02\x32\xcc\x03\n\x10WorkspaceService\x12\x65\n\x0cGetWorkspace\x12).holdfast.api.auth.v1.GetWorkspaceRequest\x1a*.holdfast.api.auth.v1.GetWorkspaceResponse\x12t\n\x11SetPayloadSealing\x12..holdfast.api.auth.v1.SetPayloadSealingRequest\x1a/.holdfast.api.auth.v1.SetPayloadSealingResponse\x12k\n\x0e\x43loseWorkspace\x12+.holdfast.api.auth.v1.CloseWorkspaceRequest\x1a,.holdfast.api.auth.v1.CloseWorkspaceResponse\x12n\n\x0f\x44\x65leteWorkspace\x12,.holdfast.api.auth.v1.DeleteWorkspaceRequest\x1a-.holdfast.api.auth.v1.DeleteWorkspaceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.api.auth.v1.workspace_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PAYLOADSEALING']._serialized_start=898
+  _globals['_PAYLOADSEALING']._serialized_end=996
   _globals['_WORKSPACE']._serialized_start=104
-  _globals['_WORKSPACE']._serialized_end=297
-  _globals['_GETWORKSPACEREQUEST']._serialized_start=299
-  _globals['_GETWORKSPACEREQUEST']._serialized_end=320
-  _globals['_GETWORKSPACERESPONSE']._serialized_start=322
-  _globals['_GETWORKSPACERESPONSE']._serialized_end=396
-  _globals['_CLOSEWORKSPACEREQUEST']._serialized_start=398
-  _globals['_CLOSEWORKSPACEREQUEST']._serialized_end=435
-  _globals['_CLOSEWORKSPACERESPONSE']._serialized_start=437
-  _globals['_CLOSEWORKSPACERESPONSE']._serialized_end=513
-  _globals['_DELETEWORKSPACEREQUEST']._serialized_start=515
-  _globals['_DELETEWORKSPACEREQUEST']._serialized_end=553
-  _globals['_DELETEWORKSPACERESPONSE']._serialized_start=555
-  _globals['_DELETEWORKSPACERESPONSE']._serialized_end=661
-  _globals['_WORKSPACESERVICE']._serialized_start=664
-  _globals['_WORKSPACESERVICE']._serialized_end=1006
+  _globals['_WORKSPACE']._serialized_end=360
+  _globals['_GETWORKSPACEREQUEST']._serialized_start=362
+  _globals['_GETWORKSPACEREQUEST']._serialized_end=383
+  _globals['_GETWORKSPACERESPONSE']._serialized_start=385
+  _globals['_GETWORKSPACERESPONSE']._serialized_end=459
+  _globals['_SETPAYLOADSEALINGREQUEST']._serialized_start=461
+  _globals['_SETPAYLOADSEALINGREQUEST']._serialized_end=550
+  _globals['_SETPAYLOADSEALINGRESPONSE']._serialized_start=552
+  _globals['_SETPAYLOADSEALINGRESPONSE']._serialized_end=631
+  _globals['_CLOSEWORKSPACEREQUEST']._serialized_start=633
+  _globals['_CLOSEWORKSPACEREQUEST']._serialized_end=670
+  _globals['_CLOSEWORKSPACERESPONSE']._serialized_start=672
+  _globals['_CLOSEWORKSPACERESPONSE']._serialized_end=748
+  _globals['_DELETEWORKSPACEREQUEST']._serialized_start=750
+  _globals['_DELETEWORKSPACEREQUEST']._serialized_end=788
+  _globals['_DELETEWORKSPACERESPONSE']._serialized_start=790
+  _globals['_DELETEWORKSPACERESPONSE']._serialized_end=896
+  _globals['_WORKSPACESERVICE']._serialized_start=999
+  _globals['_WORKSPACESERVICE']._serialized_end=1459
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,11 @@ class WorkspaceServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceResponse.FromString,
                 _registered_method=True)
+        self.SetPayloadSealing = channel.unary_unary(
+                '/holdfast.api.auth.v1.WorkspaceService/SetPayloadSealing',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.SetPayloadSealingRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.SetPayloadSealingResponse.FromString,
+                _registered_method=True)
         self.CloseWorkspace = channel.unary_unary(
                 '/holdfast.api.auth.v1.WorkspaceService/CloseWorkspace',
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.CloseWorkspaceRequest.SerializeToString,
@@ -58,6 +63,17 @@ class WorkspaceServiceServicer(object):
 
     def GetWorkspace(self, request, context):
         """The workspace of the caller's key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPayloadSealing(self, request, context):
+        """For an administrator: decides whether what people, models and tools say in the caller's workspace is stored sealed
+        under a key of the workspace. Services that store it follow within seconds; what is stored by then stays as it is,
+        and all of it is read as before. Setting what is set changes nothing. Errors: FAILED_PRECONDITION
+        (WORKSPACE_CLOSED); UNAVAILABLE (STORAGE_UNAVAILABLE) while the keeper of the workspace's key cannot be reached,
+        without which nothing is turned on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +104,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.GetWorkspace,
                     request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceResponse.SerializeToString,
+            ),
+            'SetPayloadSealing': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPayloadSealing,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.SetPayloadSealingRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.SetPayloadSealingResponse.SerializeToString,
             ),
             'CloseWorkspace': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseWorkspace,
@@ -128,6 +149,33 @@ class WorkspaceService(object):
             '/holdfast.api.auth.v1.WorkspaceService/GetWorkspace',
             holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceRequest.SerializeToString,
             holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.GetWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPayloadSealing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.auth.v1.WorkspaceService/SetPayloadSealing',
+            holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.SetPayloadSealingRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_workspace__service__pb2.SetPayloadSealingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,13 @@ class WorkspaceServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetWorkspaceRequest, _workspace_service_pb2.GetWorkspaceResponse]
     """The workspace of the caller's key."""
+    SetPayloadSealing: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.SetPayloadSealingRequest, _workspace_service_pb2.SetPayloadSealingResponse]
+    """For an administrator: decides whether what people, models and tools say in the caller's workspace is stored sealed
+    under a key of the workspace. Services that store it follow within seconds; what is stored by then stays as it is,
+    and all of it is read as before. Setting what is set changes nothing. Errors: FAILED_PRECONDITION
+    (WORKSPACE_CLOSED); UNAVAILABLE (STORAGE_UNAVAILABLE) while the keeper of the workspace's key cannot be reached,
+    without which nothing is turned on.
+    """
     CloseWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CloseWorkspaceRequest, _workspace_service_pb2.CloseWorkspaceResponse]
     """For the operator: closes a workspace for good. Its API keys are revoked, its people are refused, and nothing new
     begins in it; what is stored of it stays. May be repeated. Errors: NOT_FOUND (WORKSPACE_NOT_FOUND).
@@ -39,6 +46,19 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_workspace_service_pb2.GetWorkspaceRequest, _abc.Awaitable[_workspace_service_pb2.GetWorkspaceResponse]],
     ) -> _abc.Awaitable[_workspace_service_pb2.GetWorkspaceResponse]:
         """The workspace of the caller's key."""
+
+    @_abc_1.abstractmethod
+    def SetPayloadSealing(
+        self,
+        request: _workspace_service_pb2.SetPayloadSealingRequest,
+        context: _aio.ServicerContext[_workspace_service_pb2.SetPayloadSealingRequest, _abc.Awaitable[_workspace_service_pb2.SetPayloadSealingResponse]],
+    ) -> _abc.Awaitable[_workspace_service_pb2.SetPayloadSealingResponse]:
+        """For an administrator: decides whether what people, models and tools say in the caller's workspace is stored sealed
+        under a key of the workspace. Services that store it follow within seconds; what is stored by then stays as it is,
+        and all of it is read as before. Setting what is set changes nothing. Errors: FAILED_PRECONDITION
+        (WORKSPACE_CLOSED); UNAVAILABLE (STORAGE_UNAVAILABLE) while the keeper of the workspace's key cannot be reached,
+        without which nothing is turned on.
+        """
 
     @_abc_1.abstractmethod
     def CloseWorkspace(

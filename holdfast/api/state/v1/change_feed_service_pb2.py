@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from holdfast.api.common.v1 import run_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/holdfast/api/state/v1/change_feed_service.proto\x12\x15holdfast.api.state.v1\x1a holdfast/api/common/v1/run.proto\"4\n\rFollowRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x0c\x12\x13\n\x0bmax_entries\x18\x02 \x01(\x05\"i\n\x0e\x46ollowResponse\x12\x31\n\x07\x65ntries\x18\x01 \x03(\x0b\x32 .holdfast.api.state.v1.FeedEntry\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x0c\x12\x14\n\x0cis_caught_up\x18\x03 \x01(\x08\"O\n\tFeedEntry\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12,\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1d.holdfast.api.common.v1.Event2l\n\x11\x43hangeFeedService\x12W\n\x06\x46ollow\x12$.holdfast.api.state.v1.FollowRequest\x1a%.holdfast.api.state.v1.FollowResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/holdfast/api/state/v1/change_feed_service.proto\x12\x15holdfast.api.state.v1\x1a holdfast/api/common/v1/run.proto\"4\n\rFollowRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x0c\x12\x13\n\x0bmax_entries\x18\x02 \x01(\x05\"i\n\x0e\x46ollowResponse\x12\x31\n\x07\x65ntries\x18\x01 \x03(\x0b\x32 .holdfast.api.state.v1.FeedEntry\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x0c\x12\x14\n\x0cis_caught_up\x18\x03 \x01(\x08\"b\n\tFeedEntry\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12,\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1d.holdfast.api.common.v1.Event\x12\x11\n\tis_sealed\x18\x03 \x01(\x08\x32l\n\x11\x43hangeFeedService\x12W\n\x06\x46ollow\x12$.holdfast.api.state.v1.FollowRequest\x1a%.holdfast.api.state.v1.FollowResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FOLLOWRESPONSE']._serialized_start=162
   _globals['_FOLLOWRESPONSE']._serialized_end=267
   _globals['_FEEDENTRY']._serialized_start=269
-  _globals['_FEEDENTRY']._serialized_end=348
-  _globals['_CHANGEFEEDSERVICE']._serialized_start=350
-  _globals['_CHANGEFEEDSERVICE']._serialized_end=458
+  _globals['_FEEDENTRY']._serialized_end=367
+  _globals['_CHANGEFEEDSERVICE']._serialized_start=369
+  _globals['_CHANGEFEEDSERVICE']._serialized_end=477
 # @@protoc_insertion_point(module_scope)

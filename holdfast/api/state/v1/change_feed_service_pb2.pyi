@@ -26,9 +26,11 @@ class FollowResponse(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[FeedEntry, _Mapping]]] = ..., cursor: _Optional[bytes] = ..., is_caught_up: bool = ...) -> None: ...
 
 class FeedEntry(_message.Message):
-    __slots__ = ("workspace_id", "event")
+    __slots__ = ("workspace_id", "event", "is_sealed")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
+    IS_SEALED_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     event: _run_pb2.Event
-    def __init__(self, workspace_id: _Optional[str] = ..., event: _Optional[_Union[_run_pb2.Event, _Mapping]] = ...) -> None: ...
+    is_sealed: bool
+    def __init__(self, workspace_id: _Optional[str] = ..., event: _Optional[_Union[_run_pb2.Event, _Mapping]] = ..., is_sealed: bool = ...) -> None: ...
