@@ -230,14 +230,14 @@ class Planner:
             self._fail(_max_steps_failure(self._max_steps))
             return
         view = self._view
-        model = self._spec.model
-        intent = run_pb2.ModelIntent(
-            provider=model.provider,
-            model=model.name,
-            message_count=self._prior_messages + len(view.conversation()),
-        )
         number = view.step_count + 1
-        self._add(step_started=run_pb2.StepStarted(step=number, kind=run_pb2.STEP_KIND_MODEL, model=intent))
+        change = run_pb2.Change()
+        started = change.step_started
+        started.step, started.kind = number, run_pb2.STEP_KIND_MODEL
+        intent = started.model
+        intent.provider, intent.model = self._spec.model.provider, self._spec.model.name
+        intent.message_count = self._prior_messages + view.message_count
+        self._append(change)
         self._run_here(view.steps[number], None, None)
 
     def _begin_calls(self, calls: list[content_pb2.ToolCall], now: datetime) -> None:
@@ -263,8 +263,9 @@ class Planner:
     ) -> None:
         number = self._view.step_count + 1
         builtin = tool.builtin.name if tool.WhichOneof("kind") == "builtin" else ""
-        intent = self._intent(call, tool, number, canonical_json(arguments))
         kind = run_pb2.STEP_KIND_WAIT if builtin in ("ask_user", "sleep_until") else run_pb2.STEP_KIND_TOOL
+        change = self._start_of(call, tool, number, kind, canonical_json(arguments))
+        intent = change.step_started.tool
         question: run_pb2.Approval | None = None
         if builtin == "sleep_until":
             intent.due_time.CopyFrom(to_timestamp(due_time_of(arguments, now)))
@@ -273,7 +274,7 @@ class Planner:
             question = self._question(number, run_pb2.APPROVAL_KIND_QUESTION, prompt, now)
             if answer_schema is not None:
                 question.answer_schema.update(answer_schema)
-        self._add(step_started=run_pb2.StepStarted(step=number, kind=kind, tool=intent))
+        self._append(change)
         step = self._view.steps[number]
         if question is not None:
             self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
@@ -285,20 +286,27 @@ class Planner:
     def _refuse_call(self, call: content_pb2.ToolCall, failure: content_pb2.Failure, state: run_pb2.StepState) -> None:
         number = self._view.step_count + 1
         tool = self._tools.get(call.tool) or agent_pb2.ToolSpec(name=call.tool)
-        intent = self._intent(call, tool, number, call.arguments_json)
-        self._add(step_started=run_pb2.StepStarted(step=number, kind=run_pb2.STEP_KIND_TOOL, tool=intent))
+        self._append(self._start_of(call, tool, number, run_pb2.STEP_KIND_TOOL, call.arguments_json))
         self._finish_with_failure(self._view.steps[number], failure, state)
 
-    def _intent(
-        self, call: content_pb2.ToolCall, tool: agent_pb2.ToolSpec, number: int, arguments: str
-    ) -> run_pb2.ToolIntent:
-        return run_pb2.ToolIntent(
-            tool=call.tool,
-            call_id=call.call_id,
-            effect=tool.effect or agent_pb2.EFFECT_CLASS_AT_MOST_ONCE,
-            idempotency_key=idempotency_key(self._run_id, number, call.tool, arguments),
-            tool_kind=tool.WhichOneof("kind") or "",
-        )
+    def _start_of(
+        self,
+        call: content_pb2.ToolCall,
+        tool: agent_pb2.ToolSpec,
+        number: int,
+        kind: run_pb2.StepKind,
+        arguments: str,
+    ) -> run_pb2.Change:
+        # Filled in place: a message that is put into another one is copied.
+        change = run_pb2.Change()
+        started = change.step_started
+        started.step, started.kind = number, kind
+        intent = started.tool
+        intent.tool, intent.call_id = call.tool, call.call_id
+        intent.effect = tool.effect or agent_pb2.EFFECT_CLASS_AT_MOST_ONCE
+        intent.idempotency_key = idempotency_key(self._run_id, number, call.tool, arguments)
+        intent.tool_kind = tool.WhichOneof("kind") or ""
+        return change
 
     # --- open steps -------------------------------------------------------------------------------------------
 

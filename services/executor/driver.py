@@ -242,14 +242,15 @@ class Driver:
         if not plan.local_calls:
             return
         assert self._context is not None
-        now = self._now()
         for call in plan.local_calls:
             begins = call.step.not_before
-            if begins is not None and begins <= now:
+            if begins is not None and begins <= self._now():
                 begins = None
             model_steps = self._view.model_steps_succeeded
             if begins is None and self._parts.local_calls.is_instant(self._context, call, model_steps):
-                outcome = self._parts.local_calls.execute_instantly(self._context, call, self._messages(), model_steps)
+                # What was said is for models.
+                messages = self._messages() if call.tool is None else ()
+                outcome = self._parts.local_calls.execute_instantly(self._context, call, messages, model_steps)
                 crash_point("executor.after_call")
                 self._outcomes.append(outcome)
                 continue
@@ -398,6 +399,8 @@ def _step_of(outcome: Outcome) -> int:
 
 def _that_fit(outcomes: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
     """The first outcomes that one transition can hold, at least one, and the rest."""
+    if len(outcomes) < 2:
+        return outcomes, []
     size = blobs = 0
     for index, outcome in enumerate(outcomes):
         size += outcome.change.ByteSize()

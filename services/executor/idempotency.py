@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
+from json.encoder import encode_basestring_ascii
 from typing import Final
 
 _LABEL: Final = "holdfast idempotency key v1"
@@ -19,6 +19,8 @@ def idempotency_key(run_id: str, step: int, tool: str, arguments_json: str) -> s
         tool: Name of the tool.
         arguments_json: The arguments in canonical JSON.
     """
-    # JSON keeps the parts apart: ("a", "bc") and ("ab", "c") are different keys.
-    source = json.dumps([_LABEL, run_id, step, tool, arguments_json]).encode()
+    # A JSON array keeps the parts apart: ("a", "bc") and ("ab", "c") are different keys. Written here, as `json.dumps`
+    # makes an encoder at every call.
+    label, run, name, arguments = map(encode_basestring_ascii, (_LABEL, run_id, tool, arguments_json))
+    source = f"[{label}, {run}, {step}, {name}, {arguments}]".encode()
     return base64.urlsafe_b64encode(hashlib.sha256(source).digest()).rstrip(b"=").decode()

@@ -96,7 +96,7 @@ class Joined(Sequence[T]):
         self._parts = parts
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
+        return sum(map(len, self._parts))
 
     def __iter__(self) -> Iterator[T]:
         return chain.from_iterable(self._parts)
@@ -179,6 +179,14 @@ class RunView:
         results = self.turn.results
         now = [self.turn.message, *(results[c.call_id] for c in self.turn.calls if c.call_id in results)]
         return Joined(self._conversation, now)
+
+    @property
+    def message_count(self) -> int:
+        """How many messages the conversation has."""
+        turn = self.turn
+        if turn is None:
+            return len(self._conversation)
+        return len(self._conversation) + 1 + sum(call.call_id in turn.results for call in turn.calls)
 
     def call_of(self, call_id: str) -> content_pb2.ToolCall:
         """The model's call that a step of the current turn answers."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
-
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from services.executor.credentials import (
     REJECTED,
@@ -24,7 +22,7 @@ from services.executor.models.scripted import ScriptedModel
 from services.executor.prices import price
 from services.executor.run_grants import model_connection
 from services.executor.state_client import JournalClient
-from services.executor.stored_messages import store_message
+from services.executor.stored_messages import store_message_in
 from services.executor.tools.builtin import effective_tools
 from services.executor.tools.http import DEFAULT_METHOD, CredentialRejected, HttpTools, ToolFailed
 from services.executor.tools.output import settle_result, without_secrets
@@ -91,9 +89,12 @@ class LocalCalls:
             return _tool_outcome(call, canonical_json(call.arguments), 0.0)
         model = self._models.get("scripted")
         assert isinstance(model, ScriptedModel)
-        deltas = _Deltas(self._journal, context.run_id, call)
-        answer = model.play(_model_request(context, messages, model_steps_before), deltas.add)
-        deltas.flush()
+        pieces: list[str] = []
+        answer = model.play(_model_request(context, messages, model_steps_before), pieces.append)
+        if pieces:
+            deltas = _Deltas(self._journal, context.run_id, call)
+            deltas.add("".join(pieces))
+            deltas.flush()
         return _model_outcome(context, call, answer, 0.0, None)
 
     async def execute(
@@ -299,36 +300,38 @@ def _model_outcome(
 ) -> Outcome:
     _clean(answer.message)
     _make_call_ids_unique(answer.message, context.used_call_ids, call.step.number)
-    stored, blobs = store_message(answer.message)
-    finished = run_pb2.StepFinished(
-        step=call.step.number,
-        attempt=call.attempt,
-        state=run_pb2.STEP_STATE_SUCCEEDED,
-        message=stored,
-        usage=answer.usage,
-        finish_reason=PROCESS.exact(answer.finish_reason, "journal"),
-        response_id=PROCESS.exact(answer.response_id, "journal"),
-        response_model=PROCESS.exact(answer.response_model, "journal"),
-        duration=_duration(duration),
-    )
+    change, finished = _finished(call, run_pb2.STEP_STATE_SUCCEEDED, duration)
+    blobs = store_message_in(finished.message, answer.message)
+    if answer.usage is not None:
+        finished.usage.CopyFrom(answer.usage)
+    finished.finish_reason = PROCESS.exact(answer.finish_reason, "journal")
+    finished.response_id = PROCESS.exact(answer.response_id, "journal")
+    finished.response_model = PROCESS.exact(answer.response_model, "journal")
     if time_to_first_token is not None:
-        finished.time_to_first_token.CopyFrom(_duration(time_to_first_token))
-    return Outcome(run_pb2.Change(step_finished=finished), tuple(blobs))
+        finished.time_to_first_token.FromNanoseconds(int(time_to_first_token * 1e9))
+    return Outcome(change, tuple(blobs))
 
 
 def _tool_outcome(call: LocalCall, result_json: str, seconds: float) -> Outcome:
     assert call.tool is not None and call.step.tool is not None
     settled = settle_result(call.tool, call.step.tool.call_id, result_json)
-    finished = run_pb2.StepFinished(
-        step=call.step.number,
-        attempt=call.attempt,
-        state=run_pb2.STEP_STATE_FAILED if settled.failure is not None else run_pb2.STEP_STATE_SUCCEEDED,
-        message=settled.message,
-        failure=settled.failure,
-        output=settled.output,
-        duration=_duration(seconds),
-    )
-    return Outcome(run_pb2.Change(step_finished=finished), tuple(settled.blobs))
+    state = run_pb2.STEP_STATE_FAILED if settled.failure is not None else run_pb2.STEP_STATE_SUCCEEDED
+    change, finished = _finished(call, state, seconds)
+    finished.message.CopyFrom(settled.message)
+    if settled.failure is not None:
+        finished.failure.CopyFrom(settled.failure)
+    if settled.output is not None:
+        finished.output.CopyFrom(settled.output)
+    return Outcome(change, tuple(settled.blobs))
+
+
+def _finished(call: LocalCall, state: run_pb2.StepState, seconds: float) -> tuple[run_pb2.Change, run_pb2.StepFinished]:
+    """A change and what is to be filled in there: a message that is put into another one is copied."""
+    change = run_pb2.Change()
+    finished = change.step_finished
+    finished.step, finished.attempt, finished.state = call.step.number, call.attempt, state
+    finished.duration.FromNanoseconds(int(seconds * 1e9))
+    return change, finished
 
 
 def _need(context: RunContext, call: LocalCall, connection: str, **of_tool: Any) -> Need:
@@ -374,9 +377,3 @@ def _make_call_ids_unique(message: content_pb2.Message, used: set[str], step: in
         if not call.call_id or call.call_id in used:
             call.call_id = f"{call.call_id or 'call'}_{step}_{index}"
         used.add(call.call_id)
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

@@ -79,7 +79,7 @@ class JournalClient:
             Conflict: Another event came first: read it and decide again.
             HoldfastError: It was refused for another reason.
         """
-        result = await self._submit(_TRANSITION, transition)
+        result = await self._answer_of(self._add(_TRANSITION, transition))
         if result.WhichOneof("kind") == "committed":
             return result.committed
         raise _refusal(result.refused)
@@ -93,7 +93,7 @@ class JournalClient:
         Raises:
             HoldfastError: It was refused.
         """
-        result = await self._submit(_NEW_RUN, new_run)
+        result = await self._answer_of(self._add(_NEW_RUN, new_run))
         if result.WhichOneof("kind") == "run":
             return result.run, result.is_claimed
         raise _refusal(result.refused)
@@ -131,9 +131,6 @@ class JournalClient:
             async for attempt in retries.reconnecting(announce, ConnectionError):
                 with attempt:
                     await self._serve_stream()
-
-    async def _submit(self, kind: bytes, message: Message) -> journal_pb2.OperationResult:
-        return await self._answer_of(self._add(kind, message))
 
     def _add(self, kind: bytes, message: Message) -> _Pending:
         body = embedded(kind, message.SerializeToString())

@@ -13,11 +13,19 @@ INLINE_LIMIT_BYTES: Final = 8 * 1024
 
 def store_message(message: content_pb2.Message) -> tuple[content_pb2.StoredMessage, list[content_pb2.Blob]]:
     """Returns the message as the journal keeps it, and the bodies that have to be stored with it."""
+    stored = content_pb2.StoredMessage()
+    return stored, store_message_in(stored, message)
+
+
+def store_message_in(stored: content_pb2.StoredMessage, message: content_pb2.Message) -> list[content_pb2.Blob]:
+    """Fills in a message as the journal keeps it; returns the bodies that have to be stored with it."""
     if message.ByteSize() <= INLINE_LIMIT_BYTES:
-        return content_pb2.StoredMessage(message=message), []
+        stored.message.CopyFrom(message)
+        return []
     # A Message has no map fields, so that its deterministic form is the same in every process.
     blob = make_blob(message.SerializeToString(deterministic=True))
-    return content_pb2.StoredMessage(blob=blob_ref(blob)), [blob]
+    stored.blob.CopyFrom(blob_ref(blob))
+    return [blob]
 
 
 def make_blob(data: bytes) -> content_pb2.Blob:

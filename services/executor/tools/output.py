@@ -34,7 +34,6 @@ class SettledResult:
 
     Attributes:
         message: The one result message.
-        whole_message: The same, never as a reference.
         blobs: Bodies that `message` and `output` refer to.
         output: The whole output where the message holds a shortened one.
         is_error: The message reports a failure.
@@ -42,7 +41,6 @@ class SettledResult:
     """
 
     message: content_pb2.StoredMessage
-    whole_message: content_pb2.Message
     blobs: list[content_pb2.Blob] = field(default_factory=list)
     output: content_pb2.BlobRef | None = None
     is_error: bool = False
@@ -121,20 +119,22 @@ def _settle_refused(
         blob = make_blob(body)
         blobs.append(blob)
         output = blob_ref(blob, _TEXT)
-    return SettledResult(settled.message, settled.whole_message, blobs, output, True, without_secrets(failure))
+    return SettledResult(settled.message, blobs, output, True, without_secrets(failure))
 
 
 def _settled(tool: agent_pb2.ToolSpec, call_id: str, text: str, media_type: str, *, is_error: bool) -> SettledResult:
     content = shorten(text, _cap_of(tool))
-    result = content_pb2.ToolResult(call_id=call_id, tool=tool.name, content=content, is_error=is_error)
-    message = content_pb2.Message(role=content_pb2.ROLE_TOOL, parts=[content_pb2.Part(tool_result=result)])
+    # Each in its place: a message that is put into another one is copied.
+    message = content_pb2.Message(role=content_pb2.ROLE_TOOL)
+    result = message.parts.add().tool_result
+    result.call_id, result.tool, result.content, result.is_error = call_id, tool.name, content, is_error
     stored, blobs = store_message(message)
     output = None
     if content != text:
         whole = make_blob(text.encode())
         blobs.append(whole)
         output = blob_ref(whole, media_type)
-    return SettledResult(stored, message, blobs, output, is_error)
+    return SettledResult(stored, blobs, output, is_error)
 
 
 def _rendered(value: Any) -> tuple[str, str]:

@@ -16,8 +16,12 @@ TOOL = agent_pb2.ToolSpec(name="look")
 
 
 def shown(settled: SettledResult) -> content_pb2.ToolResult:
-    assert settled.whole_message.role == content_pb2.ROLE_TOOL
-    [part] = settled.whole_message.parts
+    message = settled.message.message
+    if settled.message.WhichOneof("body") == "blob":
+        [body] = [blob.data for blob in settled.blobs if blob.hash == settled.message.blob.hash]
+        message = content_pb2.Message.FromString(body)
+    assert message.role == content_pb2.ROLE_TOOL
+    [part] = message.parts
     return part.tool_result
 
 
@@ -34,7 +38,7 @@ def shown(settled: SettledResult) -> content_pb2.ToolResult:
 def test_a_text_is_shown_plain_and_other_json_compact(result: str, content: str) -> None:
     settled = settle_result(TOOL, "c1", result)
     assert shown(settled) == content_pb2.ToolResult(call_id="c1", tool="look", content=content)
-    assert settled.message.message == settled.whole_message
+    assert settled.message.WhichOneof("body") == "message"
     assert (settled.failure, settled.output, settled.blobs, settled.is_error) == (None, None, [], False)
 
 
@@ -58,7 +62,7 @@ def test_message_beyond_the_inline_limit_is_stored_once_under_its_hash() -> None
     assert settled.message.WhichOneof("body") == "blob"
     [blob] = settled.blobs
     assert settled.message.blob.hash == blob.hash == hashlib.sha256(blob.data).digest()
-    assert content_pb2.Message.FromString(blob.data) == settled.whole_message
+    assert shown(settled).content == "x" * 10_000
     assert settled.output is None
 
 
