@@ -48,7 +48,7 @@ MAX_ATTEMPTS: Final = 5
 _STATEMENT_TIMEOUT_SECONDS: Final = 30
 _LOCK_TIMEOUT_SECONDS: Final = 10
 _CHECKOUT_TIMEOUT_SECONDS: Final = 5
-_MOST_AUTOCOMMITTING: Final = 4
+_MOST_BY_KEYS: Final = 4
 _BUSY_TIMEOUT_SECONDS: Final = 5
 _SQLITE_READERS: Final = 4
 _REPORT_EVERY_SECONDS: Final = 10.0
@@ -293,10 +293,17 @@ class Database:
         """
         return await self._with_keys(self._backend.read, lambda connection: fn(connection, *args, **kwargs))
 
+    async def write_by_keys(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `fn` as `write` does, for statements of a hot path, which find what they need by an index.
+
+        On PostgreSQL, they are never planned to read a table whole. Raises what `write` raises.
+        """
+        return await self._with_keys(self._backend.write_by_keys, lambda connection: fn(connection, *args, **kwargs))
+
     async def read_once(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn`, which executes exactly one reading statement, without a transaction around it: one round trip.
 
-        For what an index finds: on PostgreSQL, such statements are planned once, and never to read a table whole.
+        For what an index finds: on PostgreSQL, such statements are never planned to read a table whole.
 
         Raises:
             Unavailable: The database is away.
@@ -444,11 +451,9 @@ class Writer:
 # -------------------------------------------------------------------------------------------------------- PostgreSQL
 
 
-# Writers, and what is executed without a transaction, repeat few statements: what is planned once, for arrays of any
-# length, is not planned each time. And all that they read, they find by an index. A plan is made when its tables are
-# empty, where reading them whole looks cheap, and kept while they grow: so the planner is told that it is not.
-_PLANS_BY_KEYS: Final = {
-    "plan_cache_mode": "force_generic_plan",
+# What is repeated all the time finds what it reads by an index. A plan is made when its tables are empty, where reading
+# them whole looks cheap, and kept while they grow: so the planner is told that it is not.
+_ONLY_BY_KEYS: Final = {
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
@@ -479,21 +484,27 @@ class _PostgresBackend:
             execution_options={OPTION: seals},
         )
         self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        by_keys = postgres_connect_arguments(schema, {**settings, **_PLANS_BY_KEYS})
-        self.dedicated = _async_engine(url, by_keys, poolclass=NullPool, execution_options={OPTION: seals})
-        self._autocommitting = _async_engine(
+        self._by_keys = _async_engine(
             url,
-            by_keys,
-            pool_size=min(pool_size, _MOST_AUTOCOMMITTING),
+            postgres_connect_arguments(schema, {**settings, **_ONLY_BY_KEYS}),
+            pool_size=min(pool_size, _MOST_BY_KEYS),
             max_overflow=0,
             pool_timeout=_CHECKOUT_TIMEOUT_SECONDS,
             pool_use_lifo=True,
-            isolation_level="AUTOCOMMIT",
             execution_options={OPTION: seals},
         )
+        self._autocommitting = self._by_keys.execution_options(isolation_level="AUTOCOMMIT")
+        # A writer repeats few statements: what is planned once, for arrays of any length, is not planned each time.
+        writing = postgres_connect_arguments(
+            schema, {**settings, **_ONLY_BY_KEYS, "plan_cache_mode": "force_generic_plan"}
+        )
+        self.dedicated = _async_engine(url, writing, poolclass=NullPool, execution_options={OPTION: seals})
 
     async def write(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self._run(self._engine, fn, repeat_after_disconnect=True)
+
+    async def write_by_keys(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self._run(self._by_keys, fn, repeat_after_disconnect=True)
 
     async def read(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self._run(self._reading, fn, repeat_after_disconnect=True)
@@ -544,7 +555,7 @@ class _PostgresBackend:
 
     async def close(self) -> None:
         await self._engine.dispose()
-        await self._autocommitting.dispose()
+        await self._by_keys.dispose()
         await self.dedicated.dispose()
 
 
@@ -764,6 +775,9 @@ class _SqliteBackend:
 
     async def read(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self._in_thread(self._reader_threads, self._read, fn)
+
+    async def write_by_keys(self, fn: Callable[[sa.Connection], T]) -> T:
+        return await self.write(fn)
 
     async def read_once(self, fn: Callable[[sa.Connection], T]) -> T:
         return await self.read(fn)

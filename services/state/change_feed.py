@@ -23,7 +23,8 @@ from services.shared.database import Database
 from services.shared.seals import PayloadDamagedError, is_sealed, opened
 from services.shared.telemetry import get_logger
 from services.state import tables as t
-from services.state.feed_origin import HORIZON_SQL, MARK_SQL
+from services.state.feed_origin import HORIZON_SQL, MARK_SQL, NEWEST_SQL
+from services.state.journal import put_place
 
 MAX_ENTRIES: Final = 2_000
 # A frame's events together; one that is larger goes alone.
@@ -69,7 +70,7 @@ _MARKS: Final = {"sqlite": sa.text("SELECT feed_id FROM feed"), "postgresql": sa
 # No cursor is after the end of its feed: the newest event is never removed.
 _ENDS: Final = {
     "sqlite": sa.text("SELECT max(rowid) FROM journal"),
-    "postgresql": sa.text("SELECT CAST(CAST(txid AS text) AS bigint) FROM journal ORDER BY txid DESC LIMIT 1"),
+    "postgresql": sa.text(NEWEST_SQL),
 }
 
 _POSITIONS: Final = {
@@ -121,12 +122,7 @@ def read_frame(connection: sa.Connection, db: Database, cursor: bytes, limit: in
         event.MergeFromString(_opened(body))
         if is_sealed(body):
             entry.is_sealed = True
-        event.run_id = run_id
-        event.seq = seq
-        event.epoch = epoch
-        time = event.time
-        time.seconds, microseconds = divmod(at, 1_000_000)
-        time.nanos = microseconds * 1_000
+        put_place(event, run_id, seq, epoch, at)
     if after or cursor:
         frame.cursor = _CURSOR.pack(_TAGS[db.dialect], now, after, run_id.encode(), seq)
     return frame

@@ -77,7 +77,7 @@ class Claiming:
                 return claims.Claimed([], self._position, True)
             limit = min(free, MAX_CLAIMS_AT_ONCE if len(self._free) == 1 else MAX_CLAIMS_BESIDE_OTHERS)
             hints = self._hub.ready_hints
-            claimed = await self._db.write(
+            claimed = await self._db.write_by_keys(
                 claims.claim, self._db, executor_id, stream_id, limit, self._position, self._draw()
             )
             if claimed is None:

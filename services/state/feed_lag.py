@@ -15,15 +15,12 @@ from holdfast.errors import HoldfastError
 from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.telemetry import get_logger
-from services.state.feed_origin import HORIZON_SQL
+from services.state.feed_origin import HORIZON_SQL, NEWEST_SQL
 
 LOOK_SECONDS: Final = 5.0
 WARN_SECONDS: Final = 60.0
 
-_LOOK: Final = sa.text(
-    f"SELECT {HORIZON_SQL} AS horizon, "
-    "COALESCE((SELECT CAST(CAST(txid AS text) AS bigint) FROM journal ORDER BY txid DESC LIMIT 1), 0) AS newest"
-)
+_LOOK: Final = sa.text(f"SELECT {HORIZON_SQL} AS horizon, COALESCE(({NEWEST_SQL}), 0) AS newest")
 
 # A prepared transaction has no process. What others do is told to members of pg_read_all_stats only.
 _HOLDER: Final = sa.text(

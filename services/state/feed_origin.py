@@ -29,6 +29,10 @@ HORIZON_SQL: Final = (
 )
 """PostgreSQL: every transaction before this position is over, so that nothing will ever be committed there."""
 
+# Ordered by the column, which has to be told from the number that would have its name: an index knows its end.
+NEWEST_SQL: Final = "SELECT CAST(CAST(txid AS text) AS bigint) FROM journal ORDER BY journal.txid DESC LIMIT 1"
+"""PostgreSQL: the position of the newest event; no row while there is none."""
+
 MARK_SQL: Final = (
     "hashtextextended(COALESCE((SELECT CAST(feed_id AS text) FROM feed), '') "
     "|| extract(epoch FROM pg_postmaster_start_time()), 0)"
@@ -44,12 +48,14 @@ SELECT
   {cluster} || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())
     || '/' || CAST(CAST('journal' AS regclass) AS oid) AS here,
   CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint) AS next_id,
-  COALESCE((SELECT CAST(CAST(txid AS text) AS bigint) FROM journal ORDER BY txid DESC LIMIT 1), 0) AS newest,
+  COALESCE(({newest}), 0) AS newest,
   (SELECT origin FROM feed) AS origin,
   COALESCE((SELECT base FROM feed), 0) AS base
 """
-_FOUND_WITH_CLUSTER: Final = sa.text(_FOUND.format(cluster="(SELECT system_identifier FROM pg_control_system())"))
-_FOUND_WITHOUT_CLUSTER: Final = sa.text(_FOUND.format(cluster="''"))
+_FOUND_WITH_CLUSTER: Final = sa.text(
+    _FOUND.format(newest=NEWEST_SQL, cluster="(SELECT system_identifier FROM pg_control_system())")
+)
+_FOUND_WITHOUT_CLUSTER: Final = sa.text(_FOUND.format(newest=NEWEST_SQL, cluster="''"))
 
 log = get_logger(__name__)
 

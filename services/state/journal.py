@@ -263,17 +263,21 @@ def read_events(
 
 def event_of(row: Any) -> run_pb2.Event:
     """A journal row as an event."""
-    return event_from(row, row.body)
-
-
-def event_from(row: Any, body: bytes) -> run_pb2.Event:
-    """A journal row as an event, with a body that is not as it was stored."""
-    event = run_pb2.Event.FromString(body)
+    event = run_pb2.Event.FromString(row.body)
     event.run_id = row.run_id
     event.seq = row.seq
     event.epoch = row.epoch
     event.time.FromDatetime(row.at)
     return event
+
+
+def put_place(event: run_pb2.Event, run_id: str, seq: int, epoch: int, micros: int) -> None:
+    """Fills in what an event has from its row's columns; the time as microseconds, which costs least where there are
+    many."""
+    event.run_id, event.seq, event.epoch = run_id, seq, epoch
+    time = event.time
+    time.seconds, microseconds = divmod(micros, 1_000_000)
+    time.nanos = microseconds * 1_000
 
 
 def read_blobs(connection: sa.Connection, workspace_id: str, hashes: Iterable[bytes]) -> dict[bytes, bytes]:

@@ -17,7 +17,7 @@ from holdfast.ids import is_uuid
 from services.shared.database import Database, Timestamp
 from services.state import journal
 from services.state import tables as t
-from services.state.feed_origin import HORIZON_SQL
+from services.state.feed_origin import HORIZON_SQL, NEWEST_SQL
 from services.state.transitions import ENDED
 
 LEASE_DURATION = timedelta(seconds=5)
@@ -195,8 +195,7 @@ _GLANCE = {
     "sqlite": _glance_sql(":now", "0 AS newest, 0 AS horizon"),
     "postgresql": _glance_sql(
         "statement_timestamp()",
-        "COALESCE((SELECT CAST(CAST(txid AS text) AS bigint) FROM journal ORDER BY txid DESC LIMIT 1), 0) AS newest, "
-        f"{HORIZON_SQL} AS horizon",
+        f"COALESCE(({NEWEST_SQL}), 0) AS newest, {HORIZON_SQL} AS horizon",
     ),
 }
 

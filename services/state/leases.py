@@ -207,7 +207,7 @@ class _Stream:
         # One row for all runs of the executor, at most once in half an interval.
         if now - self._renewed_at <= HEARTBEAT_SECONDS / 2:
             return
-        nudged = await self._db.write(lease_store.renew, self._db, self._executor_id, self._stream_id)
+        nudged = await self._db.write_by_keys(lease_store.renew, self._db, self._executor_id, self._stream_id)
         if nudged is None:
             raise LeaseLost("this stream does not speak for the executor any more; open another and name what is held")
         self._renewed_at = now
@@ -234,7 +234,7 @@ class _Stream:
             return False
         short = [row.run_id for row in claimed.rows if row.last_seq <= SHORT_JOURNAL_EVENTS]
         try:
-            events = await self._db.read(claims.short_journals, short, SHORT_JOURNAL_BYTES)
+            events = await self._db.read_once(claims.short_journals, short, SHORT_JOURNAL_BYTES)
         except HoldfastError as error:
             log.warning("claims_without_journals", reason=error.reason)
             events = {}

@@ -139,7 +139,7 @@ class Pulse:
 
     async def _sweep(self, seen: lease_store.Glance) -> float:
         """Sweeps once; returns when to look again."""
-        found = await self._db.write(lease_store.sweep, self._db)
+        found = await self._db.write_by_keys(lease_store.sweep, self._db)
         if found.ready_runs:
             log.info("runs_returned_or_woken", runs=found.ready_runs)
             self._hub.runs_ready()
