@@ -110,7 +110,7 @@ def doctor(
 
 async def _examine(diagnosis: Diagnosis, data: Path | None, journals: int, *, read_all: bool, as_json: bool) -> None:
     ca_file = resolve(profile=chosen_profile()).ca_file if data is None else ""
-    diagnosis.services = await _health(_addresses(data), ca_file)
+    diagnosis.services = await _health(_addresses(data), ca_file, with_certificate=data is None)
     if not as_json:
         for name, service in diagnosis.services.items():
             _line(name, service["health"] == "SERVING", service["health"], service["address"])
@@ -170,17 +170,21 @@ def _addresses(data: Path | None) -> dict[str, str]:
     }
 
 
-async def _health(addresses: dict[str, str], ca_file: str) -> dict[str, dict[str, str]]:
-    found = await asyncio.gather(*(_health_of(name, address, ca_file) for name, address in addresses.items()))
+async def _health(addresses: dict[str, str], ca_file: str, *, with_certificate: bool) -> dict[str, dict[str, str]]:
+    found = await asyncio.gather(
+        *(
+            _health_of(address, ca_file, operator_connection(name, address) if with_certificate else None)
+            for name, address in addresses.items()
+        )
+    )
     return {
         name: {"address": address, "health": health}
         for (name, address), health in zip(addresses.items(), found, strict=True)
     }
 
 
-async def _health_of(name: str, address: str, ca_file: str) -> str:
-    # With TLS, state lets nobody in without a certificate.
-    opened = operator_connection() if name == "state" else None
+async def _health_of(address: str, ca_file: str, opened: grpc.aio.Channel | None) -> str:
+    # With TLS, where services are taken nobody comes in without a certificate.
     async with open_channel(address, ca_file) if opened is None else opened as channel:
         check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_HEALTH)
         try:

@@ -84,11 +84,10 @@ def operator_settings(data: Path | None = None, peer: str = "state") -> Operator
         special = environ.get("HOLDFAST_AUTH_SERVICES_ADDRESS", "") if peer == "auth" else ""
         address = special or environ.get(setting, "")
     token = _token_of_environment() if data is None else ""
-    names = ("HOLDFAST_TLS_CA_FILE", "HOLDFAST_TLS_KEY_FILE", "HOLDFAST_TLS_CERT_FILE")
-    authority, key, certificate = (environ.get(name, "") if data is None else "" for name in names)
-    if address and authority and key and certificate:
+    certificate = _certificate_of_environment() if data is None else None
+    if address and certificate is not None:
         split_addresses(address)
-        return OperatorSettings(peer, address, "", (authority, key, certificate))
+        return OperatorSettings(peer, address, "", certificate)
     # The token of one suite does not go to the addresses of another, which happens to be on this machine.
     is_elsewhere = data is None and bool(environ.get("HOLDFAST_STATE_ADDRESS"))
     if not (address and token) and not (is_elsewhere and not address):
@@ -219,12 +218,22 @@ class _OperatorTransport(Transport):
         return ()
 
 
-def operator_connection() -> grpc.aio.Channel | None:
-    """Returns a connection to state with the operator's certificate, or None when the environment names none."""
-    environ = os.environ
-    if not (environ.get("HOLDFAST_STATE_ADDRESS") and environ.get("HOLDFAST_TLS_CERT_FILE")):
-        return None
-    return _opened(operator_settings(), [])
+def operator_connection(peer: str, address: str) -> grpc.aio.Channel | None:
+    """Returns a connection to a service with the operator's certificate, or None when the environment names none.
+
+    A service that asks nobody for a certificate takes it as well, and the suite's own authority signs for all of them.
+
+    Args:
+        peer: The service.
+        address: As the environment says it; with or without `https://`.
+    """
+    certificate = _certificate_of_environment()
+    return None if certificate is None else _opened(OperatorSettings(peer, address, "", certificate), [])
+
+
+def _certificate_of_environment() -> tuple[str, str, str] | None:
+    authority, key, certificate = (os.environ.get(f"HOLDFAST_TLS_{name}_FILE", "") for name in ("CA", "KEY", "CERT"))
+    return (authority, key, certificate) if authority and key and certificate else None
 
 
 def _opened(settings: OperatorSettings, interceptors: list[grpc.aio.ClientInterceptor]) -> grpc.aio.Channel:

@@ -22,6 +22,7 @@ VARIABLES = {
 }
 PRODUCTION = yaml.safe_load((ROOT / "deploy" / "compose.production.yml").read_text())
 PRODUCTION_VARIABLES = {
+    "HOLDFAST_CERTS": "/certs",
     "HOLDFAST_VAULT_ROLE_ID": "role",
     "VAULT_CA_FILE": "ca.pem",
     "VAULT_SECRET_ID_FILE": "secret-id",
@@ -92,19 +93,25 @@ def test_a_container_of_ours_may_change_nothing_but_its_temporary_files(service:
     assert re.search(r"^USER 10001:10001$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
 
 
-def test_auth_accepts_the_settings_of_production_over_those_of_development(tmp_path: Path) -> None:
+def production_of(name: str, folder: Path) -> dict[str, str]:
+    """The environment of a container in production; the files that it mounts are files of this machine."""
     environment = {
-        name: substituted(str(value))
+        variable: substituted(str(value))
         for file in (COMPOSE, PRODUCTION)
-        for name, value in file["services"]["auth"]["environment"].items()
+        for variable, value in file["services"][name]["environment"].items()
     }
-    # The files that the container mounts, as files of this machine.
-    for name in ("HOLDFAST_VAULT_CA_FILE", "HOLDFAST_VAULT_SECRET_ID_FILE"):
-        mounted = {volume.split(":")[-2] for volume in PRODUCTION["services"]["auth"]["volumes"]}
-        assert environment[name] in mounted
-        file = tmp_path / name
+    mounted = {volume.split(":")[-2] for volume in PRODUCTION["services"][name]["volumes"]}
+    named = {variable for variable, value in environment.items() if value.startswith("/run/holdfast/")}
+    assert {environment[variable] for variable in named} == mounted
+    for variable in named:
+        file = folder / variable
         file.touch(0o600)
-        environment[name] = str(file)
+        environment[variable] = str(file)
+    return environment
+
+
+def test_auth_accepts_the_settings_of_production_over_those_of_development(tmp_path: Path) -> None:
+    environment = production_of("auth", tmp_path)
     cls = settings_class("auth")
 
     settings: Any = load(cls, environment)
@@ -112,6 +119,39 @@ def test_auth_accepts_the_settings_of_production_over_those_of_development(tmp_p
     assert unknown_settings(environment, cls) == []
     assert (settings.secret_store, settings.vault_auth, settings.vault_token) == ("vault", "approle", None)
     assert settings.vault_addr == ("https://vault:8200",)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_services_speak_tls_only_in_production_and_come_to_auth_where_it_takes_services(
+    service: str, tmp_path: Path
+) -> None:
+    environment = production_of(service, tmp_path)
+    cls = settings_class(service)
+
+    settings: Any = load(cls, environment)
+
+    assert unknown_settings(environment, cls) == []
+    assert settings.speaks_tls
+    # Auth's pages for browsers are plain HTTP, behind a proxy.
+    assert settings.allow_plaintext is (service == "auth")
+    auth: Any = load(settings_class("auth"), production_of("auth", tmp_path))
+    port = auth.services_listen.rpartition(":")[2]
+    assert port != auth.listen.rpartition(":")[2]
+    if service != "auth":
+        assert settings.auth_address == f"auth:{port}"
+    published = COMPOSE["services"]["auth"]["ports"] + PRODUCTION["services"]["auth"].get("ports", [])
+    assert not any(port in address for address in published)
+
+
+@pytest.mark.parametrize("name", [*SERVICES, "operator"])
+def test_a_container_sees_its_own_certificate_and_no_others(name: str) -> None:
+    certificates = {
+        substituted(volume).split(":")[0]
+        for volume in PRODUCTION["services"][name]["volumes"]
+        if "HOLDFAST_CERTS" in volume
+    }
+    assert certificates == {f"/certs/{name}.pem", f"/certs/{name}.key", "/certs/ca.pem"}
+    assert all(volume.endswith(":ro") for volume in PRODUCTION["services"][name]["volumes"])
 
 
 def test_the_vault_of_production_has_nothing_of_the_development_one() -> None:
