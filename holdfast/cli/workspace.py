@@ -196,7 +196,7 @@ def delete(
         async with operator_channel(data) as channel:
             note(f"workspace {name} is closed; cancelling and erasing its runs …")
             erased = await _erase(HousekeepingServiceStub(channel), closed.workspace.workspace_id)
-        note(f"erased {described(erased)}; revoking its connections …")
+        note("erased; revoking its connections …")
         async with operator_channel(data, "auth") as channel:
             deleted = await WorkspaceServiceStub(channel).DeleteWorkspace(
                 auth_pb2.DeleteWorkspaceRequest(name=name), timeout=DELETE_SECONDS

@@ -7,6 +7,7 @@ seconds. Nor does it let the environment choose proxies, CA files or passwords o
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -109,13 +110,23 @@ class NodeAdapter(JSONAdapter):
 def _unreachable(error: requests.RequestException) -> Unreachable:
     # A connection that was never made carried nothing. TLS failures are connection errors of requests as well.
     if isinstance(error, requests.exceptions.SSLError):
-        return Unreachable("Vault's certificate is not accepted, or it speaks no TLS")
+        return Unreachable(f"Vault's certificate is not accepted, or it speaks no TLS{_why_not(error)}")
     if isinstance(error, requests.ConnectTimeout):
         return Unreachable("Vault does not accept connections in time")
     if isinstance(error, requests.Timeout):
         return Unreachable("Vault does not answer in time", may_be_applied=True)
     is_unsent = isinstance(error, requests.ConnectionError) and "NewConnectionError" in repr(error)
     return Unreachable("Vault cannot be reached", may_be_applied=not is_unsent)
+
+
+def _why_not(error: BaseException) -> str:
+    """What OpenSSL has against a certificate, in its own words: they name the host at most."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        # Of requests and urllib3, each holds the one before it.
+        nested = (getattr(cause, "reason", None), *cause.args)
+        cause = next((item for item in nested if isinstance(item, BaseException)), None)
+    return "" if cause is None else f": {cause.verify_message}"
 
 
 def _json(response: requests.Response) -> dict[str, Any]:

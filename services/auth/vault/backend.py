@@ -51,6 +51,8 @@ class Vault:
         while True:
             state = await self.wire.probe()
             word = _WORDS[state]
+            if state is NodeState.UNREACHABLE:
+                word = self.wire.nodes.best().trouble or word
             # A single address may be a load balancer in front of nodes that pass calls on to the active one.
             is_usable = state is NodeState.ACTIVE or (state is NodeState.STANDBY and len(self.wire.nodes.all) == 1)
             if is_usable:

@@ -57,6 +57,8 @@ class Node:
 
     address: str
     state: NodeState = NodeState.UNKNOWN
+    trouble: str = ""
+    """Why it could not be reached last."""
 
 
 class Nodes:
@@ -88,7 +90,7 @@ class Nodes:
                 if other is not node and origin(other.address) == target:
                     other.state = NodeState.ACTIVE
         elif isinstance(failure, Unreachable):
-            node.state = NodeState.UNREACHABLE
+            node.state, node.trouble = NodeState.UNREACHABLE, str(failure)
         elif isinstance(failure, Refused) and failure.is_failover:
             node.state = _STATES.get(failure.status, NodeState.UNREACHABLE)
 
@@ -97,7 +99,7 @@ class Nodes:
         if isinstance(answer, Refused):
             node.state = _STATES.get(answer.status, NodeState.UNREACHABLE)
         elif isinstance(answer, Unreachable):
-            node.state = NodeState.UNREACHABLE
+            node.state, node.trouble = NodeState.UNREACHABLE, str(answer)
         elif isinstance(answer, Redirected):
             node.state = NodeState.STANDBY
         else:

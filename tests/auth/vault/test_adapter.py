@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hvac
@@ -16,7 +18,9 @@ from services.auth.secrets import Secret
 from services.auth.vault.adapter import NodeAdapter, new_session
 from services.auth.vault.client import Address, Wire
 from services.auth.vault.failures import Redirected, Refused, Unreachable
+from services.auth.vault.nodes import NodeState
 from services.shared.clock import SystemClock
+from tests.fakes.certificates import Authority
 from tests.fakes.vault import Cluster, Fault
 
 TOKEN = "hvs.the-token-of-auth"
@@ -156,3 +160,23 @@ def test_an_answer_that_is_not_of_vault_is_no_answer(cluster: Cluster) -> None:
     assert read(adapter_of(cluster)) == {"errors": [""]}
     with pytest.raises(Unreachable):
         NodeAdapter(new_session(None), "http://127.0.0.1:9", token=Secret(TOKEN)).get("/v1/sys/health")
+
+
+async def test_a_certificate_that_is_not_accepted_says_why(tmp_path: Path) -> None:
+    issued = Authority().issue(name="vault")
+    for name, pem in (("vault.pem", issued.certificate), ("vault.key", issued.key), ("ca.pem", Authority().pem)):
+        (tmp_path / name).write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "vault.pem", tmp_path / "vault.key")
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        wire = Wire(Address((f"https://127.0.0.1:{port}",), ca_file=tmp_path / "ca.pem"), SystemClock())
+        try:
+            async with asyncio.timeout(10):
+                assert await wire.probe() is NodeState.UNREACHABLE
+        finally:
+            wire.close()
+    [node] = wire.nodes.all
+    assert node.trouble.startswith("Vault's certificate is not accepted")
+    assert "certificate" in node.trouble.partition("TLS: ")[2], "OpenSSL's own words"
