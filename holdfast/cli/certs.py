@@ -93,7 +93,7 @@ def dev(
     ):
         say(line)
     note(
-        "For auth, HOLDFAST_SERVICES_LISTEN as well, and for executor and trace HOLDFAST_AUTH_ADDRESS with its port. "
+        "For auth, HOLDFAST_SERVICES_LISTEN as well, and for the others HOLDFAST_AUTH_ADDRESS with its port. "
         "For clients:"
     )
     say(f"HOLDFAST_CA_FILE={folder}/ca.pem")

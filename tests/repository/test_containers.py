@@ -22,7 +22,7 @@ VARIABLES = {
 }
 PRODUCTION = yaml.safe_load((ROOT / "deploy" / "compose.production.yml").read_text())
 PRODUCTION_VARIABLES = {
-    "HOLDFAST_CERTS": "/certs",
+    "SERVICES_TLS_DIR": "/certs",
     "HOLDFAST_VAULT_ROLE_ID": "role",
     "VAULT_CA_FILE": "ca.pem",
     "VAULT_SECRET_ID_FILE": "secret-id",
@@ -148,7 +148,7 @@ def test_a_container_sees_its_own_certificate_and_no_others(name: str) -> None:
     certificates = {
         substituted(volume).split(":")[0]
         for volume in PRODUCTION["services"][name]["volumes"]
-        if "HOLDFAST_CERTS" in volume
+        if "SERVICES_TLS_DIR" in volume
     }
     assert certificates == {f"/certs/{name}.pem", f"/certs/{name}.key", "/certs/ca.pem"}
     assert all(volume.endswith(":ro") for volume in PRODUCTION["services"][name]["volumes"])
