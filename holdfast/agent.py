@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from google.protobuf.duration_pb2 import Duration
-
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.errors import InvalidArgument
+from holdfast.times import to_duration
 from holdfast.tool import Effect, Tool, as_tool, effect_class
 
 if TYPE_CHECKING:
@@ -184,9 +183,7 @@ def http_tool(
     if input_schema is not None:
         spec.input_schema.update(input_schema)
     if timeout is not None:
-        duration = Duration()
-        duration.FromNanoseconds(round(timeout * 1e9))
-        spec.timeout.CopyFrom(duration)
+        spec.timeout.CopyFrom(to_duration(timeout))
     if connection:
         spec.auth.connection = connection
         spec.auth.scopes.extend(scopes)

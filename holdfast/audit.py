@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.api.auth.v1 import audit_service_pb2
 from holdfast.api.auth.v1.audit_service_pb2_grpc import AuditServiceStub
+from holdfast.times import to_timestamp
 from holdfast.transport import Transport, cancelling
 
 _PAGE_SIZE = 200
@@ -56,8 +56,8 @@ class Audit:
             oldest_first: Oldest first.
         """
         wanted = audit_service_pb2.AuditFilter(
-            start_time=_timestamp(start_time),
-            end_time=_timestamp(end_time),
+            start_time=to_timestamp(start_time),
+            end_time=to_timestamp(end_time),
             action=action,
             actor=actor,
             user_id=user_id,
@@ -107,12 +107,3 @@ class Audit:
             first_seq=first_seq, last_seq=last_seq, anchor_hash=anchor_hash
         )
         return await self._transport.call("auth", self._stub.VerifyAuditTrail, request, timeout=timeout)
-
-
-def _timestamp(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    timestamp = Timestamp()
-    # A naive datetime means local time, as everywhere in the standard library.
-    timestamp.FromDatetime(moment.astimezone())
-    return timestamp

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, cast
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from holdfast.agent import Agent
 from holdfast.api.auth.v1 import api_key_service_pb2
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
@@ -23,6 +21,7 @@ from holdfast.api.trace.v1.query_service_pb2_grpc import QueryServiceStub
 from holdfast.errors import InvalidArgument
 from holdfast.ids import new_uuid7
 from holdfast.runs import RunHandle
+from holdfast.times import to_timestamp
 from holdfast.transport import Transport
 
 Resolution = Literal["done", "not_done", "tell_model", "fail_run"]
@@ -171,7 +170,7 @@ class Runs:
             session_id=session_id,
             user_id=user_id,
             states=[_run_state(state) for state in states],
-            created_after=_timestamp(created_after),
+            created_after=to_timestamp(created_after),
         )
         async for response in self._transport.pages("executor", self._stub.ListRuns, request):
             for run in response.runs:
@@ -308,7 +307,7 @@ class Keys:
         request = api_key_service_pb2.CreateApiKeyRequest(
             display_name=display_name,
             scopes=scopes,
-            expire_time=_timestamp(expire_time),
+            expire_time=to_timestamp(expire_time),
             networks=networks,
             request_id=new_uuid7(),
         )
@@ -352,8 +351,8 @@ class Trace:
             session_id=session_id,
             user_id=user_id,
             states=[_run_state(state) for state in states],
-            created_after=_timestamp(created_after),
-            created_before=_timestamp(created_before),
+            created_after=to_timestamp(created_after),
+            created_before=to_timestamp(created_before),
         )
         async for response in self._transport.pages("trace", self._stub.ListRuns, request):
             for run in response.runs:
@@ -376,15 +375,6 @@ class Trace:
         """Returns one step with its full input and output."""
         request = query_service_pb2.GetStepRequest(run_id=run_id, step=step)
         return await self._transport.call("trace", self._stub.GetStep, request)
-
-
-def _timestamp(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    timestamp = Timestamp()
-    # A naive datetime means local time, as everywhere in the standard library.
-    timestamp.FromDatetime(moment.astimezone())
-    return timestamp
 
 
 def _run_state(state: int) -> run_pb2.RunState:

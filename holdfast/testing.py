@@ -23,11 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from google.protobuf.duration_pb2 import Duration
-
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.cli.launch import SERVICES, Plan, check_server_is_installed, command, free_addresses, wait_until_serving
 from holdfast.client import Client
+from holdfast.times import to_duration
 from holdfast.worker import Worker
 
 START_SECONDS: Final = 60.0
@@ -397,9 +396,7 @@ def turn(text: str = "", *calls: agent_pb2.ScriptCall, delay: float = 0.0) -> ag
     """
     made = agent_pb2.ScriptTurn(text=text, tool_calls=calls)
     if delay:
-        duration = Duration()
-        duration.FromNanoseconds(round(delay * 1e9))
-        made.delay.CopyFrom(duration)
+        made.delay.CopyFrom(to_duration(delay))
     return made
 
 

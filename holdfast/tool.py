@@ -282,9 +282,8 @@ class Tool(Generic[P, R]):
 
     def spec(self) -> ToolSpec:
         """Returns the tool as part of an agent's definition."""
-        from google.protobuf.duration_pb2 import Duration
-
         from holdfast.api.common.v1 import agent_pb2
+        from holdfast.times import to_duration
 
         spec = agent_pb2.ToolSpec(
             name=self.name,
@@ -294,9 +293,7 @@ class Tool(Generic[P, R]):
         )
         spec.input_schema.update(self.input_schema)
         if self.timeout is not None:
-            timeout = Duration()
-            timeout.FromNanoseconds(round(self.timeout * 1e9))
-            spec.timeout.CopyFrom(timeout)
+            spec.timeout.CopyFrom(to_duration(self.timeout))
         if self.connection:
             spec.auth.connection = self.connection
             spec.auth.scopes.extend(self.scopes)

@@ -13,7 +13,7 @@ from rich.text import Text
 from holdfast.agent import Agent
 from holdfast.agent_files import load_agents, parse_agents
 from holdfast.api.common.v1 import agent_pb2
-from holdfast.cli.app import JsonOption, LimitOption, app, group, with_client
+from holdfast.cli.app import JsonOption, LimitOption, app, group, take, with_client
 from holdfast.cli.console import age, note, plain, print_json, print_table, say
 from holdfast.cli.targets import load_tools
 from holdfast.client import Client
@@ -143,12 +143,7 @@ def revisions(agent: AgentArgument, limit: LimitOption = 50, as_json: JsonOption
     """List the revisions of an agent, newest first."""
 
     async def read(client: Client) -> tuple[list[agent_pb2.AgentRevision], agent_pb2.Agent]:
-        found: list[agent_pb2.AgentRevision] = []
-        async for revision in client.agents.revisions(agent):
-            found.append(revision)
-            if len(found) == limit:
-                break
-        return found, await client.agents.get(agent)
+        return await take(client.agents.revisions(agent), limit), await client.agents.get(agent)
 
     found, named = with_client(read)
     if as_json:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any, Final, TypeVar
 
@@ -24,21 +25,28 @@ LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="Print at
 _profile: ContextVar[str | None] = ContextVar("holdfast_profile", default=None)
 
 
+@contextmanager
+def _reported(ctx: Any) -> Iterator[None]:
+    as_json = bool(ctx.params.get("as_json"))
+    try:
+        yield
+    except HoldfastError as error:
+        report(error, as_json=as_json)
+        raise typer.Exit(int(exit_code_of(error))) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
+    except FileNotFoundError as error:
+        report(FailedPrecondition(f"{error.filename}: {error.strerror}"), as_json=as_json)
+        raise typer.Exit(int(ExitCode.ERROR)) from None
+
+
 class Command(typer.core.TyperCommand):
     """A command whose errors are one sentence and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
-        try:
+        with _reported(ctx):
             return super().invoke(ctx)
-        except HoldfastError as error:
-            report(error, as_json=bool(ctx.params.get("as_json")))
-            raise typer.Exit(int(exit_code_of(error))) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
-        except FileNotFoundError as error:
-            report(FailedPrecondition(f"{error.filename}: {error.strerror}"), as_json=bool(ctx.params.get("as_json")))
-            raise typer.Exit(int(ExitCode.ERROR)) from None
 
 
 class Application(typer.Typer):
@@ -56,13 +64,8 @@ class GroupCommand(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the group."""
-        try:
+        with _reported(ctx):
             return super().invoke(ctx)
-        except HoldfastError as error:
-            report(error, as_json=bool(ctx.params.get("as_json")))
-            raise typer.Exit(int(exit_code_of(error))) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
 
 
 class Root(GroupCommand):
@@ -139,6 +142,16 @@ def with_client(work: Callable[[Client], Awaitable[T]]) -> T:
             return await work(client)
 
     return asyncio.run(run())
+
+
+async def take(items: AsyncIterator[T], limit: int) -> list[T]:
+    """Returns the first items of a list; what comes behind them is not asked for."""
+    found: list[T] = []
+    async for item in items:
+        found.append(item)
+        if len(found) == limit:
+            break
+    return found
 
 
 def chosen_profile() -> str | None:

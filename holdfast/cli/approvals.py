@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from holdfast.api.common.v1 import run_pb2
-from holdfast.cli.app import JsonOption, LimitOption, app, read_text, with_client
+from holdfast.cli.app import JsonOption, LimitOption, app, read_text, take, with_client
 from holdfast.cli.console import age, note, out, print_json, say
 from holdfast.cli.run_view import question_lines
 from holdfast.client import Client
@@ -26,16 +26,7 @@ def approvals(
     as_json: JsonOption = False,
 ) -> None:
     """List questions that wait for a person, and the commands that answer them."""
-
-    async def read(client: Client) -> list[run_pb2.Approval]:
-        found: list[run_pb2.Approval] = []
-        async for item in client.approvals.list(run_id=run_id, pending_only=not everything):
-            found.append(item)
-            if len(found) == limit:
-                break
-        return found
-
-    found = with_client(read)
+    found = with_client(lambda client: take(client.approvals.list(run_id=run_id, pending_only=not everything), limit))
     if as_json:
         print_json(found)
         return

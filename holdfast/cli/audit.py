@@ -24,7 +24,7 @@ from rich.text import Text
 from holdfast.api.auth.v1 import audit_service_pb2 as pb
 from holdfast.audit import Audit
 from holdfast.audit_chain import ChainCheck, Verdict, parse_hash, parse_line
-from holdfast.cli.app import JsonOption, LimitOption, group, with_client
+from holdfast.cli.app import JsonOption, LimitOption, group, take, with_client
 from holdfast.cli.console import error_fields, moment, note, print_json, print_table, report, say
 from holdfast.cli.operator import DataOption, operator_transport
 from holdfast.errors import FailedPrecondition, HoldfastError, InvalidArgument
@@ -83,7 +83,6 @@ def list_records(
     start, end = _time(since, "--since"), _time(until, "--until")
 
     async def read(trail: Audit) -> list[pb.AuditRecord]:
-        found: list[pb.AuditRecord] = []
         records = trail.list(
             start_time=start,
             end_time=end,
@@ -98,11 +97,7 @@ def list_records(
             fingerprint=fingerprint,
             oldest_first=oldest_first,
         )
-        async for record in records:
-            found.append(record)
-            if len(found) == limit:
-                break
-        return found
+        return await take(records, limit)
 
     found = _with_trail(read, data, of_installation=installation)
     if as_json:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1 import run_service_pb2
-from holdfast.cli.app import JsonOption, LimitOption, app, group, read_text, with_client
+from holdfast.cli.app import JsonOption, LimitOption, app, group, read_text, take, with_client
 from holdfast.cli.console import ExitCode, age, cost, err, note, out, print_json, print_table, say, state_text, tokens
 from holdfast.cli.run_view import PERSON, RunView, summary
 from holdfast.client import Client
@@ -209,17 +209,12 @@ def list_runs(
     if context.invoked_subcommand is not None:
         return
     states = [_state(name) for name in state or ()]
-
-    async def read(client: Client) -> list[run_pb2.Run]:
-        found: list[run_pb2.Run] = []
-        listing = client.runs.list(agent=agent, session_id=session, user_id=user, states=states)
-        async for item in listing:
-            found.append(item)
-            if len(found) == limit:
-                break
-        return found
-
-    found = with_client(read)
+    found = with_client(
+        lambda client: take(
+            client.runs.list(agent=agent, session_id=session, user_id=user, states=states),
+            limit,
+        )
+    )
     if as_json:
         print_json(found)
         return

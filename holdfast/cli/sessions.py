@@ -9,7 +9,7 @@ from rich.text import Text
 
 from holdfast.api.common.v1 import content_pb2
 from holdfast.api.executor.v1 import session_service_pb2
-from holdfast.cli.app import JsonOption, LimitOption, group, with_client
+from holdfast.cli.app import JsonOption, LimitOption, group, take, with_client
 from holdfast.cli.console import age, moment, note, print_json, print_table, say
 from holdfast.client import Client
 from holdfast.runs import short_name
@@ -38,16 +38,7 @@ def list_sessions(
     as_json: JsonOption = False,
 ) -> None:
     """List conversations, newest first."""
-
-    async def read(client: Client) -> list[session_service_pb2.Session]:
-        found: list[session_service_pb2.Session] = []
-        async for item in client.sessions.list(user_id=user):
-            found.append(item)
-            if len(found) == limit:
-                break
-        return found
-
-    found = with_client(read)
+    found = with_client(lambda client: take(client.sessions.list(user_id=user), limit))
     if as_json:
         print_json(found)
         return

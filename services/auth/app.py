@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
 from holdfast.api.auth.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
@@ -74,6 +74,7 @@ from services.auth.store import AuthStore
 from services.auth.store_sql import SqlAuthStore
 from services.auth.strays import StraySecrets
 from services.auth.workspaces import Workspaces
+from services.shared.background import background
 from services.shared.clock import Clock, SystemClock
 from services.shared.database import Database
 from services.shared.egress import EgressClient, TargetPolicy
@@ -269,7 +270,7 @@ async def auth_server(
         stack.push_async_callback(audit.close)
         stack.push_async_callback(housekeeper.write_uses, is_last=True)
         await stack.enter_async_context(
-            _background(
+            background(
                 audit.run(),
                 housekeeper.run(),
                 news.run(),
@@ -309,18 +310,6 @@ def _oauth_spec(catalog: ProviderCatalog, connection: Connection) -> OAuthSpec:
     """Returns how a connection's provider speaks OAuth, as far as its file says."""
     provider = catalog.get(connection.provider)
     return OAuthSpec() if provider is None or provider.oauth is None else provider.oauth
-
-
-@asynccontextmanager
-async def _background(*work: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
-    """Runs `work` beside the body; if any of it fails, the body is cancelled: the service does not live on halves."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(part) for part in work]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
 
 
 async def run(settings: AuthSettings, process: Process) -> None:

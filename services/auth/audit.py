@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final, NoReturn
 
-from holdfast.errors import HoldfastError
 from services.auth.store import AuthStore, CredentialUse
 from services.shared.clock import Clock
-from services.shared.telemetry import get_logger
+from services.shared.lingering import LingeringWriter
 
 LINGER_SECONDS: Final = 0.2
 """How long a record waits for others before they are written together."""
@@ -18,9 +17,6 @@ MAX_LAG_SECONDS: Final = 1.0
 
 _MAX_BATCH: Final = 500
 _RETRY_SECONDS: Final = 0.5
-_CLOSE_ATTEMPTS: Final = 3
-
-log = get_logger(__name__)
 
 
 class AuditTrail:
@@ -30,8 +26,16 @@ class AuditTrail:
         self._store = store
         self._clock = clock
         self._pending: list[tuple[float, CredentialUse]] = []
-        self._arrived = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._writer = LingeringWriter(
+            self.flush,
+            self._pending,
+            clock,
+            linger_seconds=LINGER_SECONDS,
+            retry_seconds=_RETRY_SECONDS,
+            delayed="audit_delayed",
+            lost="audit_lost",
+        )
 
     async def admit(self) -> None:
         """Returns when one more use may be recorded; at once, unless the storage lags behind.
@@ -46,7 +50,7 @@ class AuditTrail:
     def record(self, use: CredentialUse) -> None:
         """Takes a record; `admit` has returned just before."""
         self._pending.append((self._clock.monotonic(), use))
-        self._arrived.set()
+        self._writer.notice()
 
     async def flush(self) -> None:
         """Returns when every record that was taken before this call is stored.
@@ -67,24 +71,8 @@ class AuditTrail:
 
     async def run(self) -> NoReturn:
         """Writes what arrives, until it is cancelled."""
-        while True:
-            await self._arrived.wait()
-            await self._clock.sleep(LINGER_SECONDS)
-            self._arrived.clear()
-            try:
-                await self.flush()
-            except HoldfastError as error:
-                log.warning("audit_delayed", reason=error.reason, pending=len(self._pending))
-                self._arrived.set()
-                await self._clock.sleep(_RETRY_SECONDS)
+        await self._writer.run()
 
     async def close(self) -> None:
         """Writes what is left, after the last use."""
-        for _ in range(_CLOSE_ATTEMPTS):
-            try:
-                await self.flush()
-                return
-            except HoldfastError as error:
-                log.warning("audit_delayed", reason=error.reason, pending=len(self._pending))
-                await self._clock.sleep(_RETRY_SECONDS)
-        log.error("audit_lost", records=len(self._pending))
+        await self._writer.close()

@@ -21,11 +21,12 @@ from typing import Any, Final
 
 from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import JWKRegistry, Key
+from joserfc.jwk import Key
 from joserfc.jws import JWSRegistry
 
 from holdfast.errors import Reason, Unauthenticated, Unavailable
 from services.auth.oauth.answers import parse_document
+from services.auth.public_keys import public_keys
 from services.auth.refusals import RefusalCounter
 from services.auth.roles import ROLES
 from services.auth.workspaces import Workspaces
@@ -44,7 +45,6 @@ REFETCH_SECONDS: Final = 60.0
 _STALE_SECONDS: Final = 86_400.0
 _RETRY_SECONDS: Final = 5.0
 _FETCH_SECONDS: Final = 10.0
-_MAX_KEYS: Final = 100
 _MAX_USER_ID_CHARACTERS: Final = 255
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt", "application/jwt"})
 
@@ -253,7 +253,7 @@ class _IssuerKeys:
         items = (await self._document(address)).get("keys")
         if not isinstance(items, list):
             raise ValueError("there are no keys at the address of the metadata")
-        return tuple(key for item in items[:_MAX_KEYS] if (key := _public_key(item)) is not None)
+        return tuple(public_keys(items))
 
     async def _document(self, url: str) -> Mapping[str, Any]:
         answer = await self._egress.request(
@@ -292,16 +292,6 @@ def _registry() -> JWSRegistry:
     renamed.security_warning = None
     registry.algorithms = {**registry.algorithms, "EdDSA": renamed}
     return registry
-
-
-def _public_key(item: Any) -> Key | None:
-    # A symmetric key in a public set would let everybody sign.
-    if not isinstance(item, dict) or item.get("kty") not in ("RSA", "EC", "OKP") or item.get("use", "sig") != "sig":
-        return None
-    try:
-        return JWKRegistry.import_key(item)
-    except (JoseError, ValueError, TypeError, KeyError):
-        return None
 
 
 def _claim(claims: Mapping[str, Any], name: str) -> Any:

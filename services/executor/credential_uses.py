@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from holdfast.api.auth.v1 import credential_service_pb2 as pb
 from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceStub
-from holdfast.errors import HoldfastError
 from holdfast.ids import new_uuid7
 from services.shared.channels import calling
 from services.shared.clock import Clock
+from services.shared.lingering import LingeringWriter
 from services.shared.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ _MAX_BATCH: Final = 500
 # Beyond it something is very wrong; each is dropped with a line in the log rather than kept without end.
 _MAX_PENDING: Final = 100_000
 _RETRY_SECONDS: Final = 1.0
-_CLOSE_ATTEMPTS: Final = 3
 
 log = get_logger(__name__)
 
@@ -34,7 +32,15 @@ class CredentialUses:
         self._stub = stub
         self._clock = clock
         self._pending: list[pb.CredentialUse] = []
-        self._arrived = asyncio.Event()
+        self._writer = LingeringWriter(
+            self.flush,
+            self._pending,
+            clock,
+            linger_seconds=LINGER_SECONDS,
+            retry_seconds=_RETRY_SECONDS,
+            delayed="credential_uses_delayed",
+            lost="credential_uses_lost",
+        )
 
     def add(self, need: Need, connection_id: str, fingerprint: str) -> None:
         """Takes the record of one use."""
@@ -55,20 +61,11 @@ class CredentialUses:
         )
         use.use_time.FromDatetime(self._clock.now())
         self._pending.append(use)
-        self._arrived.set()
+        self._writer.notice()
 
     async def run(self) -> NoReturn:
         """Sends what arrives, until it is cancelled."""
-        while True:
-            await self._arrived.wait()
-            await self._clock.sleep(LINGER_SECONDS)
-            self._arrived.clear()
-            try:
-                await self.flush()
-            except HoldfastError as error:
-                log.warning("credential_uses_delayed", reason=error.reason, pending=len(self._pending))
-                self._arrived.set()
-                await self._clock.sleep(_RETRY_SECONDS)
+        await self._writer.run()
 
     async def flush(self) -> None:
         """Returns when everything that was taken is stored by auth.
@@ -84,12 +81,4 @@ class CredentialUses:
 
     async def close(self) -> None:
         """Sends what is left, after the last use."""
-        for _ in range(_CLOSE_ATTEMPTS):
-            try:
-                await self.flush()
-                return
-            except HoldfastError as error:
-                log.warning("credential_uses_delayed", reason=error.reason, pending=len(self._pending))
-                await self._clock.sleep(_RETRY_SECONDS)
-        if self._pending:
-            log.error("credential_uses_lost", records=len(self._pending))
+        await self._writer.close()

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
-from google.protobuf.duration_pb2 import Duration
-
 from holdfast.api.executor.v1 import tool_worker_service_pb2 as worker_pb2
 from holdfast.api.state.v1 import call_queue_service_pb2 as queue_pb2
 from holdfast.api.state.v1.call_queue_service_pb2_grpc import CallQueueServiceStub
 from holdfast.errors import Aborted, DeadlineExceeded, HoldfastError, InvalidArgument, LeaseLost, Reason, Unavailable
+from holdfast.times import to_duration
 from services.executor.egress.proxy import egress_url
 from services.executor.trace_context import traceparent_of_step
 from services.shared.channels import calling
@@ -207,8 +206,7 @@ class WorkerHub:
             slots=worker.slots,
             running=len(worker.running),
         )
-        interval = Duration()
-        interval.FromNanoseconds(int(self._heartbeat_seconds * 1e9))
+        interval = to_duration(self._heartbeat_seconds)
         # Not a task group around the `yield`: it would cancel whoever iterates, at a place that is not in here.
         life = asyncio.create_task(self._live(worker, requests))
         life.add_done_callback(lambda task: worker.end(_end_of(task)))
@@ -338,8 +336,7 @@ class WorkerHub:
                 continue
 
     async def _lease(self, worker: _Worker, free: int) -> list[queue_pb2.LeasedCall]:
-        duration = Duration()
-        duration.FromNanoseconds(int(self._offer_seconds * 1e9))
+        duration = to_duration(self._offer_seconds)
         try:
             with calling("state"):
                 response = await self._calls.LeaseCalls(

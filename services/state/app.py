@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from holdfast.api.state.v1.agent_store_service_pb2_grpc import add_AgentStoreServiceServicer_to_server
 from holdfast.api.state.v1.call_queue_service_pb2_grpc import add_CallQueueServiceServicer_to_server
@@ -17,6 +17,7 @@ from holdfast.api.state.v1.lease_service_pb2_grpc import add_LeaseServiceService
 from holdfast.api.state.v1.operator_service_pb2_grpc import add_OperatorServiceServicer_to_server
 from holdfast.api.state.v1.run_store_service_pb2_grpc import add_RunStoreServiceServicer_to_server
 from holdfast.errors import HoldfastError
+from services.shared.background import background
 from services.shared.channels import open_channel
 from services.shared.clock import Clock, SystemClock
 from services.shared.database import Database
@@ -125,7 +126,7 @@ async def state_server(
         # Order matters: it is undone from the end. The last calls are answered, then the streams that ended have given
         # their runs back, then the group commit stops, then the database is closed.
         await closing.enter_async_context(
-            _background(
+            background(
                 commits.run(),
                 ends.run(),
                 Pulse(db, hub, clock).run(),
@@ -139,18 +140,6 @@ async def state_server(
         closing.push_async_callback(leases.close)
         await closing.enter_async_context(server)
         yield server
-
-
-@asynccontextmanager
-async def _background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs `work` beside the body; if any of it fails, the body is cancelled: the service does not live on halves."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(part) for part in work]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
 
 
 async def run(settings: StateSettings, process: Process) -> None:

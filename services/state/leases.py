@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
-
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.errors import HoldfastError, InvalidArgument, LeaseLost
 from holdfast.ids import is_uuid, new_uuid7
+from holdfast.times import to_duration
 from services.shared.database import Database
 from services.shared.telemetry import get_logger
 from services.state import claims, lease_store
@@ -120,8 +119,8 @@ class _Stream:
         if freed:
             log.info("undelivered_runs_returned", executor_id=self._executor_id, runs=freed)
             self._hub.runs_ready()
-        self._out.heartbeat_interval.CopyFrom(_duration(HEARTBEAT_SECONDS))
-        self._out.lease_duration.CopyFrom(_duration(lease_store.LEASE_DURATION.total_seconds()))
+        self._out.heartbeat_interval.CopyFrom(to_duration(HEARTBEAT_SECONDS))
+        self._out.lease_duration.CopyFrom(to_duration(lease_store.LEASE_DURATION.total_seconds()))
         self._out.lost.extend(run for run in first.held if run.run_id not in kept)
         await self._take(first)
 
@@ -247,9 +246,3 @@ class _Stream:
             )
         self._news.set()
         return True
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

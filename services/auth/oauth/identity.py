@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import JWKRegistry, Key, KeySet
+from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 
 from services.auth.oauth import requests
@@ -19,6 +19,7 @@ from services.auth.oauth.refusals import ReauthReason, RefusalKind, TokenRefused
 from services.auth.oauth.tokens import Account, OAuthApp, TokenSet
 from services.auth.providers.schema import AccountRule, AccountSource, OAuthSpec, Provider
 from services.auth.providers.templates import VariableMissing, fill
+from services.auth.public_keys import public_keys
 from services.auth.secrets import Secret
 from services.shared.clock import Clock
 from services.shared.egress import Destination, EgressClient, EgressFailed
@@ -32,7 +33,6 @@ ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES25
 _KEYS_SECONDS: Final = 3_600.0
 _REFETCH_SECONDS: Final = 60.0
 _MAX_KEY_SETS: Final = 200
-_MAX_KEYS: Final = 100
 _MAX_ID_CHARACTERS: Final = 255
 _CLAIM: Final = re.compile(r"\{claim\.([a-z_]+)\}")
 _STANDARD_ID: Final = ("/sub",)
@@ -192,7 +192,7 @@ class Identity:
             raise TokenRefused(
                 RefusalKind.TRANSIENT, f"{app.provider.slug} does not show its keys", status=answer.status
             )
-        key_set = KeySet([key for item in keys[:_MAX_KEYS] if (key := _public_key(item)) is not None])
+        key_set = KeySet(public_keys(keys))
         if len(self._key_sets) >= _MAX_KEY_SETS:
             self._key_sets.pop(next(iter(self._key_sets)))
         self._key_sets[to.url] = (now, key_set)
@@ -205,16 +205,6 @@ def _verified(text: str, keys: KeySet) -> Mapping[str, Any] | None:
     try:
         return jwt.decode(text, keys, algorithms=ALGORITHMS, registry=registry).claims
     except JoseError:
-        return None
-
-
-def _public_key(item: Any) -> Key | None:
-    # A symmetric key in a public set would let everybody sign.
-    if not isinstance(item, dict) or item.get("kty") not in ("RSA", "EC", "OKP") or item.get("use", "sig") != "sig":
-        return None
-    try:
-        return JWKRegistry.import_key(item)
-    except (JoseError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -11,8 +11,7 @@ from holdfast.api.state.v1.agent_store_service_pb2_grpc import AgentStoreService
 from services.shared.database import Database
 from services.state import agent_store
 from services.state.idempotence import write_once
-
-MAX_PAGE = 200
+from services.state.servicers.pages import page_of, page_size
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -43,10 +42,11 @@ class AgentStoreServicer(AgentStoreServiceServicer):
         return pb.GetAgentResponse(agent=agent)
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Context) -> pb.ListAgentsResponse:
-        agents = await self._db.read(
-            agent_store.list_agents, request.workspace_id, _size(request) + 1, request.after_name
+        found = await self._db.read(
+            agent_store.list_agents, request.workspace_id, page_size(request) + 1, request.after_name
         )
-        return pb.ListAgentsResponse(agents=agents[: _size(request)], has_more=len(agents) > _size(request))
+        agents, has_more = page_of(found, request)
+        return pb.ListAgentsResponse(agents=agents, has_more=has_more)
 
     async def GetAgentRevision(
         self, request: pb.GetAgentRevisionRequest, context: Context
@@ -58,7 +58,7 @@ class AgentStoreServicer(AgentStoreServiceServicer):
         self, request: pb.ListAgentRevisionsRequest, context: Context
     ) -> pb.ListAgentRevisionsResponse:
         revisions, position = await self._db.read(
-            agent_store.list_revisions, request.workspace_id, request.agent, _size(request), request.position
+            agent_store.list_revisions, request.workspace_id, request.agent, page_size(request), request.position
         )
         return pb.ListAgentRevisionsResponse(revisions=revisions, next_position=position)
 
@@ -75,7 +75,3 @@ class AgentStoreServicer(AgentStoreServiceServicer):
             request.request_fingerprint,
         )
         return pb.PutAgentLabelResponse(agent=agent)
-
-
-def _size(request: Any) -> int:
-    return max(1, min(int(request.page_size), MAX_PAGE))

@@ -15,8 +15,8 @@ from services.shared.database import Database, StoreFunction
 from services.state import pauses, run_store
 from services.state.hub import Hub
 from services.state.idempotence import write_once
+from services.state.servicers.pages import page_of, page_size
 
-MAX_PAGE = 200
 MAX_MESSAGES = 1_000
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -46,10 +46,11 @@ class RunStoreServicer(RunStoreServiceServicer):
             states=list(request.states),
             created_after=created_after,
         )
-        runs = await self._db.read(
-            run_store.list_runs, request.workspace_id, _size(request) + 1, request.before_run_id, only
+        found = await self._db.read(
+            run_store.list_runs, request.workspace_id, page_size(request) + 1, request.before_run_id, only
         )
-        return pb.ListRunsResponse(runs=runs[: _size(request)], has_more=len(runs) > _size(request))
+        runs, has_more = page_of(found, request)
+        return pb.ListRunsResponse(runs=runs, has_more=has_more)
 
     async def RequestCancel(self, request: pb.RequestCancelRequest, context: Context) -> pb.RequestCancelResponse:
         return pb.RequestCancelResponse(
@@ -86,14 +87,15 @@ class RunStoreServicer(RunStoreServiceServicer):
         return pb.GetSessionResponse(session=session)
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
-        sessions = await self._db.read(
+        found = await self._db.read(
             run_store.list_sessions,
             request.workspace_id,
-            _size(request) + 1,
+            page_size(request) + 1,
             request.before_session_id,
             request.user_id,
         )
-        return pb.ListSessionsResponse(sessions=sessions[: _size(request)], has_more=len(sessions) > _size(request))
+        sessions, has_more = page_of(found, request)
+        return pb.ListSessionsResponse(sessions=sessions, has_more=has_more)
 
     async def ListSessionMessages(
         self, request: pb.ListSessionMessagesRequest, context: Context
@@ -102,7 +104,7 @@ class RunStoreServicer(RunStoreServiceServicer):
             run_store.list_session_messages,
             request.workspace_id,
             request.session_id,
-            _size(request, MAX_MESSAGES),
+            page_size(request, MAX_MESSAGES),
             request.position,
             request.before_run_id,
         )
@@ -113,22 +115,23 @@ class RunStoreServicer(RunStoreServiceServicer):
         return pb.GetApprovalResponse(approval=approval)
 
     async def ListApprovals(self, request: pb.ListApprovalsRequest, context: Context) -> pb.ListApprovalsResponse:
-        approvals = await self._db.read(
+        found = await self._db.read(
             run_store.list_approvals,
             request.workspace_id,
-            _size(request) + 1,
+            page_size(request) + 1,
             request.before_approval_id,
             request.run_id,
             request.state,
         )
-        return pb.ListApprovalsResponse(approvals=approvals[: _size(request)], has_more=len(approvals) > _size(request))
+        approvals, has_more = page_of(found, request)
+        return pb.ListApprovalsResponse(approvals=approvals, has_more=has_more)
 
     async def GetRunGrant(self, request: pb.GetRunGrantRequest, context: Context) -> pb.GetRunGrantResponse:
         grant = await self._db.read(run_store.get_run_grant, request.workspace_id, request.run_id)
         return pb.GetRunGrantResponse(run_grant=grant)
 
     async def ListSignIns(self, request: pb.ListSignInsRequest, context: Context) -> pb.ListSignInsResponse:
-        size = _size(request)
+        size = page_size(request)
         after = (request.after_workspace_id, request.after_approval_id) if request.after_approval_id else None
         found = await self._db.read(run_store.list_sign_ins, request.workspace_id, size + 1, after)
         sign_ins = [pb.StoredSignIn(workspace_id=workspace, approval=approval) for workspace, approval in found[:size]]
@@ -157,7 +160,3 @@ class RunStoreServicer(RunStoreServiceServicer):
 
 def _asked(request: pb.RequestPauseRequest | pb.RequestResumeRequest) -> pauses.Asked:
     return pauses.Asked(request.requested_by, request.reason, request.request_id, request.request_fingerprint)
-
-
-def _size(request: Any, maximum: int = MAX_PAGE) -> int:
-    return max(1, min(int(request.page_size), maximum))
