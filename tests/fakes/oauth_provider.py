@@ -87,6 +87,8 @@ class Grant:
     """Token calls that named this grant, whatever became of them."""
     refreshes: int = 0
     """Token calls that brought new tokens."""
+    use_time: float = 0.0
+    """When its refresh token was made, which for a provider with an idle limit is when the grant was last used."""
 
     def tokens(self, *, expires_in: float | None = None) -> TokenSet:
         """Returns the live tokens as the client would hold them."""
@@ -110,6 +112,8 @@ class Profile:
     grace_seconds: float = 0.0
     expires_in: float | None = 3600.0
     with_refresh_token: bool = True
+    idle_seconds: float | None = None
+    """After so long without a refresh a grant is over."""
     shape: Callable[[dict[str, Any]], Any] | None = None
     """Turns the standard answer into the provider's."""
     error_status: int = 400
@@ -127,6 +131,11 @@ class Profile:
     def grace(cls, seconds: float = 60.0) -> Profile:
         """The old refresh token works for a while, and gives the same successor."""
         return cls(rotation="grace", grace_seconds=seconds, oauth=f"rotation_grace_seconds: {seconds}")
+
+    @classmethod
+    def idle(cls, seconds: float, *, documented: float) -> Profile:
+        """Strict, and a grant whose refresh token nobody uses for so long is over; its documents say less."""
+        return cls(idle_seconds=seconds, oauth=f"refresh_idle_seconds: {documented}")
 
     @classmethod
     def steady(cls) -> Profile:
@@ -427,6 +436,7 @@ class FakeOAuthProvider:
     def _mint(self, grant: Grant) -> None:
         number = next(self._numbers)
         grant.access_token = f"at-canary-{grant.id}-{number}"
+        grant.use_time = self.clock.monotonic()
         if self.profile.with_refresh_token and (grant.refresh_token is None or self.profile.rotation != "none"):
             grant.refresh_token = f"rt-canary-{grant.id}-{number}"
 
@@ -475,6 +485,9 @@ class FakeOAuthProvider:
         if grant is None or token == grant.access_token:
             return self._error("invalid_grant")
         grant.token_calls += 1
+        idle = self.profile.idle_seconds
+        if idle is not None and self.clock.monotonic() - grant.use_time > idle:
+            grant.is_alive = False
         if not grant.is_alive:
             return self._error("invalid_grant")
         if token in grant.spent:

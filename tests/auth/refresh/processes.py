@@ -11,6 +11,7 @@ from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +64,10 @@ class Child:
     async def refresh(self, name: str) -> pb.Connection:
         """Renews a connection's token."""
         return (await self.client.connections.RefreshConnection(pb.RefreshConnectionRequest(name=name))).connection
+
+    async def get(self, name: str) -> pb.Connection:
+        """Reads a connection, which refreshes nothing."""
+        return (await self.client.connections.GetConnection(pb.GetConnectionRequest(name=name))).connection
 
     async def ended(self) -> int:
         """Returns the exit status when it has ended."""
@@ -136,8 +141,16 @@ class Cluster:
         )
         return made.integration.integration_id
 
-    async def connect(self, name: str, integration_id: str, provider: str, tokens: TokenSet) -> str:
-        """Stores a grant as a sign-in does; returns the connection's id. Nothing refreshes it by itself."""
+    async def connect(
+        self,
+        name: str,
+        integration_id: str,
+        provider: str,
+        tokens: TokenSet,
+        *,
+        refresh_time: datetime | None = None,
+    ) -> str:
+        """Stores a grant as a sign-in does; returns the id. Without a time nothing refreshes it by itself."""
         async with self._opened() as (core, secrets):
             fingerprint = partial(fingerprint_of, core.keyring.audit_key)
             path = new_connection_path(self.workspace_id, "")
@@ -152,6 +165,7 @@ class Cluster:
                 secret_path=path,
                 token_version=1,
                 expire_time=tokens.expire_time,
+                refresh_time=refresh_time,
             )
             await core.connection_store.announce_secret(path)
             await secrets.put(path, TokenDocument(tokens=tokens).to_secret(new), expected_version=0)
