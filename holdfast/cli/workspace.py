@@ -208,7 +208,8 @@ def delete(
         print_json({"deleted": plain(deleted.workspace), "connections": deleted.deleted_connections, **plain(erased)})
         return
     say(f"erased {described(erased)}")
-    say(f"revoked {deleted.deleted_connections} connections, destroyed the key")
+    count = deleted.deleted_connections
+    say(f"revoked {count} connection{'' if count == 1 else 's'}, destroyed the key")
     say(f"workspace {name} is deleted; its audit records stay")
 
 
