@@ -9,7 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from services.shared.database import Database, _SqliteBackend
+from services.shared.database import Database
+from services.shared.database_sqlite import SqliteBackend
 
 
 @dataclass
@@ -57,8 +58,8 @@ class MeasuredDatabase(Database):
         return self._measure(self._sqlite._read, fn, args, kwargs)
 
     @property
-    def _sqlite(self) -> _SqliteBackend:
-        assert isinstance(self._backend, _SqliteBackend)
+    def _sqlite(self) -> SqliteBackend:
+        assert isinstance(self._backend, SqliteBackend)
         return self._backend
 
     def _measure(self, run: Any, fn: Any, args: Any, kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from services.auth.requests import is_name
 from services.auth.roles import ROLES
 from services.auth.sealing import MasterKey
 from services.auth.vault.settings import VaultSettings
-from services.shared.database import one_url_of_several_hosts
+from services.shared.database_postgres import one_url_of_several_hosts
 from services.shared.egress import parse_allowed_targets, parse_destination
 from services.shared.settings import (
     CommonSettings,

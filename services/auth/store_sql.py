@@ -42,7 +42,8 @@ from services.auth.workspace_sql import (
     set_sealing,
     workspace_by,
 )
-from services.shared.database import Database, Timestamp, now_sql
+from services.shared.database import Database, now_sql
+from services.shared.timestamps import Timestamp
 
 
 class SqlAuthStore:

@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from services.shared.database import Timestamp
+from services.shared.timestamps import Timestamp
 
 metadata: Final = sa.MetaData()
 

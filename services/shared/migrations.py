@@ -31,7 +31,9 @@ from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 
 from holdfast.errors import Unavailable
-from services.shared.database import Database, postgres_connect_arguments, translate
+from services.shared.database import Database
+from services.shared.database_errors import translate
+from services.shared.database_postgres import postgres_connect_arguments
 from services.shared.server import EXIT_CONFIGURATION, EXIT_TEMPORARY, StartupError
 from services.shared.telemetry import get_logger
 

@@ -11,7 +11,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.errors import InvalidArgument, NotFound, Reason
 from holdfast.ids import is_uuid
-from services.shared.database import Database, Timestamp
+from services.shared.database import Database
+from services.shared.timestamps import Timestamp
 from services.state import journal
 from services.state import tables as t
 from services.state.rows import stamp

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 
 from holdfast.errors import HoldfastError
 from holdfast.ids import new_uuid7
-from services.shared.database import Database, back_off
+from services.shared.database import Database
+from services.shared.database_postgres import back_off
 from services.shared.telemetry import get_logger
 from services.state.claiming import Claiming
 from services.state.hub import Hub, wait_for

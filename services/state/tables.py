@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from holdfast.api.common.v1 import run_pb2
-from services.shared.database import Timestamp
 from services.shared.seals import SealedBytes, SealedText
+from services.shared.timestamps import Timestamp
 
 metadata = sa.MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
 

@@ -115,7 +115,7 @@ async def test_a_failover_to_a_synchronous_standby_loses_nothing() -> None:
 async def test_a_commit_that_waits_for_a_lost_standby_is_reported_and_is_not_acknowledged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("services.shared.database._STUCK_SECONDS", 0.5)
+    monkeypatch.setattr("services.shared.database_postgres._STUCK_SECONDS", 0.5)
     with running_cluster() as cluster:
         async with loaded(cluster.create_database("state")) as (state, load):
             cluster.reload(synchronous_standby_names="'nobody'")
@@ -173,7 +173,7 @@ async def test_deadlocks_and_serialization_failures_cost_time_only() -> None:
 
 
 async def test_an_exhausted_pool_and_a_full_server_refuse_and_recover(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.shared.database._CHECKOUT_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("services.shared.database_postgres._CHECKOUT_TIMEOUT_SECONDS", 0.5)
     with running_cluster(max_connections="14", superuser_reserved_connections="3") as cluster:
         url = cluster.create_database("state")
         cluster.execute("CREATE ROLE service LOGIN; GRANT ALL ON DATABASE state TO service")

@@ -15,10 +15,11 @@ import pytest
 import sqlalchemy as sa
 
 from holdfast.errors import Reason, ResourceExhausted, Unavailable
-from services.shared.database import Database, Timestamp, now_sql
+from services.shared.database import Database, now_sql
 from services.shared.migrations import check_is_current, current, make_ready, upgrade
 from services.shared.server import StartupError
 from services.shared.settings import SettingsError
+from services.shared.timestamps import Timestamp
 from tests.fakes.clock import FakeClock
 
 METADATA = sa.MetaData()
@@ -241,7 +242,7 @@ async def test_a_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -
 async def test_a_file_held_by_another_process_is_unavailable_not_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.shared.database._BUSY_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr("services.shared.database_sqlite._BUSY_TIMEOUT_SECONDS", 0.01)
     async with Database(f"sqlite:///{tmp_path}/held.db", schema="state") as db:
         await db.write(METADATA.create_all)
         holder = sqlite3.connect(tmp_path / "held.db", isolation_level=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from services.shared.database import Timestamp
+from services.shared.timestamps import Timestamp
 
 revision = "0005"
 down_revision = "0004"
