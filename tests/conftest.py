@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -24,6 +25,14 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 settings.register_profile("holdfast", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", parent=settings.get_profile("holdfast"), derandomize=False, max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "holdfast"))
+
+
+def pytest_configure() -> None:
+    """Takes interrupts, so that the processes which tests start and interrupt take them too."""
+    # A shell's job in the background ignores them, and whatever it starts inherits that: a command that leaves them to
+    # Python would never notice one.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
