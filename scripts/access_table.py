@@ -13,7 +13,8 @@ from services.auth.access import ACCESS as AUTH  # noqa: E402
 from services.auth.api_keys import OWN_WORKSPACE  # noqa: E402
 from services.auth.roles import ROLES, SCOPES  # noqa: E402
 from services.executor.access import ACCESS as EXECUTOR  # noqa: E402
-from services.shared.interceptors import Access, Identity  # noqa: E402
+from services.shared.access import Access  # noqa: E402
+from services.shared.identity import Identity  # noqa: E402
 from services.state.access import ACCESS as STATE  # noqa: E402
 from services.trace.servicer import ACCESS as TRACE  # noqa: E402
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from services.auth.api_keys import OWN_WORKSPACE
 from services.auth.callers import ADMIN
-from services.shared.interceptors import Access, service_access
+from services.shared.access import Access, service_access
 
 ACCESS: Final[Mapping[str, Access]] = {
     **service_access(

@@ -32,7 +32,7 @@ from services.auth.roles import checked_scopes
 from services.auth.secrets import Secret
 from services.auth.store import ApiKey, AuthStore, FoundApiKey, NewApiKey
 from services.shared.clock import Clock
-from services.shared.interceptors import Identity, current_peer
+from services.shared.identity import Identity, current_peer
 from services.shared.key_form import ALPHABET, KEY_PREFIX, base62, checksum, is_token, parts_of_key
 from services.shared.peers import is_within
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from services.shared.interceptors import IMPERSONATE_SCOPE
+from services.shared.identity import IMPERSONATE_SCOPE
 
 ADMIN: Final = "admin"
 """The scope that holds all others of its workspace."""

@@ -28,7 +28,7 @@ from holdfast.ids import is_uuid
 from services.auth.keyring import Keyring
 from services.auth.requests import is_name
 from services.shared.clock import Clock
-from services.shared.interceptors import IMPERSONATE_SCOPE, Identity
+from services.shared.identity import IMPERSONATE_SCOPE, Identity
 
 GRANT_LIFETIME: Final = timedelta(days=30)
 """How long a run may use connections after it was started: longer than any question stays open."""

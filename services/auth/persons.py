@@ -32,7 +32,7 @@ from services.auth.roles import ROLES
 from services.auth.workspaces import Workspaces
 from services.shared.clock import Clock
 from services.shared.egress import EgressClient, EgressFailed
-from services.shared.interceptors import Identity
+from services.shared.identity import Identity
 from services.shared.telemetry import get_logger
 
 ALGORITHMS: Final = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")

@@ -11,7 +11,7 @@ from typing import Final
 
 from holdfast.errors import InvalidArgument
 from services.auth.callers import ADMIN
-from services.shared.interceptors import IMPERSONATE_SCOPE
+from services.shared.identity import IMPERSONATE_SCOPE
 
 SCOPES: Final[Mapping[str, str]] = {
     ADMIN: "everything in the workspace, its settings and its data included",

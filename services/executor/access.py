@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from services.shared.interceptors import ADMIN_SCOPE, Access, service_access
+from services.shared.access import ADMIN_SCOPE, Access, service_access
 
 _AGENTS_READ: Final = Access(scope="agents:read")
 _AGENTS_WRITE: Final = Access(scope="agents:write")

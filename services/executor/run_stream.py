@@ -10,7 +10,7 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1 import run_service_pb2 as api
 from holdfast.errors import HoldfastError, InvalidArgument, Reason, Unavailable
 from services.executor.starts import RunStarter, Starting
-from services.shared.interceptors import public_error
+from services.shared.rpc_errors import public_error
 
 MAX_ORDERS_IN_FRAME: Final = 1_000
 # Orders of one stream that are not answered yet, not counting those that wait for an end; beyond it nothing is read.

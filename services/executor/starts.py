@@ -22,7 +22,7 @@ from services.executor.servicers.fields import (
     request_id_field,
     user_field,
 )
-from services.shared.interceptors import acting_user
+from services.shared.identity import acting_user
 
 # A label that is moved again and again while a run is created; each time it is looked up anew.
 _MAX_ATTEMPTS: Final = 5

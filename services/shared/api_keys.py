@@ -19,7 +19,7 @@ from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from holdfast.errors import Reason, Unauthenticated
 from services.shared.channels import calling
 from services.shared.clock import Clock, SystemClock
-from services.shared.interceptors import Identity, current_peer
+from services.shared.identity import Identity, current_peer
 from services.shared.key_form import is_credential
 
 VALID_SECONDS: Final = 5.0

@@ -6,19 +6,17 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import hashlib
 import hmac
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime
 from time import perf_counter
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -26,26 +24,20 @@ from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from holdfast.errors import (
-    Cancelled,
     DeadlineExceeded,
     HoldfastError,
-    Internal,
     InvalidArgument,
     PermissionDenied,
     Reason,
-    ResourceExhausted,
     Unauthenticated,
-    Unavailable,
-    Unimplemented,
-    from_rpc_error,
-    to_status,
 )
-from holdfast.ids import new_uuid7
+from services.shared.access import INFRASTRUCTURE_ACCESS, NOBODY, Access
 from services.shared.auth_failures import FailureLimiter
 from services.shared.clock import Clock, SystemClock
+from services.shared.identity import ANONYMOUS, Authenticator, Identity, caller, caller_peer
 from services.shared.key_form import MAX_CREDENTIAL_CHARACTERS, id_of_key
-from services.shared.peers import IPNetwork, is_within
-from services.shared.scrubber import PROCESS
+from services.shared.peers import is_within
+from services.shared.rpc_errors import Context, abort, is_our_own_fault, public_error
 from services.shared.settings import CommonSettings
 from services.shared.stream_access import StreamEnd, rechecked
 from services.shared.telemetry import Telemetry, get_logger
@@ -55,255 +47,10 @@ AUTHORIZATION: Final = "authorization"
 WORKSPACE_KEY: Final = "holdfast-workspace-id"
 """Metadata in which a service says for which workspace it calls; taken from services only."""
 
-ADMIN_SCOPE: Final = "admin"
-IMPERSONATE_SCOPE: Final = "connections:impersonate"
-"""Lets a caller name a user other than its own."""
-
 log = get_logger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Context], Any]
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]]
-
-
-# ------------------------------------------------------------------------------------------------ who may call what
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Who may call a method. With neither of the first three, nobody.
-
-    Attributes:
-        public: Anybody, without a key: health and reflection.
-        services: Names of the suite's services that may call it.
-        scope: Scope that an API key needs.
-        long_poll: The unary call is made to wait, so that the server sets no deadline of its own.
-        traced: Has a span of its own; off for streams that live long and carry many messages.
-    """
-
-    public: bool = False
-    services: tuple[str, ...] = ()
-    scope: str | None = None
-    long_poll: bool = False
-    traced: bool = True
-
-
-NOBODY: Final = Access()
-
-INFRASTRUCTURE_ACCESS: Final[Mapping[str, Access]] = {
-    "/grpc.health.v1.Health/Check": Access(public=True, traced=False),
-    "/grpc.health.v1.Health/List": Access(public=True, traced=False),
-    "/grpc.health.v1.Health/Watch": Access(public=True, traced=False),
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Access(public=True, traced=False),
-}
-
-
-def service_access(service: str, methods: Mapping[str, Access]) -> dict[str, Access]:
-    """Returns the part of an access table that belongs to one proto service, from method names without their prefix."""
-    return {f"/{service}/{method}": access for method, access in methods.items()}
-
-
-def check_access_table(methods: Iterable[str], table: Mapping[str, Access]) -> None:
-    """Refuses a server whose table and methods differ; called at start, so that a gap is a failing start, not a hole.
-
-    Args:
-        methods: Full names of all methods that the server has, such as `/grpc.health.v1.Health/Check`.
-        table: The access table.
-
-    Raises:
-        ValueError: A method is not in the table, the table names one that does not exist, or an entry admits nobody.
-    """
-    served = set(methods)
-    missing = sorted(served - table.keys())
-    stale = sorted(table.keys() - served)
-    closed = sorted(name for name in served & table.keys() if table[name] == NOBODY)
-    problems = []
-    if missing:
-        problems.append(f"methods without an entry in the access table: {', '.join(missing)}")
-    if stale:
-        problems.append(f"entries of the access table without a method: {', '.join(stale)}")
-    if closed:
-        problems.append(f"entries of the access table that admit nobody: {', '.join(closed)}")
-    if problems:
-        raise ValueError("; ".join(problems))
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who is calling, as far as it was proved."""
-
-    kind: Literal["api_key", "person", "service", "anonymous"]
-    workspace_id: str | None = None
-    key_id: str | None = None
-    service: str | None = None
-    scopes: frozenset[str] = frozenset()
-    user_id: str | None = None
-    """Who the person is, in the words of the issuer of the token; a key is nobody's."""
-    expire_time: datetime | None = None
-    """When the credential ends by itself."""
-    networks: tuple[IPNetwork, ...] = ()
-    """Where it may be used from; empty means everywhere."""
-
-    def has_scope(self, scope: str) -> bool:
-        """Tells whether the key carries `scope`; `admin` carries all of its workspace's."""
-        return scope in self.scopes or ADMIN_SCOPE in self.scopes
-
-    def may_act_for(self, user_id: str) -> bool:
-        """Tells whether the caller may act as a user: a person as themselves, everybody else by a scope of its own."""
-        return (self.user_id is not None and user_id == self.user_id) or self.has_scope(IMPERSONATE_SCOPE)
-
-    @property
-    def name(self) -> str:
-        """Short form for logs; holds no secret."""
-        if self.kind == "service":
-            return f"service:{self.service}"
-        if self.kind == "person":
-            return f"user:{self.user_id}"
-        return f"key:{self.key_id}" if self.kind == "api_key" else "anonymous"
-
-
-ANONYMOUS: Final = Identity("anonymous")
-
-_identity: ContextVar[Identity] = ContextVar("holdfast_identity")
-_peer: ContextVar[str] = ContextVar("holdfast_peer", default="")
-
-
-def current_peer() -> str:
-    """Returns who has shown a credential in this call, as grpc calls a peer; empty outside of one."""
-    return _peer.get()
-
-
-def current_identity() -> Identity:
-    """Returns the caller of the RPC that is being served.
-
-    Raises:
-        LookupError: No RPC is being served.
-    """
-    return _identity.get()
-
-
-def current_workspace() -> str:
-    """Returns the workspace of the caller of the RPC that is being served.
-
-    Raises:
-        PermissionDenied: The caller belongs to none: a service that did not say for whom it calls.
-    """
-    workspace_id = _identity.get().workspace_id
-    if workspace_id is None:
-        raise PermissionDenied("the caller belongs to no workspace")
-    return workspace_id
-
-
-def acting_user(named: str) -> str:
-    """Returns for which user the caller acts: a person for themselves unless they may name others.
-
-    Args:
-        named: The user whom the request names; empty when it names none.
-
-    Raises:
-        PermissionDenied: A person named somebody else and lacks the scope for it.
-    """
-    identity = current_identity()
-    # What a key names is its owner's own word for a user: the workspace's programs tell their users apart themselves.
-    if identity.kind != "person":
-        return named
-    if not named:
-        return identity.user_id or ""
-    if not identity.may_act_for(named):
-        raise PermissionDenied(
-            "a person acts for themselves only: leave user_id empty",
-            reason=Reason.SCOPE_MISSING,
-            metadata={"scope": IMPERSONATE_SCOPE},
-        )
-    return named
-
-
-class Authenticator(Protocol):
-    """Turns an API key, or a person's token, into an identity."""
-
-    async def verify(self, api_key: str) -> Identity:
-        """Returns who the key or token belongs to.
-
-        Raises:
-            Unauthenticated: It is not valid; why is said by the reason.
-            Unavailable: It cannot be told at the moment.
-        """
-
-
-# ------------------------------------------------------------------------------------------------------------ errors
-
-
-def _leaf(error: BaseException) -> BaseException:
-    """Returns the one error inside a task group's exception group, when all of its errors are meant for callers."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    leaves = [_leaf(inner) for inner in error.exceptions]
-    if all(isinstance(leaf, HoldfastError | grpc.RpcError) for leaf in leaves):
-        return leaves[0]
-    return error
-
-
-def public_error(error: Exception, method: str) -> HoldfastError:
-    """Returns what the caller may see of `error`; what it may not see is logged under an id that it does."""
-    cause = _leaf(error)
-    if isinstance(cause, grpc.RpcError):
-        cause = from_rpc_error(cause)
-    if isinstance(cause, HoldfastError):
-        if cause.origin == "local" or (cause.origin == "remote" and not _is_our_own_fault(cause)):
-            return cause
-        # A peer's plain status has the transport's text in it, such as the peer's address.
-        if isinstance(cause, Unavailable | Cancelled):
-            reason = cause.reason if isinstance(cause, Unavailable) else Reason.UNAVAILABLE
-            log.warning("peer_unavailable", method=method, reason=reason, detail=cause.message)
-            return Unavailable("a service that this call needs is unavailable", reason=reason, retry_delay_seconds=1.0)
-        if isinstance(cause, DeadlineExceeded):
-            log.warning("peer_deadline_exceeded", method=method, detail=cause.message)
-            return DeadlineExceeded("a service that this call needs did not answer in time")
-        if isinstance(cause, ResourceExhausted):
-            log.warning("peer_exhausted", method=method, detail=cause.message)
-            return ResourceExhausted("a service that this call needs is at a limit", retry_delay_seconds=1.0)
-    if isinstance(cause, TimeoutError):
-        log.warning("operation_timed_out", method=method, exc_info=error)
-        return DeadlineExceeded("the operation did not end in time")
-    error_id = new_uuid7()
-    log.error("internal_error", method=method, error_id=error_id, exc_info=error)
-    return Internal(f"internal error; the service's log has it under {error_id}", metadata={"error_id": error_id})
-
-
-def _is_our_own_fault(error: HoldfastError) -> bool:
-    # The caller's own key or arguments have nothing to do with how the services know each other.
-    return error.reason in _SERVICES_REFUSALS or isinstance(error, Unimplemented)
-
-
-_SERVICES_REFUSALS: Final = frozenset(
-    {Reason.SERVICE_TOKEN_INVALID, Reason.SERVICE_CERTIFICATE_INVALID, Reason.METHOD_NOT_ALLOWED}
-)
-
-
-def without_secrets(error: HoldfastError) -> HoldfastError:
-    """Returns what may leave of an error: whoever raised it may have quoted what it was given."""
-    texts = (error.message, *error.metadata.values(), *(item.description for item in error.field_violations))
-    if all(PROCESS.everything(text, "error") == text for text in texts):
-        return error
-    clean = copy.copy(error)
-    clean.message = PROCESS.everything(error.message, "error")
-    clean.metadata = {name: PROCESS.everything(value, "error") for name, value in error.metadata.items()}
-    clean.field_violations = tuple(
-        item._replace(description=PROCESS.everything(item.description, "error")) for item in error.field_violations
-    )
-    return clean
-
-
-async def _abort(context: Context, error: HoldfastError) -> None:
-    code, message, details = to_status(without_secrets(error))
-    existing = tuple(context.trailing_metadata() or ())
-    try:
-        await context.abort(code, message, (*existing, *details))
-    except grpc.aio.AbortError:
-        raise
-    except grpc.aio.BaseError as failure:
-        # The caller is gone, and nobody is left to be told.
-        raise asyncio.CancelledError("the caller is gone") from failure
 
 
 # ------------------------------------------------------------------------------------------------- one RPC on its way
@@ -492,7 +239,7 @@ class ServerChain(_HandlerWrapper):
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(call.context, call.error or public_error(error, call.method))
+            await abort(call.context, call.error or public_error(error, call.method))
 
     @asynccontextmanager
     async def _observed(self, call: Call) -> AsyncIterator[None]:
@@ -553,7 +300,7 @@ class ServerChain(_HandlerWrapper):
         if not call.access.public:
             call.identity = await self._authenticate(call)
         # Never reset: each RPC has a task, and so a context, of its own.
-        _identity.set(call.identity)
+        caller.set(call.identity)
         call.end = _stream_end.get(None)
         if is_unary or call.credential is None or call.end is None:
             yield
@@ -610,7 +357,7 @@ class ServerChain(_HandlerWrapper):
         return Identity("service", workspace_id=workspace_id, service=name)
 
     async def _bearer_identity(self, call: Call, credential: str) -> Identity:
-        _peer.set(call.context.peer())
+        caller_peer.set(call.context.peer())
         if call.access.scope is None or self._authenticator is None:
             raise PermissionDenied("this method takes calls of services only", reason=Reason.METHOD_NOT_ALLOWED)
         if len(credential) > MAX_CREDENTIAL_CHARACTERS:
@@ -621,7 +368,7 @@ class ServerChain(_HandlerWrapper):
         try:
             identity = await self._verified(call, credential)
         except Unauthenticated as error:
-            if not _is_our_own_fault(error):
+            if not is_our_own_fault(error):
                 self._failures.failed(call.context.peer(), id_of_key(credential))
             raise
         self._failures.succeeded(digest)
@@ -633,7 +380,7 @@ class ServerChain(_HandlerWrapper):
         try:
             identity = await self._authenticator.verify(credential)
         except Unauthenticated as error:
-            if _is_our_own_fault(error):
+            if is_our_own_fault(error):
                 raise
             # One public text each: nobody learns that a key once existed, or whose it was.
             if error.reason in _PUBLIC_REFUSALS:
@@ -697,7 +444,7 @@ class ErrorGuard(_HandlerWrapper):
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                await _abort(context, public_error(error, method))
+                await abort(context, public_error(error, method))
             except asyncio.CancelledError:
                 await _abort_ended(context, end)
                 raise
@@ -718,7 +465,7 @@ class ErrorGuard(_HandlerWrapper):
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                await _abort(context, public_error(error, method))
+                await abort(context, public_error(error, method))
             except asyncio.CancelledError:
                 await _abort_ended(context, end)
                 raise
@@ -738,7 +485,7 @@ async def _abort_ended(context: Context, end: StreamEnd | None) -> None:
     """Tells the client why its stream was ended; returns when it was cancelled for another reason."""
     if end is not None and end.error is not None:
         end.task.uncancel()
-        await _abort(context, end.error)
+        await abort(context, end.error)
 
 
 def _behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behaviour:

@@ -27,17 +27,12 @@ from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from holdfast.errors import NotFound, Unavailable
+from services.shared.access import INFRASTRUCTURE_ACCESS, Access, check_access_table
 from services.shared.channels import KEEPALIVE_OPTIONS, wait_for_channel_ready
 from services.shared.clock import Clock
 from services.shared.crash_points import arm
-from services.shared.interceptors import (
-    INFRASTRUCTURE_ACCESS,
-    Access,
-    Authenticator,
-    build_interceptors,
-    check_access_table,
-    check_handler,
-)
+from services.shared.identity import Authenticator
+from services.shared.interceptors import build_interceptors, check_handler
 from services.shared.settings import (
     HARD_MESSAGE_LIMIT_BYTES,
     CommonSettings,

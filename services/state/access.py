@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from services.shared.interceptors import Access, service_access
+from services.shared.access import Access, service_access
 
 _EXECUTOR: Final = Access(services=("executor",))
 _READERS: Final = Access(services=("executor", "trace"))

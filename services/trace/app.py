@@ -14,7 +14,7 @@ from services.shared.api_keys import RemoteAuthenticator
 from services.shared.channels import open_channel
 from services.shared.clock import Clock, SystemClock
 from services.shared.database import Database
-from services.shared.interceptors import Authenticator
+from services.shared.identity import Authenticator
 from services.shared.migrations import make_ready, upgrade, wait_for_database
 from services.shared.paging import page_key
 from services.shared.server import Process, Server

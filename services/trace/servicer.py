@@ -14,8 +14,10 @@ from holdfast.api.common.v1.content_pb2 import Failure
 from holdfast.api.common.v1.run_pb2 import RUN_STATE_UNSPECIFIED, RunState
 from holdfast.api.trace.v1 import query_service_pb2 as pb
 from holdfast.errors import InvalidArgument
-from services.shared.interceptors import Access, Context, current_workspace, service_access
+from services.shared.access import Access, service_access
+from services.shared.identity import current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
+from services.shared.rpc_errors import Context
 from services.trace.query import ModelDetail, Queries, StepDetail, ToolDetail
 from services.trace.spans import AttributeValue, Span, trace_id_of
 from services.trace.store import RunFilter, RunPosition

@@ -17,7 +17,7 @@ from holdfast.ids import new_uuid7
 from services.auth.grants import GRANT_LIFETIME, GrantedConnection, RunGrants
 from services.auth.keyring import Keyring
 from services.auth.sealing import MasterKey
-from services.shared.interceptors import Identity
+from services.shared.identity import Identity
 from tests.auth.support import RUN, Auth, failure, make_key
 from tests.fakes.clock import FakeClock
 

@@ -20,8 +20,8 @@ from services.auth.persons import KEYS_SECONDS, LEEWAY_SECONDS, REFETCH_SECONDS
 from services.auth.roles import ROLES
 from services.auth.settings import AuthSettings
 from services.auth.store import INSTALLATION_ID
-from services.shared import interceptors
-from services.shared.interceptors import IMPERSONATE_SCOPE, Identity, acting_user
+from services.shared import identity as identities
+from services.shared.identity import IMPERSONATE_SCOPE, Identity, acting_user
 from services.shared.settings import SettingsError, load
 from tests.auth.support import TOKEN, Auth, audit_of, failure, make_key, running, settings_for, sqlite_url
 from tests.fakes.clock import FakeClock
@@ -265,11 +265,11 @@ def test_settings_that_would_trust_too_much_are_refused(name: str, value: str, m
 
 def test_a_person_acts_for_themselves() -> None:
     def acting(identity: Identity, named: str) -> str:
-        token = interceptors._identity.set(identity)
+        token = identities.caller.set(identity)
         try:
             return acting_user(named)
         finally:
-            interceptors._identity.reset(token)
+            identities.caller.reset(token)
 
     ada = Identity("person", workspace_id="w", user_id="ada", scopes=frozenset({"runs:write"}))
     assert acting(ada, "") == acting(ada, "ada") == "ada"

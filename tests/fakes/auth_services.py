@@ -24,7 +24,7 @@ from holdfast.api.auth.v1.credential_service_pb2_grpc import (
 )
 from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceServicer, add_GrantServiceServicer_to_server
 from holdfast.errors import FailedPrecondition, HoldfastError, InvalidArgument, NotFound, Reason
-from services.shared.interceptors import Access
+from services.shared.access import Access
 from services.shared.server import Server
 
 CONFIRM_CODE = "ABCD-EFGH"

@@ -14,7 +14,7 @@ from holdfast.api.common.v1.agent_pb2 import AgentRevision, AgentSpec
 from holdfast.api.state.v1 import agent_store_service_pb2, change_feed_service_pb2, journal_service_pb2
 from holdfast.api.state.v1.change_feed_service_pb2 import FeedEntry
 from holdfast.errors import InvalidArgument, NotFound, Reason, Unauthenticated, Unavailable
-from services.shared.interceptors import Access, service_access
+from services.shared.access import Access, service_access
 from services.shared.server import Server
 from services.shared.settings import CommonSettings
 from services.shared.telemetry import Telemetry

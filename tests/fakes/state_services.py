@@ -38,7 +38,7 @@ from holdfast.api.state.v1.run_store_service_pb2_grpc import (
 )
 from holdfast.errors import Conflict, FailedPrecondition, InvalidArgument, LeaseLost, NotFound, Reason, Unavailable
 from holdfast.ids import new_uuid7
-from services.shared.interceptors import Access
+from services.shared.access import Access
 from services.shared.server import Server
 
 ENDED = (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED)

@@ -14,9 +14,10 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
+from services.shared.access import Access, service_access
 from services.shared.channels import ServiceChannel, open_channel
 from services.shared.clock import Clock
-from services.shared.interceptors import Access, Authenticator, service_access
+from services.shared.identity import Authenticator
 from services.shared.server import Server
 from services.shared.settings import CommonSettings
 from services.shared.telemetry import Telemetry, build_telemetry

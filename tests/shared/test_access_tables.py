@@ -14,7 +14,8 @@ from holdfast.errors import Reason, Unauthenticated, from_rpc_error
 from scripts.access_table import DOCUMENT, TABLES, document
 from services.auth.api_keys import OWN_WORKSPACE
 from services.auth.roles import ROLES
-from services.shared.interceptors import Access, Identity, current_identity
+from services.shared.access import Access
+from services.shared.identity import Identity, current_identity
 from services.shared.server import Server
 from services.shared.settings import CommonSettings
 from services.shared.telemetry import build_telemetry

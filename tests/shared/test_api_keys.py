@@ -14,9 +14,10 @@ import pytest
 from holdfast.api.auth.v1 import api_key_service_pb2 as pb
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceServicer, add_ApiKeyServiceServicer_to_server
 from holdfast.errors import Reason, Unauthenticated, Unavailable
+from services.shared.access import Access, service_access
 from services.shared.api_keys import INVALID_SECONDS, VALID_SECONDS, RemoteAuthenticator
 from services.shared.channels import open_channel
-from services.shared.interceptors import Access, Identity, service_access
+from services.shared.identity import Identity
 from services.shared.key_form import checksum
 from services.shared.server import Server
 from services.shared.settings import CommonSettings

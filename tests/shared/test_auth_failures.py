@@ -9,8 +9,9 @@ import grpc.aio
 import pytest
 
 from holdfast.errors import HoldfastError, Reason, ResourceExhausted, Unauthenticated, from_rpc_error
+from services.shared.access import Access, service_access
 from services.shared.auth_failures import _MAX_SOURCES, GOOD_SECONDS, FailureLimiter
-from services.shared.interceptors import Access, Identity, service_access
+from services.shared.identity import Identity
 from services.shared.peers import address_of, is_within, source_of
 from tests.fakes.clock import FakeClock
 from tests.shared.conftest import KINDS, SERVICE, Suite, call

@@ -25,18 +25,10 @@ from holdfast.errors import (
     Unavailable,
     from_rpc_error,
 )
+from services.shared.access import Access, check_access_table, service_access
 from services.shared.channels import calling
-from services.shared.interceptors import (
-    WORKSPACE_KEY,
-    Access,
-    Identity,
-    RpcMetrics,
-    ServerChain,
-    check_access_table,
-    current_identity,
-    current_workspace,
-    service_access,
-)
+from services.shared.identity import Identity, current_identity, current_workspace
+from services.shared.interceptors import WORKSPACE_KEY, RpcMetrics, ServerChain
 from tests.shared.conftest import INTERNAL_ACCESS, KINDS, SERVICE, TOKEN, Suite, add_echo_to_server, call
 
 SECRET = "postgresql://holdfast:hunter2@db/state"

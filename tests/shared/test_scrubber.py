@@ -25,7 +25,7 @@ from holdfast.api.auth.v1 import credential_service_pb2
 from holdfast.errors import InvalidArgument
 from services.auth.api_keys import generate_key
 from services.auth.secrets import Secret
-from services.shared.interceptors import without_secrets
+from services.shared.rpc_errors import without_secrets
 from services.shared.scrubber import LIFETIME_SECONDS, PROCESS, Scrubber, StreamScrubber, masked
 from services.shared.telemetry import JsonFormatter, PrettyFormatter, build_telemetry
 from tests.fakes.clock import FakeClock

@@ -12,7 +12,8 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from holdfast.errors import HoldfastError, Reason, Unauthenticated, Unavailable, from_rpc_error
-from services.shared.interceptors import Access, Identity, service_access
+from services.shared.access import Access, service_access
+from services.shared.identity import Identity
 from services.shared.peers import IPNetwork
 from services.shared.stream_access import RECHECK_SECONDS
 from tests.fakes.clock import FakeClock

@@ -19,8 +19,9 @@ from holdfast.errors import HoldfastError, Reason, Unauthenticated, Unavailable,
 from holdfast.settings import ClientSettings
 from holdfast.transport import Transport
 from services.shared import healthcheck
+from services.shared.access import Access, service_access
 from services.shared.channels import ServiceChannel, open_channel
-from services.shared.interceptors import Access, Identity, current_identity, service_access
+from services.shared.identity import Identity, current_identity
 from services.shared.server import Server, StartupError
 from services.shared.settings import CommonSettings, SettingsError, load
 from services.shared.telemetry import build_telemetry

@@ -9,7 +9,7 @@ from holdfast.api.auth.v1 import api_key_service_pb2 as pb
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceServicer
 from services.auth.api_keys import OWN_WORKSPACE, ApiKeys, LocalAuthenticator
 from services.auth.servicers.messages import current_caller, to_api_key, to_datetime, to_timestamp
-from services.shared.interceptors import current_workspace
+from services.shared.identity import current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 _MAX_PEER_CHARACTERS: Final = 100

@@ -14,7 +14,7 @@ from services.auth.audit_trail import AuditReader
 from services.auth.callers import Caller
 from services.auth.servicers.messages import current_caller, to_datetime, to_timestamp
 from services.auth.store import INSTALLATION_ID, AuditRecord
-from services.shared.interceptors import current_identity
+from services.shared.identity import current_identity
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 

@@ -10,7 +10,7 @@ from services.auth.connect.sessions import ConnectSessions, SessionView
 from services.auth.connect.store import ConnectMode, SessionState
 from services.auth.grants import RunGrants
 from services.auth.servicers.messages import current_caller, to_connection, to_datetime, to_timestamp
-from services.shared.interceptors import acting_user
+from services.shared.identity import acting_user
 
 _MODES: Final = {
     pb.CONNECT_MODE_UNSPECIFIED: ConnectMode.BROWSER,

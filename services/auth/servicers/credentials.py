@@ -12,7 +12,7 @@ from services.auth.credentials import DEFAULT_MIN_VALID, Credentials, Request
 from services.auth.injection import Injected
 from services.auth.servicers.messages import to_datetime, to_timestamp
 from services.auth.store import CredentialUse
-from services.shared.interceptors import current_identity
+from services.shared.identity import current_identity
 
 
 class CredentialServicer(CredentialServiceServicer):

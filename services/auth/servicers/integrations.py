@@ -16,7 +16,7 @@ from services.auth.providers import Provider
 from services.auth.providers.schema import Sensitivity, VariableOwner
 from services.auth.secrets import Secret
 from services.auth.servicers.messages import CREDENTIAL_KINDS, current_caller, to_timestamp
-from services.shared.interceptors import current_workspace
+from services.shared.identity import current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 _STATES: Final = {

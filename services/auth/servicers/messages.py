@@ -17,7 +17,7 @@ from holdfast.errors import InvalidArgument
 from services.auth.callers import Caller
 from services.auth.connection_store import Connection, ConnectionState, CredentialKind
 from services.auth.store import ApiKey
-from services.shared.interceptors import current_identity, current_workspace
+from services.shared.identity import current_identity, current_workspace
 
 CONNECTION_STATES: Final = {
     ConnectionState.ACTIVE: connection_service_pb2.CONNECTION_STATE_ACTIVE,

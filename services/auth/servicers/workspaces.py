@@ -11,7 +11,7 @@ from services.auth.data_keys import DataKeys
 from services.auth.servicers.messages import from_payload_sealing, to_payload_sealing, to_timestamp
 from services.auth.store import Workspace
 from services.auth.workspaces import Workspaces
-from services.shared.interceptors import current_identity, current_workspace
+from services.shared.identity import current_identity, current_workspace
 
 
 class WorkspaceServicer(WorkspaceServiceServicer):

@@ -14,7 +14,7 @@ from services.executor.revisions import RevisionCache
 from services.executor.servicers.fields import agent_field, fingerprint, plain_field, request_id_field
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
-from services.shared.interceptors import current_workspace
+from services.shared.identity import current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 

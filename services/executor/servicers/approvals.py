@@ -16,7 +16,8 @@ from services.executor.revisions import RevisionCache
 from services.executor.servicers.fields import comment_field, optional_uuid_field, request_id_field, uuid_field
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
-from services.shared.interceptors import WORKSPACE_KEY, current_identity, current_workspace
+from services.shared.identity import current_identity, current_workspace
+from services.shared.interceptors import WORKSPACE_KEY
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 

@@ -27,7 +27,7 @@ from services.executor.starts import RunStarter, Starting
 from services.executor.state_stubs import StateStubs
 from services.executor.watch import RunWatcher
 from services.shared.channels import calling
-from services.shared.interceptors import current_identity, current_workspace
+from services.shared.identity import current_identity, current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 _HASH_BYTES: Final = 32

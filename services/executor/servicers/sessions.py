@@ -12,7 +12,7 @@ from holdfast.ids import new_uuid7
 from services.executor.servicers.fields import fingerprint, request_id_field, user_field, uuid_field
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
-from services.shared.interceptors import acting_user, current_workspace
+from services.shared.identity import acting_user, current_workspace
 from services.shared.paging import decode_page_token, encode_page_token, page_size
 
 

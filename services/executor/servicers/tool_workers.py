@@ -11,7 +11,7 @@ from holdfast.errors import LeaseLost
 from services.executor.call_credentials import CallCredentials
 from services.executor.call_results import CallResults
 from services.executor.worker_hub import WorkerHub
-from services.shared.interceptors import current_workspace
+from services.shared.identity import current_workspace
 
 
 class ToolWorkerServicer(ToolWorkerServiceServicer):

@@ -15,7 +15,7 @@ from holdfast.errors import InvalidArgument, Reason
 from services.executor.servicers.fields import fingerprint, plain_field, request_id_field, user_field, uuid_field
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
-from services.shared.interceptors import current_identity, current_workspace
+from services.shared.identity import current_identity, current_workspace
 
 _MAX_ETAG_CHARACTERS: Final = 64
 # A workspace with millions of runs is counted row by row.

@@ -10,7 +10,7 @@ import grpc.aio
 from holdfast.api.state.v1 import housekeeping_service_pb2 as pb
 from holdfast.api.state.v1.housekeeping_service_pb2_grpc import HousekeepingServiceServicer
 from services.shared.database import Database
-from services.shared.interceptors import current_identity
+from services.shared.identity import current_identity
 from services.state import housekeeping_report as report
 from services.state import housekeeping_settings as settings
 from services.state.export import export, scope_of

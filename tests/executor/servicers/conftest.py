@@ -51,7 +51,7 @@ from services.executor.watch import RunWatcher
 from services.executor.worker_hub import WorkerHub
 from services.shared.channels import ServiceChannel, calling, open_channel
 from services.shared.clock import SystemClock
-from services.shared.interceptors import Identity
+from services.shared.identity import Identity
 from services.shared.paging import page_key
 from services.shared.server import Server
 from services.shared.settings import CommonSettings
