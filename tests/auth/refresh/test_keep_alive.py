@@ -26,10 +26,10 @@ IDLE_SECONDS, DOCUMENTED_SECONDS = 40.0, 20.0
 async def test_a_grant_that_nobody_uses_outlives_the_providers_idle_limit(cluster: Cluster, providers: Path) -> None:
     async with FakeOAuthProvider(Profile.idle(IDLE_SECONDS, documented=DOCUMENTED_SECONDS)) as provider:
         (providers / "fake.yaml").write_text(provider.text)
-        grant, unattended = provider.grant("ada"), provider.grant("bob")
         spec = provider.data.oauth or OAuthSpec()
-        async with cluster.process() as one, cluster.process():
+        async with cluster.process() as one, cluster.process() as two:
             integration_id = await cluster.integrate(one, "fake", CLIENT_ID, CLIENT_SECRET, provider.url)
+            grant, unattended = provider.grant("ada"), provider.grant("bob")
             tokens = grant.tokens()
             # As a sign-in does. The access token is good for an hour: only the idle limit demands anything.
             due = next_refresh(tokens, spec, random.Random(7))
@@ -40,6 +40,10 @@ async def test_a_grant_that_nobody_uses_outlives_the_providers_idle_limit(cluste
                     await asyncio.sleep(0.1)
                     assert grant.is_alive
             connection = await one.get("crm")
+            # What is in flight is stored before they end.
+            for replica in (one, two):
+                replica.process.terminate()
+            assert {await one.ended(), await two.ended()} == {0}
         state, version, document = await cluster.stored(connection_id)
         assert (connection.state, state) == (pb.CONNECTION_STATE_ACTIVE, ConnectionState.ACTIVE)
         assert not connection.HasField("last_use_time"), "nobody has used it"
