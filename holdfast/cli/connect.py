@@ -27,7 +27,7 @@ from holdfast.runs import short_name
 
 _CONFIRMING: Final = connect_service_pb2.CONNECT_SESSION_STATE_CONFIRMING
 _CONNECTED: Final = connect_service_pb2.CONNECT_SESSION_STATE_CONNECTED
-_CANCEL_SECONDS: Final = 5
+_CANCEL_SECONDS: Final = 15
 _MAX_LINE_BYTES: Final = 256
 
 _PROGRESS: Final = {
@@ -192,10 +192,14 @@ def _ended(handle: ConnectHandle) -> HoldfastError:
 async def _give_up(handle: ConnectHandle) -> None:
     if not handle.is_open:
         return
-    # Whatever ended the command, an interrupt included: a link must not stay good that nobody waits for.
-    with contextlib.suppress(HoldfastError, TimeoutError):
+    # Whatever ended the command, an interrupt included: a link must not stay good that nobody waits for. A second
+    # interrupt ends this too.
+    try:
         async with asyncio.timeout(_CANCEL_SECONDS):
             await handle.cancel()
+    except (HoldfastError, TimeoutError) as error:
+        why = error.message if isinstance(error, HoldfastError) else "the service does not answer"
+        note(f"it could not be given up ({why}): the link is good until it expires", style="yellow")
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.api.auth.v1 import connect_service_pb2 as pb
+from holdfast.api.auth.v1.api_key_service_pb2 import ListApiKeysRequest, RevokeApiKeyRequest
 from holdfast.cli.loopback import loopback
 from services.auth.providers import ProviderCatalog
 from tests.auth.connect.support import Browser, code_on, query_of
@@ -102,6 +103,19 @@ async def test_an_interrupt_gives_the_session_up(suite: tuple[Client, Command]) 
         assert await process.wait() == 130
     found = await client.connect.GetConnectSession(pb.GetConnectSessionRequest(session_id=session["session_id"]))
     assert found.session.state == pb.CONNECT_SESSION_STATE_CANCELLED
+
+
+async def test_a_session_that_cannot_be_given_up_is_said_to_stay_open(suite: tuple[Client, Command]) -> None:
+    client, command = suite
+    process = await command("fake", "--no-browser", "--json")
+    await line_of(process)
+    for key in (await client.api_keys.ListApiKeys(ListApiKeysRequest())).api_keys:
+        await client.api_keys.RevokeApiKey(RevokeApiKeyRequest(api_key_id=key.api_key_id))
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(40):
+        _, err = await process.communicate()
+    assert process.returncode == 130
+    assert "could not be given up" in err.decode()
 
 
 async def test_a_declined_consent_is_an_error_of_the_command(suite: tuple[Client, Command]) -> None:
