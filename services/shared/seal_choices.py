@@ -55,6 +55,11 @@ class SealChoices:
         self._used: set[str] = set()
         self._is_away = False
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the source could not be asked when it was needed last: changes of choices are not followed."""
+        return self._is_away
+
     def of(self, workspace_id: str) -> bool | None:
         """Tells whether payloads of a workspace are sealed; None when it is to be asked about first."""
         found = self._known.get(workspace_id)
@@ -93,12 +98,11 @@ class SealChoices:
             del self._known[workspace_id]
         self._used.clear()
         asked = list(self._known)
-        if not asked:
-            # The next workspace that is met asks again.
-            self._is_away = False
+        if not (asked or self._is_away):
             return
         try:
-            for at in range(0, len(asked), MOST_AT_ONCE):
+            # While they are away also about nobody, so that the next workspace that is met is asked about again.
+            for at in range(0, len(asked) or 1, MOST_AT_ONCE):
                 batch = asked[at : at + MOST_AT_ONCE]
                 for workspace_id, choice in zip(batch, await self._source.choices(batch), strict=True):
                     await self._follow(workspace_id, self._default if choice is None else choice, turn_on)

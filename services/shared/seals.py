@@ -192,6 +192,10 @@ class Seals:
         self._keep(workspace_id, key_id, value)
         self._current[workspace_id] = (key_id, AESGCMSIV(value))
 
+    def is_out_of_touch(self) -> bool:
+        """Whether nobody could say lately what workspaces have chosen."""
+        return self._choices is not None and self._choices.is_away
+
     async def refresh_choices(self) -> None:
         """Follows what workspaces have chosen, once their keys are at hand."""
         if self._choices is not None:

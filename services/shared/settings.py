@@ -460,16 +460,6 @@ def database_pool_size_setting() -> Any:
     )
 
 
-def seal_payloads_setting() -> Any:
-    """Declares whether what people, models and tools say is sealed where it is stored."""
-    return setting(
-        "HOLDFAST_SEAL_PAYLOADS",
-        default=False,
-        doc="Store payloads sealed under their workspace's key, of workspaces that have not chosen for themselves. "
-        "What is stored already stays as it is, and what was sealed is read also when this is off.",
-    )
-
-
 def migrate_on_start_setting() -> Any:
     """Declares whether the service brings a PostgreSQL schema up to date by itself."""
     return setting(

@@ -12,7 +12,6 @@ from services.shared.settings import (
     duration_seconds,
     listen_setting,
     migrate_on_start_setting,
-    seal_payloads_setting,
     setting,
 )
 
@@ -26,7 +25,12 @@ class StateSettings(CommonSettings):
     database_pool_size: int = database_pool_size_setting()
     migrate_on_start: bool = migrate_on_start_setting()
     auth_address: str = auth_address_setting()
-    seal_payloads: bool = seal_payloads_setting()
+    seal_payloads: bool = setting(
+        "HOLDFAST_SEAL_PAYLOADS",
+        default=False,
+        doc="Store payloads sealed under their workspace's key, of workspaces that have not chosen for themselves. "
+        "What is stored already stays as it is, and what was sealed is read also when this is off.",
+    )
     housekeeping_interval_seconds: float = setting(
         "HOLDFAST_HOUSEKEEPING_INTERVAL",
         default=60.0,

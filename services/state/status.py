@@ -10,6 +10,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from services.shared.database import Database
+from services.shared.seals import Seals
 from services.state import tables as t
 from services.state.transitions import ENDED
 
@@ -77,6 +78,16 @@ def _ask_postgres(connection: sa.Connection) -> tuple[int, list[str]]:
     if used > most * _MOST_CONNECTIONS:
         warnings.append(f"PostgreSQL has {used} of at most {most} connections in use: raise max_connections")
     return mine, warnings
+
+
+def warnings_about_seals(seals: Seals) -> list[str]:
+    """What is dangerous about how payloads are sealed now."""
+    if not seals.is_out_of_touch():
+        return []
+    return [
+        "state cannot ask auth which workspaces have their payloads sealed: a workspace that turns it on is not sealed "
+        "until it can; HOLDFAST_AUTH_ADDRESS of state says where auth is"
+    ]
 
 
 def warnings_about(*, service_token: str, crash_point: str, allow_plaintext: bool) -> list[str]:

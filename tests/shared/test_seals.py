@@ -181,9 +181,12 @@ async def test_while_auth_is_away_nobody_waits_but_who_was_ever_sealed() -> None
     asked = keys.asked
     await seals.bring(MissingKeyError(new_uuid7(), None))
     assert keys.asked == asked, "not asked again for each workspace"
+    await seals.refresh_choices()
+    assert seals.is_out_of_touch() and seals.is_ready(never)
     keys.trouble = None
     keys.chosen = {never: True, once: False}
     await seals.refresh_choices()
+    assert not seals.is_out_of_touch()
     await seals.bring(MissingKeyError(once, None))
     assert seals.is_on(never) and not seals.is_on(once)
 
@@ -197,6 +200,22 @@ async def test_a_workspace_that_nobody_uses_is_forgotten() -> None:
     for _ in range(2):
         await seals.refresh_choices()
     assert not seals.is_ready(workspace)
+
+
+async def test_a_process_without_work_notices_that_auth_is_back() -> None:
+    keys = MemoryKeys()
+    seals = Seals(keys)
+    keys.trouble = Unavailable("away", reason=Reason.AUTH_UNAVAILABLE)
+    await seals.bring(MissingKeyError(new_uuid7(), None))
+    for _ in range(3):
+        await seals.refresh_choices()
+    assert seals.is_out_of_touch()
+    keys.trouble = None
+    await seals.refresh_choices()
+    assert not seals.is_out_of_touch()
+    asked = keys.asked
+    await seals.refresh_choices()
+    assert keys.asked == asked, "nobody is asked about nobody"
 
 
 async def test_a_closed_workspace_that_was_never_sealed_can_still_be_written_to() -> None:

@@ -547,3 +547,15 @@ async def test_the_service_answers_the_operator_and_nobody_else(store: Store, da
                     await request.read()
                 except grpc.RpcError as raised:
                     raise from_rpc_error(raised, peer="state") from raised
+
+
+async def test_state_says_that_it_cannot_ask_which_workspaces_are_sealed(database_url: str) -> None:
+    async with replica(database_url) as state:
+        operator = OperatorServiceStub(state.client("operator").channel)
+        said = []
+        for _ in range(2):
+            status = await operator.GetStatus(pb.GetStatusRequest())
+            said.append([warning for warning in status.warnings if "payloads sealed" in warning])
+            # There is no auth here, and nobody waits for it.
+            await state.client("executor").create(new_uuid7())
+        assert [len(warnings) for warnings in said] == [0, 1]

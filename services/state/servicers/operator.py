@@ -18,7 +18,7 @@ from services.shared.migrations import current, newest
 from services.state.invariant_list import CHECKS
 from services.state.invariants import DEFAULT_JOURNALS, Inspection
 from services.state.rows import stamp
-from services.state.status import read_status
+from services.state.status import read_status, warnings_about_seals
 
 PROGRESS_SECONDS = 0.5
 
@@ -54,7 +54,7 @@ class OperatorServicer(OperatorServiceServicer):
             unfinished_runs=status.unfinished_runs,
             executors=status.executors,
             database_connections=status.connections,
-            warnings=[*self._warnings, *status.warnings],
+            warnings=[*self._warnings, *warnings_about_seals(self._db.seals), *status.warnings],
         )
 
     async def CheckInvariants(
