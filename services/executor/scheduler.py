@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from dataclasses import dataclass
 
 import grpc
@@ -59,7 +58,8 @@ class Scheduler:
         self._drives: dict[str, _Drive] = {}
         self._released: list[lease_pb2.HeldRun] = []
         self._failed_drives: dict[str, int] = {}
-        self._early_nudges: deque[str] = deque(maxlen=MAX_EARLY_NUDGES)
+        # Of runs whose claim may be on its way, oldest first.
+        self._early_nudges: dict[str, None] = {}
         # Slots for runs that are just being created, to be driven here.
         self._reserved = 0
         # Free slots that state still counts with: what it was told of, less what it has claimed since.
@@ -259,7 +259,9 @@ class Scheduler:
                 self._drives[run_id].driver.nudge()
             else:
                 # It may be about a run whose claim is still on its way.
-                self._early_nudges.append(run_id)
+                self._early_nudges[run_id] = None
+                if len(self._early_nudges) > MAX_EARLY_NUDGES:
+                    del self._early_nudges[next(iter(self._early_nudges))]
         for lost in response.lost:
             drive = self._drives.get(lost.run_id)
             if drive is not None and drive.driver.epoch == lost.epoch:
@@ -289,6 +291,7 @@ class Scheduler:
         self._drives[run_id] = drive
         self._all_done.clear()
         if run_id in self._early_nudges:
+            del self._early_nudges[run_id]
             driver.nudge()
 
     async def _drive(self, driver: Driver) -> None:

@@ -81,7 +81,8 @@ def renew(connection: sa.Connection, db: Database, executor_id: str, stream_id: 
     nudged = (
         sa.select(r.run_id)
         .join(t.journal, sa.and_(j.run_id == r.run_id, j.seq == r.last_seq))
-        .where(r.holder == executor_id, j.epoch == 0, j.at > now - NUDGED_WITHIN)
+        # The first event is its driver's to begin with.
+        .where(r.holder == executor_id, r.last_seq > 1, j.epoch == 0, j.at > now - NUDGED_WITHIN)
     )
     return list(connection.execute(nudged).scalars())
 

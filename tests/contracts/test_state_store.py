@@ -578,6 +578,8 @@ async def test_outside_event_wakes_a_waiting_run_in_its_own_transaction(store: S
 
 async def test_outside_event_of_a_driven_run_names_whom_to_nudge(store: Store) -> None:
     run = await store.claimed()
+    # It is claimed with all there is of it.
+    assert await store.db.write(lease_store.renew, store.db, run.holder, store.streams[run.holder]) == []
     _, written = await store.db.write(
         run_store.request_cancel, store.db, store.workspace, run.run_id, "key-1", "enough"
     )
