@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import sqlalchemy as sa
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import run_store_service_pb2 as run_store_pb2
 from services.state.turns import BATCH
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def stamp(moment: datetime) -> Timestamp:
@@ -22,6 +24,7 @@ def stamp(moment: datetime) -> Timestamp:
 
 def run_of(row: Any) -> run_pb2.Run:
     """A run's row as a Run without its output."""
+    # Filled in place, and times without the library's calendar: this is done for each run that is new, claimed or over.
     run = run_pb2.Run(
         run_id=row.run_id,
         session_id=row.session_id,
@@ -34,29 +37,31 @@ def run_of(row: Any) -> run_pb2.Run:
         pause_requested=row.pause_requested,
         last_seq=row.last_seq,
         step_count=row.step_count,
-        usage=content_pb2.Usage(
-            input_tokens=row.input_tokens,
-            output_tokens=row.output_tokens,
-            cache_read_input_tokens=row.cache_read_tokens,
-            cache_write_input_tokens=row.cache_write_tokens,
-            reasoning_output_tokens=row.reasoning_tokens,
-        ),
-        create_time=stamp(row.created_at),
-        update_time=stamp(row.updated_at),
         previous_run_id=row.previous_run_id or "",
         priority=run_pb2.PRIORITY_BATCH if row.lane == BATCH else run_pb2.PRIORITY_INTERACTIVE,
     )
+    usage = run.usage
+    usage.input_tokens, usage.output_tokens = row.input_tokens, row.output_tokens
+    usage.cache_read_input_tokens, usage.cache_write_input_tokens = row.cache_read_tokens, row.cache_write_tokens
+    usage.reasoning_output_tokens = row.reasoning_tokens
     if row.unpriced_calls == 0:
-        run.usage.cost_usd_nanos = row.cost_usd_nanos
+        usage.cost_usd_nanos = row.cost_usd_nanos
+    _put(run.create_time, row.created_at)
+    _put(run.update_time, row.updated_at)
     if row.failure is not None:
         run.failure.ParseFromString(row.failure)
     if row.ended_at is not None:
-        run.end_time.FromDatetime(row.ended_at)
+        _put(run.end_time, row.ended_at)
     if row.expire_at is not None:
-        run.expire_time.FromDatetime(row.expire_at)
+        _put(run.expire_time, row.expire_at)
     if row.wake_at is not None:
-        run.wake_time.FromDatetime(row.wake_at)
+        _put(run.wake_time, row.wake_at)
     return run
+
+
+def _put(stamp: Timestamp, moment: datetime) -> None:
+    since = moment - _EPOCH
+    stamp.seconds, stamp.nanos = since.days * 86_400 + since.seconds, since.microseconds * 1_000
 
 
 def approval_of(row: sa.Row[Any]) -> run_pb2.Approval:
