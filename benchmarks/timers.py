@@ -74,6 +74,8 @@ async def measure(suite: Suite, server: Postgres, url: str, arguments: argparse.
     ):
         # How fast runs can be parked decides how far ahead the due times have to be.
         await client.apply(sleeper("rehearsal", datetime.now(UTC) + timedelta(days=1)))
+        # The first ones begin in a suite that has only just started.
+        await park(client, connection, ["rehearsal"], REHEARSAL)
         rate = REHEARSAL / await park(client, connection, ["rehearsal"], REHEARSAL)
         first_due = datetime.now(UTC) + timedelta(seconds=10 + 1.5 * arguments.timers / rate)
         dues = {
