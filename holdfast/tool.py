@@ -29,7 +29,12 @@ NAME_PATTERN: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,63}")
 MAX_HEARTBEAT_DETAILS_BYTES: Final = 4096
 
 
-SIGN_IN_REASONS: Final = ("CONNECTION_NOT_FOUND", "CONNECTION_NEEDS_REAUTH", "SCOPE_INSUFFICIENT")
+SIGN_IN_REASONS: Final = (
+    "CONNECTION_NOT_FOUND",
+    "CONNECTION_NEEDS_REAUTH",
+    "SCOPE_INSUFFICIENT",
+    "CREDENTIAL_REJECTED",
+)
 """Why there is no credential when a person can do something about it."""
 
 # Nothing was sent.
@@ -184,7 +189,8 @@ class ToolContext:
             headers: Of the answer; as HTTP clients have them, or with names in lower case.
 
         Raises:
-            SignInNeeded: The account is not connected, or has to be connected again; let it pass.
+            SignInNeeded: The account is not connected, or has to be connected again, as what is stored is still refused
+                by the other side; let it pass.
             ToolError: The request was not forwarded for another reason, or there was no answer.
         """
         reason = headers.get("holdfast-error", "")

@@ -19,6 +19,7 @@ from services.shared.egress.urls import Destination
 MAX_LEASE_CHARACTERS: Final = 512
 MAX_WORKER_ID_CHARACTERS: Final = 64
 _MAX_FINGERPRINT_CHARACTERS: Final = 64
+_MOST_REJECTED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,9 @@ class CallCredentials:
         self._state = state
         self._revisions = revisions
         self._credentials = credentials
+        # By lease, oldest first: what the other side refused in a call, and auth has nothing newer for. In memory only:
+        # where it is lost, the call is made again and finds it anew.
+        self._rejected: dict[str, str] = {}
 
     async def hand_out(
         self, workspace_id: str, request: worker_pb2.GetCallCredentialRequest
@@ -64,6 +68,8 @@ class CallCredentials:
         credential = await self._resolve(
             _need(running.call, running.tool, is_raw=True), rejected_fingerprint=request.rejected_fingerprint
         )
+        if credential.fingerprint == request.rejected_fingerprint:
+            self.note_rejected(running, credential)
         answer = worker_pb2.GetCallCredentialResponse(
             secret=credential.secret,
             fingerprint=credential.fingerprint,
@@ -115,10 +121,24 @@ class CallCredentials:
             )
         return credential
 
+    def note_rejected(self, running: RunningCall, credential: ResolvedCredential) -> bool:
+        """Keeps in mind that the other side refuses a credential in a call, although it could not be renewed, or was.
+
+        Returns:
+            Whether a person can do something about it: something was sent that can be replaced.
+        """
+        if not credential.fingerprint:
+            return False
+        self._rejected[running.call.lease] = credential.fingerprint
+        if len(self._rejected) > _MOST_REJECTED:
+            del self._rejected[next(iter(self._rejected))]
+        return True
+
     async def why_missing(self, call: queue_pb2.LeasedCall, tool: agent_pb2.ToolSpec) -> CredentialMissing | None:
         """Returns what a call lacks whose worker says that it lacks a sign-in; None when it is there by now."""
         # Not the secret itself: whether a worker may have that is not what is asked.
-        return await self._credentials.why_missing(_need(call, tool))
+        rejected = self._rejected.get(call.lease, "")
+        return await self._credentials.why_missing(_need(call, tool), rejected_fingerprint=rejected)
 
     async def _resolve(self, need: Need, *, rejected_fingerprint: str) -> ResolvedCredential:
         try:

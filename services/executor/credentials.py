@@ -47,6 +47,8 @@ CONNECTION_MISSING: Final = "connection_missing"
 NEEDS_REAUTH: Final = "needs_reauth"
 SCOPE_INSUFFICIENT: Final = "scope_insufficient"
 REJECTED: Final = "credential_rejected"
+CREDENTIAL_REJECTED: Final = "CREDENTIAL_REJECTED"
+"""Reason of a failure: the other side refuses the credential, and there is no newer one."""
 
 _SIGN_IN_REASONS: Final[Mapping[str, str]] = {
     Reason.CONNECTION_NOT_FOUND: CONNECTION_MISSING,
@@ -166,14 +168,28 @@ class Credentials:
             # Without the context: an error of the transport is of no use to whoever reads the failure.
             raise await self._missing(need, error) from None
 
-    async def why_missing(self, need: Need) -> CredentialMissing | None:
-        """Asks auth anew, whatever is remembered; None when there is a credential by now."""
+    async def why_missing(self, need: Need, *, rejected_fingerprint: str = "") -> CredentialMissing | None:
+        """Asks auth anew, whatever is remembered; None when there is a credential by now.
+
+        Args:
+            need: For what.
+            rejected_fingerprint: What the other side refused although it could not be renewed, or was: it counts as
+                missing.
+        """
         self._known.pop(replace(need, step=0), None)
         try:
-            await self.hand_out(need)
+            found = await self.hand_out(need)
         except HoldfastError as error:
             return await self._missing(need, error)
-        return None
+        if not rejected_fingerprint or found.fingerprint != rejected_fingerprint:
+            return None
+        failure = content_pb2.Failure(
+            reason=CREDENTIAL_REJECTED,
+            message=f"The other side does not accept the credential of the connection {need.connection!r}.",
+            failure_class=content_pb2.FAILURE_CLASS_AUTH,
+        )
+        sign_in = await self.sign_in(need, REJECTED, need.scopes, rejected_fingerprint=rejected_fingerprint)
+        return CredentialMissing(failure, sign_in)
 
     async def hand_out(self, need: Need, *, rejected_fingerprint: str = "") -> ResolvedCredential:
         """As `resolve`, for callers who are told what auth says.

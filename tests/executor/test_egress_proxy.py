@@ -18,6 +18,7 @@ from holdfast.api.auth.v1.credential_service_pb2_grpc import CredentialServiceSt
 from holdfast.api.auth.v1.grant_service_pb2_grpc import GrantServiceStub
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.errors import HoldfastError, NotFound, PermissionDenied, Reason, Unavailable
+from holdfast.tool import SignInNeeded, ToolContext
 from services.executor.call_credentials import CallCredentials
 from services.executor.credential_uses import CredentialUses
 from services.executor.credentials import Credentials
@@ -247,12 +248,27 @@ async def test_refused_credential_is_renewed_once_and_the_same_request_sent_agai
     stage: Stage, refused: int, status: int
 ) -> None:
     stage.api.reply = refusing(refused, then=answer())
-    assert (await stage.send("POST", content=b"the body")).status_code == status
+    response = await stage.send("POST", content=b"the body")
+    assert response.status_code == status
+    # What a new one does not open either, a person has to look at.
+    assert response.headers.get("holdfast-error") == (None if status == 200 else "CREDENTIAL_REJECTED")
     assert [(sent.headers["x-key"], sent.body) for sent in stage.api.received] == [
         ("canary-1", b"the body"),
         ("canary-2", b"the body"),
     ]
     assert [request.rejected_fingerprint for request in stage.auth.requests] == ["", "f1"]
+
+
+async def test_refused_key_that_cannot_be_renewed_is_the_answer_of_the_other_side_with_the_reason(stage: Stage) -> None:
+    made = stage.auth.answer
+    stage.auth.answer = lambda _: made(1)
+    stage.api.reply = answer(401, b"who are you?")
+    response = await stage.send()
+    assert (response.status_code, response.content) == (401, b"who are you?")
+    assert response.headers["holdfast-error"] == "CREDENTIAL_REJECTED"
+    assert len(stage.api.received) == 1
+    with pytest.raises(SignInNeeded):
+        ToolContext.check_egress(None, response.headers)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -128,14 +128,20 @@ class Answer:
         self._body = self._read(response)
         self._ahead = b""
 
-    def start(self) -> Message:
-        """Returns what the tool gets of its status and its headers."""
+    def start(self, error: str = "") -> Message:
+        """Returns what the tool gets of its status and its headers.
+
+        Args:
+            error: What the proxy adds to it, as the reason of a failure.
+        """
         dropped = _NOT_RETURNED | _named_by_connection(self._headers)
         headers = [
             (name.lower(), PROCESS.exact(value.decode("latin-1"), "stream").encode("latin-1", "replace"))
             for name, value in self._headers
             if name.lower() not in dropped
         ]
+        if error:
+            headers.append((ERROR_HEADER.encode(), error.encode()))
         return {"type": "http.response.start", "status": self._status, "headers": headers}
 
     async def is_refusal(self, signals: Sequence[AuthFailureSignal]) -> bool:

@@ -30,7 +30,7 @@ from holdfast.errors import (
     Unavailable,
 )
 from services.executor.call_credentials import CallCredentials, RunningCall
-from services.executor.credentials import ResolvedCredential
+from services.executor.credentials import CREDENTIAL_REJECTED, ResolvedCredential
 from services.executor.egress.messages import ERROR_HEADER, Answer, AnswerRefused, outgoing
 from services.executor.tools.http import (
     ANSWERED_ERROR,
@@ -164,18 +164,23 @@ class EgressProxy:
         async with AsyncExitStack() as first, AsyncExitStack() as second:
             sending = self._pools.sending(_built(request, call, to, body, credential))
             answer = Answer(await first.enter_async_context(sending))
+            is_rejected = False
             # Order matters: what is passed on cannot be taken back.
             if await answer.is_refusal(credential.signals):
                 renewed = await self._credentials.for_request(
                     call, to, request.method, rejected_fingerprint=credential.fingerprint
                 )
                 # What has been streamed is gone: it is the tool's to send again, with what is renewed by then.
-                if renewed.fingerprint != credential.fingerprint and body.rest is None:
+                if renewed.fingerprint == credential.fingerprint:
+                    is_rejected = self._credentials.note_rejected(call, renewed)
+                elif body.rest is None:
                     await first.aclose()
                     # Once: what a new credential does not open is not about its age.
                     sending = self._pools.sending(_built(request, call, to, body, renewed))
                     answer = Answer(await second.enter_async_context(sending))
-            await send(answer.start())
+                    if await answer.is_refusal(renewed.signals):
+                        is_rejected = self._credentials.note_rejected(call, renewed)
+            await send(answer.start(CREDENTIAL_REJECTED if is_rejected else ""))
             async for piece in answer.pieces():
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

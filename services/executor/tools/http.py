@@ -19,7 +19,7 @@ import httpcore
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2
 from holdfast.errors import Reason
-from services.executor.credentials import ResolvedCredential
+from services.executor.credentials import CREDENTIAL_REJECTED, ResolvedCredential
 from services.executor.tools.output import RESULT_LIMIT_BYTES, shorten
 from services.executor.tools.pools import ConnectionPools
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, parse_json
@@ -42,7 +42,6 @@ ANSWERED_ERROR: Final = "TOOL_ANSWERED_ERROR"
 REDIRECTED: Final = "TOOL_REDIRECTED"
 RESULT_TOO_LARGE: Final = "RESULT_TOO_LARGE"
 INVALID_RESULT: Final = "INVALID_RESULT"
-CREDENTIAL_REJECTED: Final = "CREDENTIAL_REJECTED"
 
 _CONNECT_SECONDS: Final = 10.0
 _POOL_SECONDS: Final = 10.0

@@ -174,6 +174,32 @@ async def test_sign_in_that_came_meanwhile_makes_the_call_again(stage: Stage) ->
     assert stage.ended().failure.failure_class == content_pb2.FAILURE_CLASS_RETRYABLE
 
 
+async def test_key_that_the_other_side_refuses_counts_as_missing_until_there_is_another(stage: Stage) -> None:
+    key = credentials.ResolveCredentialResponse(connection_id="c1", secret="canary", fingerprint="f1")
+    stage.executor.auth.answer = lambda _: key
+    lease = await stage.running()
+    await stage.ask(lease)
+    # It cannot be renewed: auth has nothing else.
+    assert (await stage.ask(lease, rejected_fingerprint="f1")).fingerprint == "f1"
+    await stage.worker.complete(lease, error=api.CallError(message="401", needs_sign_in=True))
+    failed = stage.ended()
+    assert (failed.failure.reason, failed.failure.failure_class) == (
+        "CREDENTIAL_REJECTED",
+        content_pb2.FAILURE_CLASS_AUTH,
+    )
+    assert (failed.sign_in.reason, failed.sign_in.rejected_fingerprint) == ("credential_rejected", "f1")
+
+
+async def test_key_that_was_replaced_since_it_was_refused_makes_the_call_again(stage: Stage) -> None:
+    key = credentials.ResolveCredentialResponse(connection_id="c1", secret="canary", fingerprint="f1")
+    stage.executor.auth.answer = lambda _: key
+    lease = await stage.running()
+    await stage.ask(lease, rejected_fingerprint="f1")
+    stage.executor.auth.answer = lambda _: credentials.ResolveCredentialResponse(secret="other", fingerprint="f2")
+    await stage.worker.complete(lease, error=api.CallError(message="401", needs_sign_in=True))
+    assert not stage.ended().HasField("sign_in")
+
+
 async def test_only_auth_says_what_is_missing(stage: Stage) -> None:
     stage.executor.auth.failure = lambda: FailedPrecondition("no", reason=Reason.INTEGRATION_DISABLED)
     lease = await stage.running()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from holdfast.api.common.v1 import content_pb2
-from services.executor.credentials import Injection, ResolvedCredential
-from services.executor.tools.http import CREDENTIAL_REJECTED, CredentialRejected, HttpTools, ToolFailed
+from services.executor.credentials import CREDENTIAL_REJECTED, Injection, ResolvedCredential
+from services.executor.tools.http import CredentialRejected, HttpTools, ToolFailed
 from services.shared.auth_failure_signals import SIGNAL_BODY_BYTES, AuthFailureSignal
 from services.shared.egress import EgressRule
 from tests.executor.tools.test_http import Endpoint, answer, serving, spec
