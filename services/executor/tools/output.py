@@ -36,14 +36,12 @@ class SettledResult:
         message: The one result message.
         blobs: Bodies that `message` and `output` refer to.
         output: The whole output where the message holds a shortened one.
-        is_error: The message reports a failure.
         failure: Set when the result itself is the failure: it is no JSON, or does not fit the output schema.
     """
 
     message: content_pb2.StoredMessage
     blobs: list[content_pb2.Blob] = field(default_factory=list)
     output: content_pb2.BlobRef | None = None
-    is_error: bool = False
     failure: content_pb2.Failure | None = None
 
 
@@ -119,7 +117,7 @@ def _settle_refused(
         blob = make_blob(body)
         blobs.append(blob)
         output = blob_ref(blob, _TEXT)
-    return SettledResult(settled.message, blobs, output, True, without_secrets(failure))
+    return SettledResult(settled.message, blobs, output, without_secrets(failure))
 
 
 def _settled(tool: agent_pb2.ToolSpec, call_id: str, text: str, media_type: str, *, is_error: bool) -> SettledResult:
@@ -134,7 +132,7 @@ def _settled(tool: agent_pb2.ToolSpec, call_id: str, text: str, media_type: str,
         whole = make_blob(text.encode())
         blobs.append(whole)
         output = blob_ref(whole, media_type)
-    return SettledResult(stored, blobs, output, is_error)
+    return SettledResult(stored, blobs, output)
 
 
 def _rendered(value: Any) -> tuple[str, str]:

@@ -39,7 +39,7 @@ def test_a_text_is_shown_plain_and_other_json_compact(result: str, content: str)
     settled = settle_result(TOOL, "c1", result)
     assert shown(settled) == content_pb2.ToolResult(call_id="c1", tool="look", content=content)
     assert settled.message.WhichOneof("body") == "message"
-    assert (settled.failure, settled.output, settled.blobs, settled.is_error) == (None, None, [], False)
+    assert (settled.failure, settled.output, settled.blobs, shown(settled).is_error) == (None, None, [], False)
 
 
 def test_long_output_is_cut_in_the_middle_and_kept_whole() -> None:
@@ -79,7 +79,7 @@ def test_result_that_does_not_fit_its_schema_becomes_an_error_for_the_model() ->
     tool = agent_pb2.ToolSpec(name="look")
     tool.output_schema.update({"type": "object", "properties": {"id": {"type": "integer"}}})
     settled = settle_result(tool, "c1", '{"id": "x"}')
-    assert settled.is_error
+    assert shown(settled).is_error
     assert '$.id: expected integer, got string "x"' in shown(settled).content
 
 
@@ -107,7 +107,7 @@ def test_every_failure_has_one_result_that_says_what_it_means(
     settled = settle_failure(TOOL, "c1", failure)
     result = shown(settled)
     assert result.content.startswith(told)
-    assert (result.call_id, result.is_error, settled.is_error) == ("c1", True, True)
+    assert (result.call_id, result.is_error) == ("c1", True)
 
 
 def test_failure_of_any_length_stands_inline() -> None:
