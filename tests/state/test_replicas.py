@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 import sqlalchemy as sa
 
+from holdfast.api.state.v1 import journal_service_pb2 as pb
 from holdfast.errors import Reason, from_rpc_error
 from holdfast.ids import new_uuid7
 from services.shared.database import Database
@@ -161,7 +162,11 @@ async def test_draining_replica_ends_its_streams_and_leaves_the_leases(postgres_
             watcher, follower = client.watch(WORKSPACE, run.run_id), leaves.trace.follow()
             assert (await watcher.read()).event.seq == 1
             await follower.read()
+            # An answer on each, so that all of them have arrived when the drain begins.
             checkpoint = client.journal.Checkpoint()
+            asked = pb.Operation(id=1, await_end=pb.AwaitEnd(workspace_id=WORKSPACE, run_id=new_uuid7()))
+            await checkpoint.write(pb.CheckpointRequest(operations=[asked]))
+            assert (await checkpoint.read()).results[0].id == 1
             began = asyncio.get_running_loop().time()
             draining = asyncio.create_task(leaves.server.drain())
             async with asyncio.timeout(10):
