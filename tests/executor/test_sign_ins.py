@@ -46,7 +46,7 @@ class Parts:
 
     async def until_decided(self, approval: run_pb2.Approval) -> None:
         """Returns once somebody has decided."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await self.state.until(lambda: approval.state == run_pb2.APPROVAL_STATE_DECIDED)
 
 

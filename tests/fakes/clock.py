@@ -44,7 +44,7 @@ class FakeClock:
 
     async def wait_for_sleepers(self, count: int = 1) -> None:
         """Returns when at least `count` tasks sleep on this clock: then it is safe to advance."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while self.sleeping < count:
                 self._changed.clear()
                 await self._changed.wait()

@@ -159,7 +159,7 @@ async def test_leaving_the_events_early_closes_the_stream(executor: FakeExecutor
     handle = await client.run("r")
     stream = handle.events()
     assert (await anext(stream)).seq == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await stream.aclose()
 
 

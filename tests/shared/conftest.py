@@ -124,7 +124,7 @@ class Spans(SpanProcessor):
         self._ended.set()
 
     async def wait_for(self, count: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(self.finished) < count:
                 self._ended.clear()
                 await self._ended.wait()

@@ -135,7 +135,7 @@ async def test_a_burst_of_calls_asks_once_even_when_the_first_is_cancelled(
     await asyncio.sleep(0)
     first.cancel()
     auth.gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert {(await other).key_id for other in others} == {"k1"}
     assert len(auth.asked) <= 2
     assert first.cancelled()

@@ -403,7 +403,7 @@ async def test_a_server_that_is_away_is_unavailable(unused_tcp_port: int) -> Non
 async def test_a_notification_reaches_a_listener(postgres: Database) -> None:
     listener = await postgres.listen("holdfast_test")
     assert listener is not None
-    async with listener, asyncio.timeout(5):
+    async with listener, asyncio.timeout(20):
         await postgres.write(lambda connection: connection.execute(sa.text("NOTIFY holdfast_test, 'run-1'")))
         async for notification in listener.notifies():
             assert notification.payload == "run-1"

@@ -424,7 +424,7 @@ async def test_a_cancelled_call_ends_its_span_on_both_sides(suite: Suite) -> Non
     suite.echo.act = act
     channel = await suite.connect(await suite.serve(), telemetry=suite.telemetry)
     calling_task = asyncio.ensure_future(call(channel, "UnaryUnary", "x"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await suite.echo.started.wait()
         calling_task.cancel()
         await suite.echo.closed.wait()
@@ -453,7 +453,7 @@ async def test_a_cancelled_stream_closes_its_handler_in_its_own_task(
     suite.echo.act = act
     channel = await suite.connect(await suite.serve())
     stream = channel.unary_stream(f"/{SERVICE}/UnaryStream")(b"")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await stream.read()
         task = await started_in
         stream.cancel()

@@ -50,7 +50,7 @@ async def pass_by(storage: Storage, seconds: float) -> None:
 
 async def test_records_of_a_moment_are_written_together() -> None:
     storage = Storage()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(storage.writer.run())
         storage.add("a")
         await storage.clock.wait_for_sleepers()
@@ -65,7 +65,7 @@ async def test_records_of_a_moment_are_written_together() -> None:
 async def test_records_that_cannot_be_written_are_written_later() -> None:
     storage = Storage()
     storage.is_away = True
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(storage.writer.run())
         storage.add("a")
         await pass_by(storage, 0.2)
@@ -84,7 +84,7 @@ async def test_what_is_left_at_the_end_is_written_or_said_to_be_lost(
     storage = Storage()
     storage.is_away = is_away
     storage.add("a")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         closing = asyncio.create_task(storage.writer.close())
         for _ in range(3 if is_away else 0):
             await pass_by(storage, 1.0)

@@ -73,7 +73,7 @@ async def test_a_drain_says_not_serving_then_hands_back_then_ends_what_is_in_fli
 
     server.on_drain(fail)
     server.on_drain(hand_back)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         assert (await watch.read()).status == SERVING
         in_flight = group.create_task(call(channel, "UnaryUnary", "kept"))
         await suite.echo.started.wait()
@@ -94,7 +94,7 @@ async def test_a_stream_that_does_not_end_is_cut_after_the_grace(suite: Suite) -
     server = await suite.serve(drain_seconds=0.05)
     channel = await suite.connect(server)
     stream = channel.unary_stream(f"/{SERVICE}/UnaryStream")(b"")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await stream.read()
         await server.drain()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -186,7 +186,7 @@ async def test_a_caller_waits_for_a_peer_that_starts_later_and_says_so(suite: Su
 async def test_waiting_for_a_peer_ends_when_the_process_is_told_to_stop(suite: Suite, unused_tcp_port: int) -> None:
     stop = asyncio.Event()
     async with open_channel(f"127.0.0.1:{unused_tcp_port}", service="executor", settings=suite.settings) as channel:
-        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             waiting = group.create_task(wait_for_channel_ready(channel, "state", stop))
             stop.set()
     assert waiting.result() is False

@@ -166,7 +166,9 @@ async def test_draining_replica_ends_its_streams_and_leaves_the_leases(postgres_
             checkpoint = client.journal.Checkpoint()
             asked = pb.Operation(id=1, await_end=pb.AwaitEnd(workspace_id=WORKSPACE, run_id=new_uuid7()))
             await checkpoint.write(pb.CheckpointRequest(operations=[asked]))
-            assert (await checkpoint.read()).results[0].id == 1
+            answer = await checkpoint.read()
+            assert isinstance(answer, pb.CheckpointResponse)
+            assert answer.results[0].id == 1
             began = asyncio.get_running_loop().time()
             draining = asyncio.create_task(leaves.server.drain())
             async with asyncio.timeout(10):

@@ -522,7 +522,7 @@ async def test_cancelled_refresh_ends_at_once_and_leaves_the_client_usable(
     app, grant = provider.app(), provider.grant()
     with provider.gate() as gate:
         call = asyncio.create_task(client.refresh(app, grant.tokens()))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await gate.arrived.wait()
             call.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -424,7 +424,7 @@ async def test_a_drain_finishes_what_was_sent_and_takes_nothing_new(world: World
     assert refused.reason == Reason.DRAINING
     held.answer.set()
     assert (await world.outcome(call)).version == 2
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await drain
     assert world.is_alive(connection_id)
     assert lease_of(world, connection_id).phase is Phase.FREE
@@ -441,7 +441,7 @@ async def test_a_drain_stops_what_was_not_sent_and_gives_the_lease_back(world: W
     one.power.go_on()
     refused = await world.outcome(call)
     assert isinstance(refused, Unavailable)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await drain
     assert world.endpoint.calls == 0
     assert (await world.outcome(start(two, connection_id))).version == 2

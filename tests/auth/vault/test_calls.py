@@ -58,7 +58,7 @@ async def test_a_lost_answer_over_somebody_elses_write_is_a_conflict(vault: Vaul
     await vault.secrets.put(PATH, Secret("one"), expected_version=0)
     fault = cluster.faults.add(Fault(DATA, "POST", point=Point.BEFORE))
     lost = asyncio.create_task(vault.secrets.put(PATH, Secret("mine"), expected_version=1))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not fault.reached.is_set():
             await asyncio.sleep(0)
     async with as_root(of_double(cluster)) as client:

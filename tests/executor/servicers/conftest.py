@@ -150,7 +150,7 @@ class Executor:
         self.server = Server(
             self.settings, service="executor", access=ACCESS, telemetry=self.telemetry, authenticator=FakeKeys()
         )
-        self.hub = WorkerHub(stubs.calls, heartbeat_seconds=0.2, poll_seconds=0.2, offer_seconds=5)
+        self.hub = WorkerHub(stubs.calls, heartbeat_seconds=0.2, poll_seconds=0.2, offer_seconds=20)
         watcher = RunWatcher(stubs, self.server.draining, beat_seconds=0.2, reattach_seconds=10)
         key = page_key(TOKEN)
         self.server.add(add_AgentServiceServicer_to_server, AgentServicer(stubs, revisions, page_key=key))
