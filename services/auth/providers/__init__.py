@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -26,8 +27,7 @@ class ProviderCatalog:
         Raises:
             ProviderFileError: A file is wrong.
         """
-        files = [item for item in resources.files(__name__).iterdir() if item.name.endswith(".yaml")]
-        found = [load_provider(item.read_text(encoding="utf-8"), item.name.removesuffix(".yaml")) for item in files]
+        found = list(_beside_this_module())
         if extra_folder is not None:
             try:
                 added = sorted(extra_folder.glob("*.yaml"))
@@ -45,3 +45,9 @@ class ProviderCatalog:
 
     def __len__(self) -> int:
         return len(self._by_slug)
+
+
+@cache
+def _beside_this_module() -> tuple[Provider, ...]:
+    files = [item for item in resources.files(__name__).iterdir() if item.name.endswith(".yaml")]
+    return tuple(load_provider(item.read_text(encoding="utf-8"), item.name.removesuffix(".yaml")) for item in files)
