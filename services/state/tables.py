@@ -131,8 +131,9 @@ runs = sa.Table(
         postgresql_where=sa.text("expire_at IS NOT NULL AND (state IN (1, 3, 7) OR state = 2 AND NOT expiring)"),
         sqlite_where=sa.text("expire_at IS NOT NULL AND (state IN (1, 3, 7) OR state = 2 AND NOT expiring)"),
     ),
-    # Each step updates its run's row; room in the page keeps the update there.
-    postgresql_with={"fillfactor": "70"},
+    # Each step updates its run's row; room for all rows of a page at once keeps the updates there. Where a batch finds
+    # less, what does not fit goes to another page, and into each index.
+    postgresql_with={"fillfactor": "50"},
 )
 
 journal = sa.Table(
