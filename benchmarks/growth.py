@@ -25,6 +25,7 @@ from benchmarks.peers.server import Postgres, postgres
 from benchmarks.steps import closed_loop
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.testing import Suite
+from services.shared.seals import opened
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 EARLY_STEP: Final = 10
@@ -86,7 +87,7 @@ async def _step_times(connection: Connection, run_id: str) -> dict[int, float]:
     return {
         change.step_finished.step: at.timestamp()
         async for at, body in found
-        for change in run_pb2.Event.FromString(body).changes
+        for change in run_pb2.Event.FromString(opened(body)).changes
         if change.WhichOneof("kind") == "step_finished"
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from benchmarks.peers.workload import bodies
 from benchmarks.processes import CpuMeter
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.runs import RunEvent
@@ -29,11 +30,11 @@ STEPS = 2 * TURNS + 1
 
 def noop_agent(body_bytes: int) -> agent_pb2.AgentSpec:
     """The agent of the benchmark."""
-    arguments = {"text": "x" * body_bytes} if body_bytes else {}
-    turn = {"tool_calls": [{"tool": "noop", "arguments": arguments}]}
+    texts = bodies(body_bytes)[:TURNS]
+    turns = [{"tool_calls": [{"tool": "noop", "arguments": {"text": text} if text else {}}]} for text in texts]
     definition = {
         "name": "bench",
-        "model": {"provider": "scripted", "script": {"turns": [turn] * TURNS + [{"text": "done"}]}},
+        "model": {"provider": "scripted", "script": {"turns": [*turns, {"text": "done"}]}},
         "tools": [{"name": "noop", "builtin": {"name": "noop"}}],
     }
     return json_format.ParseDict(definition, agent_pb2.AgentSpec())

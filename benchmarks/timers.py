@@ -24,6 +24,7 @@ from benchmarks.processes import CpuMeter
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.client import Client
 from holdfast.testing import Suite
+from services.shared.seals import opened
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 SERVICES: Final = ("executor", "state", "auth", "trace")
@@ -119,7 +120,7 @@ async def _fired_at(connection: Connection, dues: dict[str, datetime]) -> list[t
     return [
         (agent, at.timestamp())
         async for agent, at, body in await connection.execute(query, (list(dues),))
-        for change in run_pb2.Event.FromString(body).changes
+        for change in run_pb2.Event.FromString(opened(body)).changes
         # Step 1 is the model's that asks for the sleep, step 2 the sleep.
         if change.WhichOneof("kind") == "step_finished" and change.step_finished.step == 2
     ]

@@ -7,9 +7,9 @@ not at hand, or a choice that is not known, ends the transaction with `MissingKe
 runs the function again.
 
 A sealed payload says which data key it needs: mark, workspace, key, nonce, ciphertext (AES-256-GCM-SIV, RFC 8452:
-random nonces may be used for as many payloads as a workspace ever writes). What was stored before sealing was turned on
-is read as it is; no serialized message begins with the mark, and other bodies that do are stored behind a mark of their
-own.
+random nonces may be used for as many payloads as a workspace ever writes). What is not sealed is stored as it is, or
+compressed where that saves something and the database would not do it; no serialized message begins with the mark, and
+other bodies that do are stored behind a mark of their own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from sqlalchemy.types import TypeDecorator
 
 from holdfast.errors import NotFound
+from services.shared.compression import WORTHWHILE_BYTES, compressed, expanded
 from services.shared.seal_choices import ChoiceSource, SealChoices
 from services.shared.telemetry import get_logger
 
@@ -34,6 +35,9 @@ OPTION: Final = "holdfast_seals"
 _MARK: Final = b"\x00hf"
 _SEALED: Final = _MARK + b"\x01"
 _PLAIN: Final = _MARK + b"\x00"
+_COMPRESSED: Final = _MARK + b"\x02"
+# PostgreSQL compresses what is in a row of 2,000 bytes or more, and nothing in a shorter one.
+_COMPRESSED_BELOW: Final = 2_000
 _TEXT_MARK: Final = "\u2420hf:"
 _ID: Final = 16
 _NONCE: Final = 12
@@ -57,7 +61,7 @@ class MissingKeyError(Exception):
 
 
 class PayloadDamagedError(Exception):
-    """A sealed payload was altered, or its key is another one's."""
+    """A stored payload was altered, or its key is another one's."""
 
 
 class KeySource(ChoiceSource, Protocol):
@@ -137,7 +141,7 @@ class Seals:
             MissingKeyError: See the module.
         """
         if not self.is_on(workspace_id):
-            return _PLAIN + payload if payload.startswith(_MARK) else payload
+            return _in_the_clear(payload)
         found = self._current.get(workspace_id)
         if found is None:
             raise MissingKeyError(workspace_id, None)
@@ -244,6 +248,14 @@ def seals_of(connection: sa.Connection) -> Seals:
     return found
 
 
+def _in_the_clear(payload: bytes) -> bytes:
+    if WORTHWHILE_BYTES <= len(payload) < _COMPRESSED_BELOW:
+        shorter = compressed(payload)
+        if len(_COMPRESSED) + len(shorter) < len(payload):
+            return _COMPRESSED + shorter
+    return _PLAIN + payload if payload.startswith(_MARK) else payload
+
+
 def is_sealed(stored: bytes) -> bool:
     """Tells whether a stored payload is sealed."""
     return stored.startswith(_SEALED)
@@ -264,6 +276,11 @@ def opened(stored: bytes, *, gone: bytes = b"") -> bytes:
         return stored
     if stored.startswith(_PLAIN):
         return stored[len(_PLAIN) :]
+    if stored.startswith(_COMPRESSED):
+        try:
+            return expanded(stored[len(_COMPRESSED) :])
+        except ValueError as error:
+            raise PayloadDamagedError("a stored payload was altered") from error
     header = stored[:_HEADER]
     key_id = header[-_ID:]
     try:

@@ -239,7 +239,7 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
     micros = to_micros(now)
     connection.exec_driver_sql(_SQLITE_CREATE)
     connection.exec_driver_sql("DELETE FROM temp.batch")
-    connection.exec_driver_sql(_SQLITE_FILL, [_sqlite_values(row) for row in _sealed(rows, db.seals)])
+    connection.exec_driver_sql(_SQLITE_FILL, [_sqlite_values(row, db.seals) for row in rows])
     returned = connection.exec_driver_sql(_SQLITE_UPDATE, {"now": micros}).all()
     updated = [(run, successor, ended_at is not None) for run, successor, ended_at in returned]
     connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps([run for run, _, _ in updated])})
@@ -256,9 +256,10 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
 
 def postgres_values(rows: Sequence[TransitionRow], seals: Seals) -> dict[str, Any]:
     """The parameters of `POSTGRES_BATCH`."""
-    rows = _sealed(rows, seals)
     columns = dict(zip(_NAMES, zip(*rows, strict=True), strict=False))
-    bodies = columns.pop("body")
+    del columns["body"]
+    bodies = [seals.seal(row.workspace_id, row.body) for row in rows]
+    columns["failure"] = tuple(_sealed_failure(row, seals) for row in rows)
     sizes = [len(body) for body in bodies]
     closing = list(_closing(rows))
     return {
@@ -298,25 +299,16 @@ def after_ends(connection: sa.Connection, now: datetime, ended: list[str], succe
     connection.execute(sa.update(t.calls).where(t.calls.c.run_id.in_(ended)).values(state=CALL_OVER))
 
 
-def _sealed(rows: Sequence[TransitionRow], seals: Seals) -> Sequence[TransitionRow]:
-    are_on = [seals.is_on(row.workspace_id) for row in rows]
-    if not any(are_on):
-        return rows
-    return [
-        row._replace(
-            body=seals.seal(row.workspace_id, row.body),
-            failure=None if row.failure is None else seals.seal(row.workspace_id, row.failure),
-        )
-        if is_on
-        else row
-        for row, is_on in zip(rows, are_on, strict=True)
-    ]
+def _sealed_failure(row: TransitionRow, seals: Seals) -> bytes | None:
+    return None if row.failure is None else seals.seal(row.workspace_id, row.failure)
 
 
-def _sqlite_values(row: TransitionRow) -> tuple[Any, ...]:
-    if row.wake_at is not None:
-        row = row._replace(wake_at=to_micros(row.wake_at))  # type: ignore[arg-type]
-    return row[: len(_NAMES)]
+def _sqlite_values(row: TransitionRow, seals: Seals) -> tuple[Any, ...]:
+    return row._replace(
+        body=seals.seal(row.workspace_id, row.body),
+        failure=_sealed_failure(row, seals),
+        wake_at=None if row.wake_at is None else to_micros(row.wake_at),  # type: ignore[arg-type]
+    )[: len(_NAMES)]
 
 
 def store_effects(connection: sa.Connection, now: datetime, transitions: Iterable[journal_pb2.Transition]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from holdfast.api.common.v1.run_pb2 import Change, Event
 from holdfast.api.state.v1.change_feed_service_pb2 import FeedEntry
 from holdfast.api.state.v1.journal_service_pb2 import ReadJournalResponse
 from holdfast.errors import Conflict
+from services.shared.compression import WORTHWHILE_BYTES, compressed, expanded
 from services.shared.database import Database, Writer
 from services.shared.telemetry import get_logger
 from services.shared.wire import repeated, tag_of
@@ -244,22 +244,19 @@ def _store(connection: sa.Connection, batch: list[_Entry], after: bytes, cursor:
 def _to_chunk(run_id: str, entries: dict[int, _Entry]) -> tuple[str, int, int, bytes]:
     numbers = sorted(entries)
     body = repeated(_EVENTS, [entries[number].body for number in numbers])
-    if len(body) >= _WORTH_COMPRESSING:
+    if len(body) >= WORTHWHILE_BYTES:
         # Events of one run are much alike: a quarter is left, and written to the table and to the log before it.
-        body = zlib.compress(body, level=1)
+        body = compressed(body)
     return run_id, numbers[0], numbers[-1], body
 
 
 _EVENTS: Final = tag_of(ReadJournalResponse, "events")
-_WORTH_COMPRESSING: Final = 400
-# The first byte of what zlib makes; a serialized message of events begins with their tag.
-_COMPRESSED: Final = b"\x78"
 
 
 def events_in(body: bytes) -> Iterable[Event]:
     """Returns the events of a chunk."""
-    if body.startswith(_COMPRESSED):
-        body = zlib.decompress(body)
+    if body and not body.startswith(_EVENTS):
+        body = expanded(body)
     return ReadJournalResponse.FromString(body).events
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,33 @@ async def ready(keys: MemoryKeys, *workspaces: str) -> Seals:
     return seals
 
 
-@given(st.binary(max_size=200))
-def test_without_sealing_everything_is_read_as_it_was_written(payload: bytes) -> None:
-    for body in (payload, b"\x00hf" + payload, b"\x00hf\x01" + payload):
-        assert opened(NO_SEALS.seal("any", body)) == body
+@given(st.binary(max_size=200), st.integers(1, 20))
+def test_without_sealing_everything_is_read_as_it_was_written(payload: bytes, times: int) -> None:
+    for start in (b"", b"\x00hf", b"\x00hf\x00", b"\x00hf\x01", b"\x00hf\x02"):
+        body = start + payload * times
+        stored = NO_SEALS.seal("any", body)
+        assert opened(stored) == body
+        assert len(stored) <= len(body) + 4
+
+
+def test_what_the_database_would_not_compress_is_stored_compressed() -> None:
+    words = b"the customer's words, " * 100
+    for size, is_shorter in ((399, False), (400, True), (1_999, True), (2_000, False)):
+        stored = NO_SEALS.seal("any", words[:size])
+        assert (len(stored) < size / 2) is is_shorter
+        assert is_shorter or stored == words[:size]
+        assert opened(stored) == words[:size]
+        assert not is_sealed(stored)
+    # What would not become shorter stays as it is.
+    noise = random.Random(1).randbytes(1_000)
+    assert NO_SEALS.seal("any", noise) == noise
+
+
+def test_a_compressed_payload_that_was_altered_is_not_read() -> None:
+    stored = bytearray(NO_SEALS.seal("any", b"the customer's words, " * 50))
+    stored[-1] ^= 1
+    with pytest.raises(PayloadDamagedError):
+        opened(bytes(stored))
 
 
 async def test_what_is_sealed_is_opened_and_shows_nothing() -> None:

@@ -22,10 +22,12 @@ from services.shared.seals import Seals, is_sealed
 from services.state import group_commit, tables
 from services.state.app import MIGRATIONS
 from services.state.change_feed import read_feed
+from services.state.claims import short_journals
 from tests.fakes.clock import FakeClock
 from tests.fakes.data_keys import MemoryKeys
 from tests.state.builders import WORKSPACE, asks, in_blob, model_says, new_run, starts, transition
 from tests.state.sql_store import SqlStateStore, empty, migrated, opened, sqlite
+from tests.state.support import finished
 
 # Its fixtures: the store on either database.
 pytest_plugins = ["tests.state.sql_fixtures"]
@@ -315,6 +317,27 @@ async def test_runs_in_flight_go_on_while_their_workspace_is_sealed_and_unsealed
             5: True,
         }
         assert not any(entry.is_sealed for entry in entries if entry.workspace_id == other)
+
+
+async def test_events_of_a_kilobyte_are_stored_compressed_and_read_as_they_were(either_url: str) -> None:
+    words = "what the customer was told about invoice {}, ".format
+    async with Database(either_url, schema="state", synchronous="NORMAL") as db, opened(db) as store:
+        await upgrade(db, MIGRATIONS)
+        await db.write(empty)
+        [(run_id, epoch)] = await claimed(store, 1)
+        said = [finished(step, "".join(words(n) for n in range(20 * step))) for step in (1, 2, 3)]
+        for seq, change in enumerate(said, start=2):
+            assert await store.commit(transition(run_id, epoch, seq, change)) == [seq]
+        _, *sizes = map(len, await db.read(_stored_bodies, run_id))
+        # The last is long enough for PostgreSQL to compress it.
+        assert [size < change.ByteSize() / 2 for size, change in zip(sizes, said, strict=True)] == [True, True, False]
+        written = [list(event.changes) for event in await store.events(run_id)][1:]
+        entries, _, _ = await db.read(read_feed, db, b"", 100)
+        journals = await db.read_once(short_journals, [run_id], 1_000_000)
+        expected = [[change] for change in said]
+        assert written == expected
+        assert [list(entry.event.changes) for entry in entries if entry.event.run_id == run_id][1:] == expected
+        assert [list(event.changes) for event in journals[run_id]][1:] == expected
 
 
 def _stored_bodies(connection: sa.Connection, run_id: str) -> list[bytes]:

@@ -138,7 +138,7 @@ def rows_of(database: Path) -> Iterator[tuple[str, bytes]]:
 def _unpacked(value: bytes) -> bytes:
     """A value as it is read: what is stored compressed hides nothing from the search."""
     try:
-        return value + zlib.decompress(value)
+        return value + zlib.decompress(value.removeprefix(b"\x00hf\x02"))
     except zlib.error:
         return value
 

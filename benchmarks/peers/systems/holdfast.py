@@ -22,6 +22,7 @@ from benchmarks.steps import closed_loop
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.client import Client
 from holdfast.testing import Suite
+from services.shared.seals import opened
 
 _SERVICES = ("executor", "state", "auth", "trace")
 _TURNS = STEPS // 2
@@ -106,7 +107,7 @@ async def _note_model_steps(task: Task, log: ExecutionLog) -> None:
         found = await connection.execute("SELECT run_id, body FROM state.journal ORDER BY run_id, seq")
         models: set[tuple[object, int]] = set()
         async for run_id, body in found:
-            for change in run_pb2.Event.FromString(body).changes:
+            for change in run_pb2.Event.FromString(opened(body)).changes:
                 match change.WhichOneof("kind"):
                     case "step_started" if change.step_started.kind == run_pb2.STEP_KIND_MODEL:
                         if change.step_started.step <= STEPS:
