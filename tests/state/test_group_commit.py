@@ -328,6 +328,7 @@ async def test_events_of_a_kilobyte_are_stored_compressed_and_read_as_they_were(
         said = [finished(step, "".join(words(n) for n in range(20 * step))) for step in (1, 2, 3)]
         for seq, change in enumerate(said, start=2):
             assert await store.commit(transition(run_id, epoch, seq, change)) == [seq]
+            assert await store.commit(transition(run_id, epoch, seq, change)) == [seq], "sent again, it is the same"
         _, *sizes = map(len, await db.read(_stored_bodies, run_id))
         # The last is long enough for PostgreSQL to compress it.
         assert [size < change.ByteSize() / 2 for size, change in zip(sizes, said, strict=True)] == [True, True, False]
