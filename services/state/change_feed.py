@@ -31,7 +31,7 @@ MAX_ENTRIES: Final = 2_000
 FRAME_BYTES: Final = 2 * 1024 * 1024
 
 # Each answers with one row at least, which has the mark of the feed. Of rows that do not fit into a frame, only the
-# first is read. Times are microseconds, and ids text: the driver's own types cost more than all the rest.
+# first is read. Times are microseconds: the driver's own type costs more than all the rest.
 _SQLITE: Final = sa.text(
     f"""
 SELECT place.feed_id AS mark, e.position, e.run_id, e.seq, e.workspace_id, e.epoch, e.at, e.body
@@ -48,12 +48,12 @@ FROM (SELECT (SELECT feed_id FROM feed) AS feed_id) AS place LEFT JOIN (
 
 _POSTGRES: Final = sa.text(
     f"""
-SELECT place.mark, e.position, e.run, e.seq, e.workspace, e.epoch, e.at, e.body
+SELECT place.mark, e.position, e.run_id, e.seq, e.workspace_id, e.epoch, e.at, e.body
 FROM (SELECT {MARK_SQL} AS mark) AS place LEFT JOIN (
   SELECT * FROM (
     SELECT *, sum(size) OVER (ORDER BY txid, run_id, seq ROWS UNBOUNDED PRECEDING) - size AS before FROM (
-      SELECT txid, run_id, seq, CAST(CAST(txid AS text) AS bigint) AS position, CAST(run_id AS text) AS run,
-        CAST(workspace_id AS text) AS workspace, epoch, CAST(extract(epoch FROM at) * 1000000 AS bigint) AS at, body,
+      SELECT txid, run_id, seq, CAST(CAST(txid AS text) AS bigint) AS position,
+        workspace_id, epoch, CAST(extract(epoch FROM at) * 1000000 AS bigint) AS at, body,
         octet_length(body) AS size
       FROM journal
       WHERE txid >= CAST(CAST(:after AS text) AS xid8) AND txid < CAST(CAST({HORIZON_SQL} AS text) AS xid8)

@@ -204,7 +204,7 @@ WITH RECURSIVE speaks AS MATERIALIZED (
   WHERE v.place < :window AND n.workspace_id IS NOT NULL
     AND NOT (n.has_wrapped AND n.workspace_id > CAST(:after AS uuid))
 )
-SELECT (SELECT count(*) FROM speaks), v.place, CAST(v.workspace_id AS text) AS workspace_id,
+SELECT (SELECT count(*) FROM speaks), v.place, v.workspace_id,
   COALESCE(w.weight, 1) AS weight, COALESCE(w.max_running, 0) AS max_running, {_FLAGS.format(id="v.workspace_id")}
 FROM visited AS v LEFT JOIN LATERAL (
   SELECT weight, max_running FROM workspaces WHERE workspaces.workspace_id = v.workspace_id OFFSET 0
@@ -260,7 +260,7 @@ def _look(
 # ----------------------------------------------------------------------------------------------------------- limits
 
 _LOCK = sa.text(
-    "SELECT CAST(id AS text) FROM unnest(CAST(:ids AS uuid[])) AS w(id) "
+    "SELECT id FROM unnest(CAST(:ids AS uuid[])) AS w(id) "
     "WHERE pg_try_advisory_xact_lock(hashtextextended('holdfast.claims.' || id, 0))"
 )
 # As far as the limit only: more is not asked.
@@ -270,7 +270,7 @@ _COUNT_OF_AGENT = (
 )
 _COUNT_ON_POSTGRES = sa.text(
     f"""
-SELECT CAST(w.id AS text), (SELECT count(*) FROM ({_COUNT_OF_WORKSPACE.format(id="w.id", limit="w.most")}) AS running)
+SELECT w.id, (SELECT count(*) FROM ({_COUNT_OF_WORKSPACE.format(id="w.id", limit="w.most")}) AS running)
 FROM unnest(CAST(:ids AS uuid[]), CAST(:most AS integer[])) AS w(id, most)
 """
 )
@@ -284,7 +284,7 @@ WITH RECURSIVE queue(workspace_id, agent, place) AS (
   SELECT q.workspace_id, {_NEXT_AGENT.format(id="q.workspace_id", after="q.agent")}, q.place + 1
   FROM queue AS q WHERE q.agent IS NOT NULL AND q.place < {_AGENTS_AT_ONCE}
 )
-SELECT CAST(q.workspace_id AS text), q.agent, head.agent_limit, head.lane,
+SELECT q.workspace_id, q.agent, head.agent_limit, head.lane,
   {_first("lane", _R_LIMITED, " AND r.workspace_id = q.workspace_id AND r.agent = q.agent", "r.lane DESC")},
   (SELECT count(*) FROM (
     {_COUNT_OF_AGENT.format(id="q.workspace_id", agent="q.agent", limit="head.agent_limit")}) AS running)
@@ -506,19 +506,18 @@ def _pick_on_sqlite(
 # --------------------------------------------------------------------------------------------------------- journals
 
 
-# Times are microseconds and ids text: the driver's own types cost more than all the rest.
+# Times are microseconds: the driver's own type costs more than all the rest.
 _SHORT: Final = """
-SELECT run, seq, epoch, at, body FROM (
-  SELECT {run} AS run, seq, epoch, {at} AS at, body,
+SELECT run_id, seq, epoch, at, body FROM (
+  SELECT run_id, seq, epoch, {at} AS at, body,
     sum(length(body)) OVER (PARTITION BY run_id) AS total
   FROM journal WHERE run_id {is_wanted}
-) AS sized WHERE total <= :max_bytes ORDER BY run, seq
+) AS sized WHERE total <= :max_bytes ORDER BY run_id, seq
 """
 _SHORT_OF: Final = {
-    "sqlite": sa.text(_SHORT.format(run="run_id", at="at", is_wanted="IN (SELECT value FROM json_each(:run_ids))")),
+    "sqlite": sa.text(_SHORT.format(at="at", is_wanted="IN (SELECT value FROM json_each(:run_ids))")),
     "postgresql": sa.text(
         _SHORT.format(
-            run="CAST(run_id AS text)",
             at="CAST(extract(epoch FROM at) * 1000000 AS bigint)",
             is_wanted="= ANY(CAST(:run_ids AS uuid[]))",
         )

@@ -45,7 +45,7 @@ _NIL: Final = "00000000-0000-0000-0000-000000000000"
 _ADVISORY_LOCK: Final = sa.text("SELECT pg_try_advisory_xact_lock(hashtext('holdfast.state.housekeeping'))")
 _NEWEST: Final = {
     "sqlite": sa.text("SELECT run_id, seq FROM journal ORDER BY rowid DESC LIMIT 1"),
-    "postgresql": sa.text("SELECT CAST(run_id AS text), seq FROM journal ORDER BY txid DESC LIMIT 1"),
+    "postgresql": sa.text("SELECT run_id, seq FROM journal ORDER BY txid DESC LIMIT 1"),
 }
 
 

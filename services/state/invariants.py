@@ -173,7 +173,7 @@ def _still_there(connection: sa.Connection, run_ids: list[str]) -> list[str]:
 
 # The feed's positions are transaction ids with its base added; none is of a transaction that is still to come.
 _TO_COME = sa.text(
-    "SELECT CAST(run_id AS text), seq FROM journal WHERE txid >= CAST(CAST(CAST(CAST(pg_snapshot_xmax("
+    "SELECT run_id, seq FROM journal WHERE txid >= CAST(CAST(CAST(CAST(pg_snapshot_xmax("
     "pg_current_snapshot()) AS text) AS bigint) + COALESCE((SELECT base FROM feed), 0) AS text) AS xid8) LIMIT :limit"
 )
 

@@ -213,7 +213,7 @@ def glance(connection: sa.Connection, db: Database) -> Glance:
 
 
 _REACHED = sa.text(
-    "SELECT CAST(run_id AS text), max(seq) FROM journal WHERE txid >= CAST(CAST(:since AS text) AS xid8) "
+    "SELECT run_id, max(seq) FROM journal WHERE txid >= CAST(CAST(:since AS text) AS xid8) "
     "AND run_id = ANY(CAST(:run_ids AS uuid[])) GROUP BY run_id"
 )
 

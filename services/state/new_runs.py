@@ -273,7 +273,7 @@ WITH alive AS MATERIALIZED (
   SELECT workspace_id, request_id, 'StartRun', fingerprint, CAST(run_id AS text), statement_timestamp()
   FROM n WHERE request_id <> ''
 )
-SELECT CAST(run_id AS text), statement_timestamp(), is_claimed FROM n
+SELECT run_id, statement_timestamp(), is_claimed FROM n
 """)
 
 

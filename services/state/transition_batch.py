@@ -195,7 +195,7 @@ WITH b AS MATERIALIZED (
   FROM closing AS c WHERE calls.run_id = c.run_id AND calls.state <> {CALL_OVER}
     AND calls.step = COALESCE(c.step, calls.step)
 )
-SELECT CAST(run_id AS text), statement_timestamp(), CASE WHEN is_end THEN CAST(successor_run_id AS text) END
+SELECT run_id, statement_timestamp(), CASE WHEN is_end THEN successor_run_id END
 FROM applied
 """
 
