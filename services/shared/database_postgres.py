@@ -240,7 +240,8 @@ class PostgresWriter:
 async def _fetch(
     connection: AsyncConnection, statement: LiteralString, values: Mapping[str, Any]
 ) -> list[tuple[Any, ...]]:
-    driver = (await connection.get_raw_connection()).driver_connection
+    assert connection.sync_connection is not None
+    driver = connection.sync_connection.connection.driver_connection
     assert isinstance(driver, psycopg.AsyncConnection)
     try:
         cursor = await driver.execute(statement, values, prepare=True)
