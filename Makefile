@@ -44,9 +44,9 @@ format: $(DEV) ## let ruff and buf rewrite what they can
 proto: $(DEV) ## generate holdfast/api from proto/
 	@$(PY) scripts/generate_protos.py
 
-campaign: $(DEV) ## the crash campaign, long form (SEED=… FAULTS=500 RUNS=300 DATABASE=postgresql|sqlite SEAL=1)
+campaign: $(DEV) ## the crash campaign, long form (SEED=… FAULTS=500 RUNS=300 DATABASE=postgresql|sqlite SEAL=always|switching)
 	@$(PY) -m tests.campaign $(if $(SEED),--seed $(SEED)) --faults $(or $(FAULTS),500) --runs $(or $(RUNS),300) \
-		--database $(or $(DATABASE),postgresql) $(if $(SEAL),--seal)
+		--database $(or $(DATABASE),postgresql) $(if $(SEAL),--seal $(SEAL))
 
 bench: $(DEV) ## run the benchmarks
 	@$(PY) -m benchmarks.run

@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Sequence
 
-from tests.campaign.campaign import Plan, run_campaign
+from tests.campaign.campaign import SEALINGS, Plan, run_campaign
 
 
 def plan_of(arguments: Sequence[str]) -> tuple[Plan, bool]:
@@ -22,7 +22,13 @@ def plan_of(arguments: Sequence[str]) -> tuple[Plan, bool]:
     parser.add_argument("--executors", type=int, default=2)
     parser.add_argument("--states", type=int, default=2, help="one with sqlite")
     parser.add_argument("--longest-pause", type=float, default=8.0, help="no process is stopped for longer, in seconds")
-    parser.add_argument("--seal", dest="seals", action="store_true", help="seal what state stores")
+    parser.add_argument(
+        "--seal",
+        dest="seals",
+        choices=SEALINGS,
+        default="never",
+        help="whether what state stores is sealed; `switching` lets the workspace choose anew all the time",
+    )
     parser.add_argument("--only", dest="kinds", action="append", default=[], help="faults of this kind; several times")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
     given = vars(parser.parse_args(arguments))

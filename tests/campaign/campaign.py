@@ -39,6 +39,9 @@ LOOK_EVERY = 25
 TRACED = 10
 SHOWN = 5
 SHOW_SECONDS = 30.0
+# Between two switches of what is sealed, in seconds: processes of state follow within ten.
+SWITCH_SECONDS = (3.0, 15.0)
+SEALINGS = ("never", "always", "switching")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Plan:
         states: How many processes; one with SQLite.
         workers: How many processes.
         longest_pause: No process is stopped for longer, in seconds.
-        seals: Whether payloads are sealed where state keeps them.
+        seals: Whether payloads are sealed where state keeps them: one of `SEALINGS`. With `switching` the workspace
+            chooses anew all the time.
         kinds: Only faults of these kinds; all when empty.
     """
 
@@ -68,7 +72,7 @@ class Plan:
     states: int = 2
     workers: int = 2
     longest_pause: float = 8.0
-    seals: bool = False
+    seals: str = "never"
     kinds: tuple[str, ...] = ()
 
     @property
@@ -86,6 +90,8 @@ class Outcome:
         violations: What must not be.
         happened: The faults, with the second at which each began.
         records: The runs.
+        switches: How often the workspace was switched to sealing, and back.
+        sealed_events: How many events are stored sealed at the end.
         calls: How many effects.
         journals: Of the first runs with a violation, as state gives them out at the end.
         data: The suite's folder, which is kept when something was found.
@@ -96,6 +102,8 @@ class Outcome:
     happened: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     points_reached: int = 0
+    switches: int = 0
+    sealed_events: int = 0
     records: list[Record] = field(default_factory=list)
     calls: int = 0
     journals: dict[str, list[run_pb2.Event]] = field(default_factory=dict)
@@ -104,7 +112,7 @@ class Outcome:
 
     def report(self) -> str:
         """The result as text; with the schedule and the journals concerned when something was found."""
-        sealed = ", sealed" if self.plan.seals else ""
+        sealed = "" if self.plan.seals == "never" else f", sealed {self.plan.seals}"
         lines = [
             f"seed {self.plan.seed} on {self.plan.database}{sealed}: {sum(self.kinds.values())} faults "
             f"({self.points_reached} crash points reached), {len(self.records)} runs, {self._events():,} events, "
@@ -114,6 +122,10 @@ class Outcome:
             f"  {self.paused} runs were paused ({self.rested} of them at rest when it was answered), "
             + ", ".join(f"{count} {_short(state)}" for state, count in sorted(self.ends().items())),
         ]
+        if self.switches:
+            lines.append(
+                f"  sealing was switched {self.switches} times, {self.sealed_events:,} events are stored sealed"
+            )
         if self.violations:
             lines += ["", "schedule:", *(f"  {line}" for line in self.happened), "", "violations:"]
             lines += [f"  {found.run_id or '-'}: {found.what}" for found in self.violations]
@@ -172,7 +184,7 @@ def again(plan: Plan) -> str:
         f"python -m tests.campaign --seed {plan.seed} --faults {plan.faults} --runs {plan.runs}",
         f"--window {plan.window} --database {plan.database} --executors {plan.executors} --states {plan.states}",
         f"--longest-pause {plan.longest_pause:g}",
-        *(["--seal"] if plan.seals else []),
+        *([f"--seal {plan.seals}"] if plan.seals != "never" else []),
         *(f"--only {shlex.quote(kind)}" for kind in plan.kinds),
     ]
     return " ".join(words)
@@ -246,7 +258,7 @@ class _Campaign:
             states=plan.states if plan.has_postgres else 1,
             settings={
                 "HOLDFAST_HTTP_TOOLS_ALLOW": "127.0.0.0/8",
-                "HOLDFAST_SEAL_PAYLOADS": "true" if plan.seals else "false",
+                "HOLDFAST_SEAL_PAYLOADS": "true" if plan.seals == "always" else "false",
             },
             service_settings={
                 "executor": {"HOLDFAST_STATE_ADDRESS": proxies[0].address},
@@ -284,7 +296,13 @@ class _Campaign:
             longest_pause=plan.longest_pause,
         )
         planned = [fault for fault in planned if not plan.kinds or fault.kind in plan.kinds]
-        await self._under_faults(faults, load, planned)
+        switching = asyncio.create_task(self._switch_seals(clients[0])) if plan.seals == "switching" else None
+        try:
+            await self._under_faults(faults, load, planned)
+        finally:
+            if switching is not None:
+                switching.cancel()
+                await asyncio.gather(switching, return_exceptions=True)
         self._outcome.kinds, self._outcome.points_reached = faults.happened, faults.reached
         self._outcome.calls = sum(counted.calls.values())
         await self._judge(suite, load, counted, clients[0])
@@ -318,6 +336,15 @@ class _Campaign:
             runs.cancel()
             await asyncio.gather(runs, return_exceptions=True)
 
+    async def _switch_seals(self, client: Client) -> None:
+        """Lets the workspace choose to be sealed and not to be, by turns, until it is cancelled."""
+        chosen = random.Random(f"seals {self._plan.seed}")
+        while True:
+            is_on = self._outcome.switches % 2 == 0
+            await persist(lambda: client.seal_payloads(is_on))  # noqa: B023 - awaited at once
+            self._outcome.switches += 1
+            await asyncio.sleep(chosen.uniform(*SWITCH_SECONDS))
+
     async def _judge(self, suite: Suite, load: Load, counted: Counted, client: Client) -> None:
         found = self._outcome.violations
         for name in ("auth", "trace", *suite.states, *suite.executors):
@@ -344,9 +371,10 @@ class _Campaign:
                 )
         found.extend(await verdict.stored_violations(suite.data))
         found.extend(await self._traces(load, client))
-        found.extend(
-            await asyncio.to_thread(verdict.seal_violations, suite.data, self._cluster, seals=self._plan.seals)
-        )
+        stored = await asyncio.to_thread(lambda: list(verdict.stored_events(suite.data, self._cluster)))
+        self._outcome.sealed_events = sum(event.is_sealed for event in stored)
+        if self._plan.seals != "switching":
+            found.extend(verdict.seal_violations(stored, seals=self._plan.seals == "always"))
         for run_id in self._outcome.concerned():
             self._outcome.journals[run_id] = await _journal(client, run_id)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC
@@ -178,22 +178,47 @@ def effect_violations(records: Sequence[Record], counted: Counted) -> Iterator[V
         yield Violation(f"{counted.tool_of[key]} was called with the key {key} of no step", counted.run_of[key])
 
 
-def seal_violations(data: Path, cluster: Cluster | None, *, seals: bool) -> list[Violation]:
-    """Whether every event is stored as it is to be: none was written in the clear because its key was not at hand.
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as it lies in the database.
+
+    Attributes:
+        run_id: The run.
+        seq: Its number.
+        is_sealed: Whether its body is sealed.
+    """
+
+    run_id: str
+    seq: int
+    is_sealed: bool
+
+
+def stored_events(data: Path, cluster: Cluster | None) -> Iterator[StoredEvent]:
+    """All events.
 
     Args:
         data: The suite's folder.
         cluster: Its PostgreSQL, if it has one.
-        seals: Whether payloads are sealed.
     """
     if cluster is not None:
         rows = cluster.execute("SELECT run_id, seq, body FROM state.journal", database="campaign")
     else:
         with closing(sqlite3.connect(f"file:{data / 'state.db'}?mode=ro", uri=True)) as connection:
             rows = connection.execute("SELECT run_id, seq, body FROM journal").fetchall()
+    for run_id, seq, body in rows:
+        yield StoredEvent(str(run_id), seq, body.startswith(_SEALED))
+
+
+def seal_violations(stored: Iterable[StoredEvent], *, seals: bool) -> list[Violation]:
+    """Whether every event is stored as it is to be: none was written in the clear because its key was not at hand.
+
+    Args:
+        stored: All events.
+        seals: Whether payloads are sealed.
+    """
     how = "in the clear" if seals else "sealed"
     return [
-        Violation(f"event {seq} is stored {how}", str(run_id))
-        for run_id, seq, body in rows
-        if body.startswith(_SEALED) is not seals
+        Violation(f"event {event.seq} is stored {how}", event.run_id)
+        for event in stored
+        if event.is_sealed is not seals
     ]

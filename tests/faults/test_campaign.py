@@ -19,7 +19,7 @@ from tests.campaign.verdict import Violation
 
 SEED = 20_284
 DATABASES = ("sqlite", "postgresql")
-# One of the two campaigns seals what it stores.
+# One of the two campaigns seals what it stores, the other does so by turns.
 SEALED = random.Random(SEED).choice(DATABASES)
 EXPIRED = run_pb2.RUN_STATE_EXPIRED
 
@@ -36,7 +36,7 @@ EXPIRED = run_pb2.RUN_STATE_EXPIRED
 @pytest.mark.promise("P12")
 @pytest.mark.parametrize("database", DATABASES)
 async def test_a_short_campaign_finds_nothing(database: str) -> None:
-    seals = database == SEALED
+    seals = "always" if database == SEALED else "switching"
     plan = Plan(seed=SEED, faults=10, runs=40, window=20, database=database, longest_pause=6.0, seals=seals)
     outcome = await run_campaign(plan)
     print(outcome.report())
@@ -44,6 +44,8 @@ async def test_a_short_campaign_finds_nothing(database: str) -> None:
     assert sum(outcome.kinds.values()) == plan.faults
     assert len(outcome.records) >= plan.runs
     assert outcome.paused
+    assert outcome.sealed_events
+    assert bool(outcome.switches) is (seals == "switching")
     assert outcome.ends()[EXPIRED] or not any(fate_of(SEED, number).must_expire for number in range(plan.runs))
     assert not outcome.data.exists(), "nothing is kept of a campaign without a finding"
 
@@ -80,7 +82,7 @@ def test_the_same_seed_gives_the_same_fates() -> None:
 
 
 def test_a_finding_is_printed_with_its_seed_schedule_and_journal(tmp_path: Path) -> None:
-    plan = Plan(seed=77, faults=1, runs=1, longest_pause=6.0, seals=True, kinds=("kill auth", "kill state"))
+    plan = Plan(seed=77, faults=1, runs=1, longest_pause=6.0, seals="switching", kinds=("kill auth", "kill state"))
     outcome = Outcome(plan, data=tmp_path)
     outcome.happened.append("1.0 s #1 kill executor")
     seen = Record(0, "run-1", "session-1", "agent-1", events=[event(1)])
@@ -88,7 +90,12 @@ def test_a_finding_is_printed_with_its_seed_schedule_and_journal(tmp_path: Path)
     assert "no violations" in outcome.report()
     outcome.violations.append(Violation("something is wrong", "run-1"))
     printed = outcome.report()
-    for part in ("seed 77 on sqlite, sealed", "#1 kill executor", "run-1: something is wrong", "journal of run-1"):
+    for part in (
+        "seed 77 on sqlite, sealed switching",
+        "#1 kill executor",
+        "run-1: something is wrong",
+        "journal of run-1",
+    ):
         assert part in printed
     assert printed.count('"seq"') == 1
     # What is stored counts for more than what its watcher was told.

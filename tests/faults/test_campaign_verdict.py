@@ -21,6 +21,7 @@ from tests.campaign.verdict import (
     pause_violations,
     run_violations,
     seal_violations,
+    stored_events,
 )
 from tests.suite.effects import HttpEffects
 
@@ -225,5 +226,6 @@ def test_event_in_the_clear_among_sealed_ones_is_found(tmp_path: Path) -> None:
         connection.execute("INSERT INTO journal VALUES ('run-1', 1, ?)", (b"\x00hf\x01 and what is sealed",))
         connection.execute("INSERT INTO journal VALUES ('run-1', 2, ?)", (history()[0].SerializeToString(),))
         connection.commit()
-    assert seal_violations(tmp_path, None, seals=True) == [Violation("event 2 is stored in the clear", "run-1")]
-    assert seal_violations(tmp_path, None, seals=False) == [Violation("event 1 is stored sealed", "run-1")]
+    stored = list(stored_events(tmp_path, None))
+    assert seal_violations(stored, seals=True) == [Violation("event 2 is stored in the clear", "run-1")]
+    assert seal_violations(stored, seals=False) == [Violation("event 1 is stored sealed", "run-1")]
