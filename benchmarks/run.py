@@ -34,9 +34,19 @@ async def measure_steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             async with Suite(database_url=url) as suite:
                 for concurrency in map(int, arguments.concurrency.split(",")):
                     found = await closed_loop(
-                        suite, concurrency, arguments.seconds, body_bytes=arguments.bytes, postgres_pid=pid
+                        suite,
+                        concurrency,
+                        arguments.seconds,
+                        body_bytes=arguments.bytes,
+                        model_ms=arguments.model_ms,
+                        postgres_pid=pid,
                     )
-                    row = found.row(database=database, concurrency=concurrency, body_bytes=arguments.bytes)
+                    row = found.row(
+                        database=database,
+                        concurrency=concurrency,
+                        body_bytes=arguments.bytes,
+                        model_ms=arguments.model_ms,
+                    )
                     print(json.dumps(row), flush=True)
                     rows.append(row)
     return rows
@@ -108,6 +118,9 @@ async def main() -> None:
     parser.add_argument("--concurrency", default="1,32,256", help="runs in flight, comma-separated")
     parser.add_argument("--databases", default="sqlite,postgresql", help="comma-separated")
     parser.add_argument("--bytes", type=int, default=0, help="length of each call's arguments and result")
+    parser.add_argument(
+        "--model-ms", type=float, default=0.0, help="each answer of the model takes a random time up to this"
+    )
     parser.add_argument("--steps-only", action="store_true", help="leave out the start and the take-over")
     arguments = parser.parse_args()
     if not arguments.steps_only:

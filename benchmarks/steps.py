@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 from google.protobuf import json_format
@@ -26,18 +28,48 @@ TURNS = 5
 SAMPLED_RUNS = 50
 # Of each turn the model's and the tool's, and at the end the model's last.
 STEPS = 2 * TURNS + 1
+_SLOW_AGENTS = 32
 
 
-def noop_agent(body_bytes: int) -> agent_pb2.AgentSpec:
-    """The agent of the benchmark."""
+def noop_agent(
+    body_bytes: int, *, name: str = "bench", delays: Sequence[float] = (0.0,) * (TURNS + 1)
+) -> agent_pb2.AgentSpec:
+    """An agent of the benchmark.
+
+    Args:
+        body_bytes: Length of what each tool is called with, and returns.
+        name: Its name.
+        delays: How many seconds the model takes in each turn.
+    """
     texts = bodies(body_bytes)[:TURNS]
-    turns = [{"tool_calls": [{"tool": "noop", "arguments": {"text": text} if text else {}}]} for text in texts]
+    turns: list[dict[str, Any]] = [
+        {"tool_calls": [{"tool": "noop", "arguments": {"text": text} if text else {}}]} for text in texts
+    ]
+    turns.append({"text": "done"})
+    for turn, delay in zip(turns, delays, strict=True):
+        if delay:
+            turn["delay"] = f"{delay:.3f}s"
     definition = {
-        "name": "bench",
-        "model": {"provider": "scripted", "script": {"turns": [*turns, {"text": "done"}]}},
+        "name": name,
+        "model": {"provider": "scripted", "script": {"turns": turns}},
         "tools": [{"name": "noop", "builtin": {"name": "noop"}}],
     }
     return json_format.ParseDict(definition, agent_pb2.AgentSpec())
+
+
+def slow_agents(body_bytes: int, model_ms: float) -> list[agent_pb2.AgentSpec]:
+    """Agents whose models take a random time, from nothing to `model_ms`, in each turn; one agent when that is 0."""
+    if not model_ms:
+        return [noop_agent(body_bytes)]
+    chosen = random.Random(7)
+    return [
+        noop_agent(
+            body_bytes,
+            name=f"bench-{number}",
+            delays=[chosen.uniform(0.001, model_ms / 1000) for _ in range(TURNS + 1)],
+        )
+        for number in range(_SLOW_AGENTS)
+    ]
 
 
 @dataclass
@@ -71,11 +103,20 @@ class Measured:
 
 
 async def closed_loop(
-    suite: Suite, concurrency: int, seconds: float, *, body_bytes: int = 0, postgres_pid: int | None = None
+    suite: Suite,
+    concurrency: int,
+    seconds: float,
+    *,
+    body_bytes: int = 0,
+    model_ms: float = 0.0,
+    postgres_pid: int | None = None,
 ) -> Measured:
     """Keeps `concurrency` runs in flight for some seconds, after a warm-up of the same loop."""
     async with suite.client() as client, client.run_stream() as stream:
-        await client.apply(noop_agent(body_bytes))
+        agents = slow_agents(body_bytes, model_ms)
+        for agent in agents:
+            await client.apply(agent)
+        names = cycle([agent.name for agent in agents])
         found = Measured()
         sampled: list[str] = []
         measuring = asyncio.Event()
@@ -83,7 +124,7 @@ async def closed_loop(
 
         async def one_run() -> None:
             began = time.perf_counter()
-            run = await stream.run("bench", "go")
+            run = await stream.run(next(names), "go")
             if run.state != run_pb2.RUN_STATE_SUCCEEDED or run.step_count != STEPS:
                 raise RuntimeError(f"run {run.run_id} ended as {run_pb2.RunState.Name(run.state)}")
             if measuring.is_set() and not stopping.is_set():
