@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from google.protobuf.message import Message
 
 from holdfast.api.auth.v1 import api_key_service_pb2, audit_service_pb2, connection_service_pb2, workspace_service_pb2
+from services.auth import housekeeping
 from services.auth.settings import AuthSettings
-from services.auth.tables import connections, secrets
+from services.auth.tables import secrets
 from services.shared.database import Database
 from services.shared.telemetry import JsonFormatter
 from tests.auth.support import failure, make_key, new_connection, running, settings_for, sqlite_url, use_of
@@ -151,7 +152,11 @@ def files_of(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-async def test_failures_inside_show_no_secret(settings: AuthSettings, logged: io.StringIO) -> None:
+async def test_failures_inside_show_no_secret(
+    settings: AuthSettings, logged: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is damaged here is found by the calls below, and not by what the service does by itself meanwhile.
+    monkeypatch.setattr(housekeeping, "_USES_SECONDS", 600.0)
     async with running(settings) as auth:
         client, workspace_id = await auth.workspace("acme")
         await client.connections.CreateConnection(new_connection(key=CANARY))
@@ -160,7 +165,10 @@ async def test_failures_inside_show_no_secret(settings: AuthSettings, logged: io
             connection.execute(secrets.update().values(ciphertext=secrets.c.nonce))
 
         def vanish(connection: sa.Connection) -> None:
-            connection.execute(sa.schema.DropTable(connections))
+            connection.execute(sa.text("ALTER TABLE connections RENAME TO away"))
+
+        def come_back(connection: sa.Connection) -> None:
+            connection.execute(sa.text("ALTER TABLE away RENAME TO connections"))
 
         errors = []
         async with Database(settings.database_url, schema="auth") as db:
@@ -174,6 +182,8 @@ async def test_failures_inside_show_no_secret(settings: AuthSettings, logged: io
                         await call
                     except grpc.aio.AioRpcError as error:
                         errors.append(f"{error.details()} {error.trailing_metadata()}")
+            # The service writes last uses when it ends.
+            await db.write(come_back)
     assert len(errors) >= 2
     assert "internal_error" in logged.getvalue()
     assert_absent("an error", " ".join(errors).encode(), CANARY)
