@@ -259,7 +259,7 @@ def postgres_values(rows: Sequence[TransitionRow], seals: Seals) -> dict[str, An
     columns = dict(zip(_NAMES, zip(*rows, strict=True), strict=False))
     del columns["body"]
     bodies = [seals.seal(row.workspace_id, row.body) for row in rows]
-    columns["failure"] = tuple(_sealed_failure(row, seals) for row in rows)
+    columns["failure"] = tuple(_stored_failure(row, seals) for row in rows)
     sizes = [len(body) for body in bodies]
     closing = list(_closing(rows))
     return {
@@ -299,14 +299,14 @@ def after_ends(connection: sa.Connection, now: datetime, ended: list[str], succe
     connection.execute(sa.update(t.calls).where(t.calls.c.run_id.in_(ended)).values(state=CALL_OVER))
 
 
-def _sealed_failure(row: TransitionRow, seals: Seals) -> bytes | None:
+def _stored_failure(row: TransitionRow, seals: Seals) -> bytes | None:
     return None if row.failure is None else seals.seal(row.workspace_id, row.failure)
 
 
 def _sqlite_values(row: TransitionRow, seals: Seals) -> tuple[Any, ...]:
     return row._replace(
         body=seals.seal(row.workspace_id, row.body),
-        failure=_sealed_failure(row, seals),
+        failure=_stored_failure(row, seals),
         wake_at=None if row.wake_at is None else to_micros(row.wake_at),  # type: ignore[arg-type]
     )[: len(_NAMES)]
 

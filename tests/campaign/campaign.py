@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToJson
@@ -341,7 +342,7 @@ class _Campaign:
         chosen = random.Random(f"seals {self._plan.seed}")
         while True:
             is_on = self._outcome.switches % 2 == 0
-            await persist(lambda: client.seal_payloads(is_on))  # noqa: B023 - awaited at once
+            await persist(partial(client.seal_payloads, is_on))
             self._outcome.switches += 1
             await asyncio.sleep(chosen.uniform(*SWITCH_SECONDS))
 

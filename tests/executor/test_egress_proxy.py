@@ -268,7 +268,7 @@ async def test_refused_key_that_cannot_be_renewed_is_the_answer_of_the_other_sid
     assert response.headers["holdfast-error"] == "CREDENTIAL_REJECTED"
     assert len(stage.api.received) == 1
     with pytest.raises(SignInNeeded):
-        ToolContext.check_egress(None, response.headers)  # type: ignore[arg-type]
+        ToolContext(idempotency_key="k").check_egress(response.headers)
 
 
 @pytest.mark.parametrize(
