@@ -41,7 +41,7 @@ TRACED = 10
 SHOWN = 5
 SHOW_SECONDS = 30.0
 # Between two switches of what is sealed, in seconds: processes of state follow within ten.
-SWITCH_SECONDS = (3.0, 15.0)
+SWITCH_SECONDS = (6.0, 20.0)
 SEALINGS = ("never", "always", "switching")
 
 

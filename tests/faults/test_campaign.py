@@ -44,7 +44,8 @@ async def test_a_short_campaign_finds_nothing(database: str) -> None:
     assert sum(outcome.kinds.values()) == plan.faults
     assert len(outcome.records) >= plan.runs
     assert outcome.paused
-    assert outcome.sealed_events
+    # A switch that is undone before state has followed seals nothing.
+    assert outcome.sealed_events or seals == "switching"
     assert bool(outcome.switches) is (seals == "switching")
     assert outcome.ends()[EXPIRED] or not any(fate_of(SEED, number).must_expire for number in range(plan.runs))
     assert not outcome.data.exists(), "nothing is kept of a campaign without a finding"
