@@ -1,6 +1,7 @@
 """Tells of the ends of runs: many are awaited, few have ended, and those are read together.
 
-The hub says when to look; a look at everything once in a while makes up for a hint that was lost.
+The hub hands over a run that this process has just seen end, and says when to look at another one; a look at everything
+once in a while makes up for a hint that was lost.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from services.shared.telemetry import get_logger
 from services.state import run_store
 from services.state import tables as t
 from services.state.arrays import array
-from services.state.hub import Hub, wait_for
+from services.state.hub import Ended, Hub, Look, wait_for
 from services.state.rows import run_of
 from services.state.transitions import ENDED
 
@@ -50,7 +51,7 @@ class Ends:
         # Insertion order: those that may have ended first are looked at first.
         self._to_look_at: dict[tuple[str, str], None] = {}
         self._has_work = asyncio.Event()
-        self._looks: dict[tuple[str, str], Callable[[], None]] = {}
+        self._looks: dict[tuple[str, str], Look] = {}
 
     def add(self, workspace_id: str, run_id: str, answer: Answer) -> Callable[[], None]:
         """Calls `answer` once, when the run has ended, or when there is none in the workspace.
@@ -67,7 +68,7 @@ class Ends:
             self._hub.await_end(run_id, look)
         answers.append(answer)
         if not self._hub.is_young(run_id):
-            self._look_at(key)
+            self._look_at(key, None)
         return partial(self._withdraw, key, answer)
 
     def _withdraw(self, key: tuple[str, str], answer: Answer) -> None:
@@ -82,9 +83,16 @@ class Ends:
         self._hub.forget_end(key[1], self._looks.pop(key))
         return self._awaited.pop(key)
 
-    def _look_at(self, key: tuple[str, str]) -> None:
-        self._to_look_at[key] = None
-        self._has_work.set()
+    def _look_at(self, key: tuple[str, str], ended: Ended | None) -> None:
+        if ended is not None and ended.workspace_id == key[0]:
+            self._answer(key, ended.run)
+        else:
+            self._to_look_at[key] = None
+            self._has_work.set()
+
+    def _answer(self, key: tuple[str, str], result: run_pb2.Run | HoldfastError) -> None:
+        for answer in self._forget(key):
+            answer(result)
 
     async def run(self) -> None:
         """Looks until it is cancelled."""
@@ -97,7 +105,7 @@ class Ends:
             for begin in range(0, len(keys), MAX_TOGETHER):
                 together = keys[begin : begin + MAX_TOGETHER]
                 try:
-                    # One statement in one round trip: this is done for every batch of transitions with an end in it.
+                    # One statement in one round trip.
                     found, large = await self._db.read_once(_ended_among, self._db.dialect, together)
                     if large:
                         await self._db.read(_put_outputs, large)
@@ -105,13 +113,12 @@ class Ends:
                     log.debug("ends_not_read", reason=error.reason)
                     # The look at everything comes in any case; this is only sooner.
                     for key in together:
-                        self._look_at(key)
+                        self._look_at(key, None)
                     await self._clock.sleep(LOOK_SECONDS / 5)
                     continue
                 for key, result in found.items():
                     if key in self._awaited:
-                        for answer in self._forget(key):
-                            answer(result)
+                        self._answer(key, result)
 
 
 # The event that holds the output, if there is one.

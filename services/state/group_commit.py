@@ -17,10 +17,10 @@ import asyncio
 import random
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy.exc import IntegrityError
 
@@ -32,7 +32,7 @@ from services.shared.crash_points import crash_point
 from services.shared.database import Database, Writer
 from services.shared.seals import MissingKeyError
 from services.shared.telemetry import get_logger
-from services.state.hub import Hub
+from services.state.hub import Ended, Hub
 from services.state.operations import (
     Committed,
     Created,
@@ -42,6 +42,7 @@ from services.state.operations import (
     Result,
     apply_batch,
     apply_plain_batch,
+    create_plain_runs,
     create_run,
     create_runs,
     diagnose,
@@ -49,7 +50,7 @@ from services.state.operations import (
     pending_transition,
     refused,
 )
-from services.state.transition_batch import TransitionRow
+from services.state.transition_batch import TransitionRow, ended_run
 
 MAX_BATCH = 512
 # With what they carry; one that is larger goes alone or last.
@@ -284,6 +285,17 @@ class _Lane(Generic[P]):
     async def _commit_once(self, batch: list[P], *, is_repeated: bool) -> None:
         """Commits a batch and answers it, or raises and has answered nothing."""
 
+    async def _with_keys(
+        self, apply: Callable[[Writer, Database, list[P]], Awaitable[Outcome]], batch: list[P]
+    ) -> Outcome:
+        """Applies a batch by one statement, which commits by itself."""
+        while True:
+            try:
+                return await apply(self._single, self._db, batch)
+            except MissingKeyError as missing:
+                # It was there when the operation came, and was dropped meanwhile.
+                await self._db.seals.bring(missing)
+
     async def _after_trouble(self, batch: list[P], error: Unavailable, attempt: int) -> list[P]:
         """The storage is away: what may have been committed is found to be when it is tried again.
 
@@ -322,7 +334,7 @@ class _TransitionLane(_Lane[PendingTransition]):
         # One statement commits by itself; what carries more than its event needs a transaction around several.
         is_plain = all(pending.row.transition is None for pending in batch)
         if is_plain and self._db.dialect == "postgresql":
-            outcome = await self._apply_plain(batch)
+            outcome = await self._with_keys(apply_plain_batch, batch)
         else:
             outcome = await self._transactional.run(apply_batch, self._db, batch)
         missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]
@@ -341,14 +353,6 @@ class _TransitionLane(_Lane[PendingTransition]):
         self._pending.extendleft(reversed(again))
         _tell(self._hub, outcome, is_repeated)
 
-    async def _apply_plain(self, batch: list[PendingTransition]) -> Outcome:
-        while True:
-            try:
-                return await apply_plain_batch(self._single, self._db, batch)
-            except MissingKeyError as missing:
-                # It was there when the operation came, and was dropped meanwhile.
-                await self._db.seals.bring(missing)
-
     def _publish(self, row: TransitionRow, committed: Committed) -> None:
         if self._hub.is_watched(row.run_id):
             event = run_pb2.Event.FromString(row.body)
@@ -356,13 +360,17 @@ class _TransitionLane(_Lane[PendingTransition]):
             event.time.FromDatetime(committed.at)
             self._hub.committed(event)
         if row.is_end:
-            self._hub.may_have_ended(row.run_id)
+            self._publish_end(row, committed.told)
         if row.wake_at is not None:
             self._hub.wakes_at(row.wake_at)
         if row.transition is not None:
             # A hint: workers would find the calls at their executors' next look as well.
             for tool in {call.tool for call in row.transition.calls}:
                 self._hub.calls_queued(row.workspace_id, tool)
+
+    def _publish_end(self, row: TransitionRow, told: Sequence[Any] | None) -> None:
+        run = ended_run(row, told) if told is not None and self._hub.is_end_awaited(row.run_id) else None
+        self._hub.may_have_ended(row.run_id, None if run is None else Ended(row.workspace_id, run))
 
 
 class _RunLane(_Lane[PendingRun]):
@@ -371,9 +379,11 @@ class _RunLane(_Lane[PendingRun]):
         slow = [pending for pending in batch if pending.new.session_id]
         outcome = Outcome()
         if fast:
-            has_blobs = any(pending.new.blobs for pending in fast)
-            writer: Writer = self._transactional if has_blobs else self._single
-            outcome = await writer.run(create_runs, self._db, fast)
+            is_plain = not any(pending.new.blobs for pending in fast)
+            if is_plain and self._db.dialect == "postgresql":
+                outcome = await self._with_keys(create_plain_runs, fast)
+            else:
+                outcome = await self._transactional.run(create_runs, self._db, fast)
             crash_point("state.after_commit")
             for index, pending in enumerate(fast):
                 if index in outcome.answers:

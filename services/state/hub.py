@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from holdfast.api.common.v1 import run_pb2
 from services.state.journal import Outside
@@ -20,6 +20,16 @@ from services.state.journal import Outside
 # missed by its number and read from the journal.
 MAX_PENDING = 1_024
 MAX_YOUNG = 10_000
+
+
+class Ended(NamedTuple):
+    """A run that has ended, with its output."""
+
+    workspace_id: str
+    run: run_pb2.Run
+
+
+Look = Callable[[Ended | None], None]
 
 
 class Watcher:
@@ -72,7 +82,7 @@ class Hub:
         self._watchers: dict[str, set[Watcher]] = {}
         self._feed = asyncio.Event()
         self._streams: dict[str, ExecutorStream] = {}
-        self._awaited: dict[str, set[Callable[[], None]]] = {}
+        self._awaited: dict[str, set[Look]] = {}
         # Runs that were created here and have not been heard of since, oldest first.
         self._young: dict[str, None] = {}
         # How often runs became ready, as far as is known here.
@@ -110,22 +120,26 @@ class Hub:
         """Whether the run was just created here and is known not to have ended."""
         return run_id in self._young
 
-    def await_end(self, run_id: str, look: Callable[[], None]) -> None:
-        """Calls `look` whenever the run may have ended, until it is taken back."""
+    def await_end(self, run_id: str, look: Look) -> None:
+        """Calls `look` whenever the run may have ended, until it is taken back; with the run where that is known."""
         self._awaited.setdefault(run_id, set()).add(look)
 
-    def forget_end(self, run_id: str, look: Callable[[], None]) -> None:
+    def forget_end(self, run_id: str, look: Look) -> None:
         """Takes back what `await_end` began."""
         looks = self._awaited.get(run_id, set())
         looks.discard(look)
         if not looks:
             self._awaited.pop(run_id, None)
 
-    def may_have_ended(self, run_id: str) -> None:
+    def is_end_awaited(self, run_id: str) -> bool:
+        """Whether anybody here waits for the end of the run."""
+        return run_id in self._awaited
+
+    def may_have_ended(self, run_id: str, ended: Ended | None = None) -> None:
         """The run has ended, or there is a reason to look whether it has."""
         self._young.pop(run_id, None)
         for look in tuple(self._awaited.get(run_id, ())):
-            look()
+            look(ended)
 
     def run_changed(self, run_id: str) -> None:
         """An event of the run was committed; those who watch read it from the journal."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import Conflict, FailedPrecondition, NotFound, Reason
 from services.shared.database import Database
-from services.shared.seals import seals_of
+from services.shared.seals import Seals, seals_of
 from services.state import tables as t
 from services.state.arrays import array, array_of_text
 from services.state.journal import (
@@ -27,6 +27,9 @@ from services.state.journal import (
     select_run,
 )
 from services.state.transitions import ENDED, QUEUED, RUNNING
+
+# Of runs that were stored: when, and whether the executor that asked for them drives them.
+Stored = Mapping[str, tuple[datetime, bool]]
 
 
 def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun) -> sa.Row[Any]:
@@ -228,9 +231,10 @@ _NEW_RUN_CONSTANTS = {
     "expire_at": "statement_timestamp() + ttl",
 }
 _NEW_RUN_COLUMNS = ("run_id", "workspace_id", "session_id", "agent", "revision", "user_id", "lane", "agent_limit")
+_NEW_RUN_TEXTS = ("agent", "revision", "user_id", "request_id", "label", "run_grant")
 _NEW_RUN_SENT = (
     *((name, "uuid") for name in ("run_id", "workspace_id", "session_id")),
-    *((name, "text") for name in ("agent", "revision", "user_id", "request_id", "label")),
+    *((name, "text") for name in _NEW_RUN_TEXTS),
     ("claim_for", "uuid"),
     ("fingerprint", "bytea"),
     ("lane", "smallint"),
@@ -242,16 +246,17 @@ _NEW_RUN_SENT = (
 
 # Leaves out those whose run or request is stored, or whose label has moved: they are looked at one by one. One that
 # another replica stores at the same moment breaks the statement, and is found when it is tried again.
-POSTGRES_NEW_SESSIONS = sa.text(f"""
+# In the driver's own form, as the batch of transitions is.
+POSTGRES_NEW_SESSIONS = f"""
 WITH alive AS MATERIALIZED (
   SELECT executor_id FROM executors
-  WHERE executor_id = ANY(CAST(:executors AS uuid[])) AND expires_at > statement_timestamp() FOR SHARE SKIP LOCKED
+  WHERE executor_id = ANY(CAST(%(executors)s AS uuid[])) AND expires_at > statement_timestamp() FOR SHARE SKIP LOCKED
 ), n AS MATERIALIZED (
   SELECT n.*, n.claim_for IS NOT NULL AND n.agent_limit = 0
       AND EXISTS (SELECT 1 FROM alive WHERE alive.executor_id = n.claim_for)
       AND NOT EXISTS (SELECT 1 FROM workspaces AS w WHERE w.workspace_id = n.workspace_id AND w.max_running > 0)
     AS is_claimed
-  FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _NEW_RUN_SENT)})
+  FROM unnest({", ".join(f"CAST(%({name})s AS {kind}[])" for name, kind in _NEW_RUN_SENT)})
     AS n({", ".join(name for name, _ in _NEW_RUN_SENT)})
   WHERE NOT EXISTS (SELECT 1 FROM runs WHERE runs.run_id = n.run_id) AND (n.request_id = '' OR NOT EXISTS (
     SELECT 1 FROM requests AS q WHERE q.workspace_id = n.workspace_id AND q.request_id = n.request_id))
@@ -267,14 +272,17 @@ WITH alive AS MATERIALIZED (
 ), j AS (
   INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
   SELECT run_id, 1, workspace_id, 0, statement_timestamp(),
-    substring(CAST(:bodies AS bytea) FROM body_at FOR body_size) FROM n
+    substring(CAST(%(bodies)b AS bytea) FROM body_at FOR body_size) FROM n
 ), q AS (
   INSERT INTO requests (workspace_id, request_id, method, fingerprint, result, created_at)
   SELECT workspace_id, request_id, 'StartRun', fingerprint, CAST(run_id AS text), statement_timestamp()
   FROM n WHERE request_id <> ''
+), g AS (
+  INSERT INTO run_grants (run_id, workspace_id, run_grant)
+  SELECT run_id, workspace_id, run_grant FROM n WHERE run_grant <> ''
 )
 SELECT run_id, statement_timestamp(), is_claimed FROM n
-""")
+"""
 
 
 def insert_new_sessions(
@@ -289,7 +297,7 @@ def insert_new_sessions(
         IntegrityError: One of them became known meanwhile; nothing may be kept of the transaction.
     """
     if db.dialect == "postgresql":
-        stored = _insert_new_sessions_on_postgres(connection, batch)
+        stored = stored_of(connection.exec_driver_sql(POSTGRES_NEW_SESSIONS, postgres_values(batch, db.seals)))
     else:
         known = known_among(connection, batch)
         now = db.now(connection)
@@ -299,30 +307,31 @@ def insert_new_sessions(
         claimed = _claimable(connection, now, fresh)
         stored = {new.run_id: (now, new.run_id in claimed) for new in fresh}
         _insert_new_sessions(connection, now, fresh, claimed)
-    _put_grants(connection, [new for new in batch if new.run_id in stored])
+    for new in batch:
+        if new.blobs and new.run_id in stored:
+            put_blobs(connection, new.workspace_id, new.run_id, new.blobs, stored[new.run_id][0])
+    return stored_rows(batch, stored)
+
+
+def stored_rows(batch: Sequence[journal_pb2.NewRun], stored: Stored) -> dict[str, SimpleNamespace]:
+    """The rows of those of the batch that were stored, by run."""
     rows: dict[str, SimpleNamespace] = {}
     for new in batch:
         if new.run_id in stored:
             now, is_claimed = stored[new.run_id]
-            if new.blobs:
-                put_blobs(connection, new.workspace_id, new.run_id, new.blobs, now)
-            values = run_values(new, now, 1, None, False, is_claimed)
-            rows[new.run_id] = SimpleNamespace(**values, **_NOT_YET)
+            rows[new.run_id] = SimpleNamespace(**run_values(new, now, 1, None, False, is_claimed), **_NOT_YET)
     return rows
 
 
-def _insert_new_sessions_on_postgres(
-    connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]
-) -> dict[str, tuple[datetime, bool]]:
-    bodies = [_sealed_body(connection, new, None) for new in batch]
+def postgres_values(batch: Sequence[journal_pb2.NewRun], seals: Seals) -> dict[str, Any]:
+    """The parameters of `POSTGRES_NEW_SESSIONS`."""
+    bodies = [seals.seal(new.workspace_id, created_body(new, None)) for new in batch]
     sizes = [len(body) for body in bodies]
-    values = {
+    return {
         "run_id": array(new.run_id for new in batch),
         "workspace_id": array(new.workspace_id for new in batch),
         "session_id": array(new.new_session_id for new in batch),
-        **{name: array_of_text(getattr(new, name) for new in batch) for name in ("agent", "revision", "user_id")},
-        "request_id": array_of_text(new.request_id for new in batch),
-        "label": array_of_text(new.label for new in batch),
+        **{name: array_of_text(getattr(new, name) for new in batch) for name in _NEW_RUN_TEXTS},
         "claim_for": array(new.claim_for or None for new in batch),
         "executors": array({new.claim_for for new in batch if new.claim_for}),
         "fingerprint": array(new.request_fingerprint for new in batch),
@@ -333,7 +342,11 @@ def _insert_new_sessions_on_postgres(
         "body_at": array(accumulate(sizes[:-1], initial=1)),
         "body_size": array(sizes),
     }
-    return {row[0]: (row[1], row[2]) for row in connection.execute(POSTGRES_NEW_SESSIONS, values)}
+
+
+def stored_of(rows: Iterable[Sequence[Any]]) -> Stored:
+    """What `POSTGRES_NEW_SESSIONS` stored."""
+    return {run_id: (at, is_claimed) for run_id, at, is_claimed in rows}
 
 
 def _insert_new_sessions(
@@ -381,6 +394,7 @@ def _insert_new_sessions(
                 for new in asked
             ],
         )
+    _put_grants(connection, batch)
 
 
 def known_among(connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]) -> set[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from typing import Any
 
 import sqlalchemy as sa
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -37,6 +38,8 @@ class Committed:
 
     seq: int
     at: datetime
+    # See `transition_batch.Applied`.
+    told: Sequence[Any] | None = None
 
     def message(self) -> journal_pb2.Committed:
         """As the contract says it."""
@@ -162,15 +165,18 @@ def _outcome_of(batch: Sequence[PendingTransition], applied: Mapping[str, Applie
     for index, pending in enumerate(batch):
         done = applied.get(pending.row.run_id)
         if done is not None:
-            outcome.answers[index] = Committed(pending.row.seq, done.at)
+            outcome.answers[index] = Committed(pending.row.seq, done.at, done.told)
             outcome.became_ready |= done.unblocked_run_id is not None
     return outcome
 
 
 def create_runs(connection: sa.Connection, db: Database, batch: Sequence[PendingRun]) -> Outcome:
     """Stores new runs that begin sessions of their own; the others have to be looked at one by one."""
+    return _created(batch, new_runs.insert_new_sessions(connection, db, [pending.new for pending in batch]))
+
+
+def _created(batch: Sequence[PendingRun], rows: Mapping[str, Any]) -> Outcome:
     outcome = Outcome()
-    rows = new_runs.insert_new_sessions(connection, db, [pending.new for pending in batch])
     for index, pending in enumerate(batch):
         row = rows.get(pending.new.run_id)
         if row is not None:
@@ -178,6 +184,13 @@ def create_runs(connection: sa.Connection, db: Database, batch: Sequence[Pending
             outcome.answers[index] = created
             outcome.became_ready |= not created.is_claimed
     return outcome
+
+
+async def create_plain_runs(writer: Writer, db: Database, batch: Sequence[PendingRun]) -> Outcome:
+    """As `create_runs`, by one statement on PostgreSQL, for runs without bodies of their own."""
+    new = [pending.new for pending in batch]
+    rows = await writer.fetch(new_runs.POSTGRES_NEW_SESSIONS, new_runs.postgres_values(new, db.seals))
+    return _created(batch, new_runs.stored_rows(new, new_runs.stored_of(rows)))
 
 
 def create_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun) -> Created:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate, chain
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -18,6 +19,8 @@ from services.shared.seals import Seals, seals_of
 from services.state import tables as t
 from services.state.arrays import array
 from services.state.journal import CALL_OVER, CALL_QUEUED, TOTALS, add_usage, body_of, put_blobs, to_micros
+from services.state.rows import run_of
+from services.state.run_store import has_blob, put_output
 from services.state.transitions import ENDED, RUNNING
 
 
@@ -157,6 +160,15 @@ _SENT = (
     ("body_size", "integer"),
 )
 
+# What of a run's row is told to those who wait for its end, as `rows.run_of` reads it; the failure is the transition's.
+_OF_ENDED = (
+    *("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested"),
+    *("pause_requested", "last_seq", "step_count", "previous_run_id", "lane", *TOTALS),
+    *("created_at", "updated_at", "ended_at", "expire_at", "wake_at"),
+)
+_IS_TOLD = "b.is_end AND runs.failure IS NOT DISTINCT FROM b.failure"
+_TOLD = ", ".join(f"CASE WHEN {_IS_TOLD} THEN runs.{name} END AS ended_{name}" for name in _OF_ENDED)
+
 # In the driver's own form: SQLAlchemy need not look at it, nor at its parameters, each time.
 POSTGRES_BATCH = f"""
 WITH b AS MATERIALIZED (
@@ -168,7 +180,7 @@ WITH b AS MATERIALIZED (
   -- never be unblocked: the end is applied by a statement that sees it.
   AND (NOT b.is_end OR runs.successor_run_id IS NULL
        OR EXISTS (SELECT 1 FROM runs AS successor WHERE successor.run_id = runs.successor_run_id))
-  RETURNING b.*, runs.successor_run_id
+  RETURNING b.*, runs.successor_run_id, {_TOLD}
 ), written AS (
   INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
   SELECT run_id, seq, workspace_id, epoch, statement_timestamp(),
@@ -195,7 +207,8 @@ WITH b AS MATERIALIZED (
   FROM closing AS c WHERE calls.run_id = c.run_id AND calls.state <> {CALL_OVER}
     AND calls.step = COALESCE(c.step, calls.step)
 )
-SELECT run_id, statement_timestamp(), CASE WHEN is_end THEN successor_run_id END
+SELECT run_id, statement_timestamp(), CASE WHEN is_end THEN successor_run_id END,
+  {", ".join(f"ended_{name}" for name in _OF_ENDED)}
 FROM applied
 """
 
@@ -225,6 +238,8 @@ class Applied:
 
     at: datetime
     unblocked_run_id: str | None
+    # Of a run that has ended, its row as far as `ended_run` reads it, where it came with the answer.
+    told: Sequence[Any] | None = None
 
 
 def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[TransitionRow]) -> dict[str, Applied]:
@@ -276,7 +291,25 @@ def postgres_values(rows: Sequence[TransitionRow], seals: Seals) -> dict[str, An
 
 def applied_of(rows: Iterable[Sequence[Any]]) -> dict[str, Applied]:
     """What `POSTGRES_BATCH` did, by run."""
-    return {run_id: Applied(at, unblocked) for run_id, at, unblocked in rows}
+    return {
+        run_id: Applied(at, unblocked, told if told[0] is not None else None) for run_id, at, unblocked, *told in rows
+    }
+
+
+def ended_run(row: TransitionRow, told: Sequence[Any]) -> run_pb2.Run | None:
+    """A run as its last transition left it, with its output; None where that is a body of its own, to be read first.
+
+    Args:
+        row: The transition.
+        told: Of the run's row, see `Applied`.
+    """
+    run = run_of(SimpleNamespace(**dict(zip(_OF_ENDED, told, strict=True)), failure=row.failure))
+    if row.has_output:
+        event = run_pb2.Event.FromString(row.body)
+        if has_blob(event):
+            return None
+        put_output(run, event)
+    return run
 
 
 def _closing(rows: Iterable[TransitionRow]) -> Iterator[tuple[str, int, bool]]:

@@ -259,7 +259,7 @@ async def test_pulse_ends_what_is_over_and_tells_who_drives_and_who_waits(store:
     driven, waiting = await store.claimed(ttl=HOUR), await store.claimed(ttl=HOUR)
     await store.advance(waiting, becomes(WAITING, wait_reason=run_pb2.WAIT_REASON_INPUT))
     told: list[str] = []
-    store.hub.await_end(waiting.run_id, lambda: told.append("ended"))
+    store.hub.await_end(waiting.run_id, lambda _: told.append("ended"))
     await time_passes(store, driven, waiting)
     seen, pause = await Pulse(store.db, store.hub, SystemClock()).beat()
     assert seen.has_expired and pause < 0.1
