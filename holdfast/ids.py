@@ -6,6 +6,7 @@ import os
 import re
 import threading
 import time
+from functools import lru_cache
 from typing import Final, NewType
 
 WorkspaceId = NewType("WorkspaceId", str)
@@ -37,6 +38,7 @@ BlobHash = NewType("BlobHash", str)
 """Lower-case hexadecimal SHA-256 of the blob's bytes."""
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_UUID_LENGTH: Final = 36
 _COUNTER_BITS: Final = 42
 _COUNTER_MAX: Final = (1 << _COUNTER_BITS) - 1
 
@@ -83,4 +85,10 @@ def new_uuid7() -> str:
 
 def is_uuid(text: str) -> bool:
     """Tells whether `text` is a UUID in its canonical lower-case form."""
+    # The same few are asked for again and again: a run's with each of its transitions.
+    return len(text) == _UUID_LENGTH and _is_uuid(text)
+
+
+@lru_cache(maxsize=8_192)
+def _is_uuid(text: str) -> bool:
     return _UUID.fullmatch(text) is not None

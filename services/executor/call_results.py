@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
@@ -28,7 +29,7 @@ _DEADLINE_SECONDS: Final = 30.0
 @dataclass(frozen=True, slots=True)
 class _Outcome:
     change: run_pb2.Change
-    blobs: list[content_pb2.Blob] = field(default_factory=list)
+    blobs: Sequence[content_pb2.Blob] = ()
     refusal: HoldfastError | None = None
     """What the worker is told although its report is stored."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -48,8 +49,7 @@ _REASON_OF_QUESTION = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class LocalCall:
+class LocalCall(NamedTuple):
     """An attempt that this executor makes itself, once its intent is stored."""
 
     step: StepView
@@ -58,8 +58,7 @@ class LocalCall:
     arguments: dict[str, object] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a local call brought: a StepFinished or AttemptFailed, and the bodies it refers to."""
 
     change: run_pb2.Change

@@ -28,6 +28,7 @@ from services.executor.state_client import JournalClient, StateReader
 from services.shared.clock import Clock
 from services.shared.crash_points import crash_point
 from services.shared.telemetry import get_logger
+from services.shared.wire import number_tag_of, repeated, tag_of, whole_number
 
 # A delay longer than this is waited for as rows, not in memory.
 LONGEST_WAIT_IN_MEMORY = timedelta(seconds=5)
@@ -39,6 +40,9 @@ MAX_OUTCOME_BLOB_BYTES = 4 * 1024 * 1024
 _AWAY = (Unavailable, ResourceExhausted, DeadlineExceeded)
 
 T = TypeVar("T")
+
+_SEQ = number_tag_of(journal_pb2.Transition, "seq")
+_CHANGES = tag_of(journal_pb2.Transition, "changes")
 
 log = get_logger(__name__)
 
@@ -89,6 +93,10 @@ class Driver:
         self._claim = claim
         self._lease_holds = lease_holds
         self._workspace_id = claim.workspace_id
+        # What is the same in all of its transitions.
+        self._head = journal_pb2.Transition(
+            workspace_id=claim.workspace_id, run_id=self.run_id, epoch=self.epoch
+        ).SerializeToString()
         self._news = asyncio.Event()
         self._was_nudged = False
         self._is_stopping = False
@@ -200,23 +208,20 @@ class Driver:
             return False
         except InvalidArgument as error:
             # It would be refused each time: a run that cannot be stored any further ends, and is not tried for ever.
-            log.error("transition_refused", run_id=self.run_id, seq=transition.seq, exc_info=error)
+            log.error("transition_refused", run_id=self.run_id, seq=self._view.last_seq + 1, exc_info=error)
             await self._give_up(error)
             return False
         crash_point("executor.after_commit")
         self._view.last_seq = committed.seq
         return True
 
-    def _transition(self, plan: Plan) -> journal_pb2.Transition:
-        return journal_pb2.Transition(
-            workspace_id=self._workspace_id,
-            run_id=self.run_id,
-            epoch=self.epoch,
-            seq=self._view.last_seq + 1,
-            changes=plan.changes,
-            blobs=plan.blobs,
-            calls=plan.calls,
-        )
+    def _transition(self, plan: Plan) -> bytes:
+        # Joined from its parts, as each message put into another is a copy.
+        changes = repeated(_CHANGES, [change.SerializeToString() for change in plan.changes])
+        transition = self._head + whole_number(_SEQ, self._view.last_seq + 1) + changes
+        if plan.blobs or plan.calls:
+            transition += journal_pb2.Transition(blobs=plan.blobs, calls=plan.calls).SerializeToString()
+        return transition
 
     async def _give_up(self, error: InvalidArgument) -> None:
         await self._stop_local_calls()

@@ -25,8 +25,7 @@ from services.executor.state_client import JournalClient
 from services.executor.stored_messages import store_message_in
 from services.executor.tools.builtin import effective_tools
 from services.executor.tools.http import DEFAULT_METHOD, CredentialRejected, HttpTools, ToolFailed
-from services.executor.tools.output import settle_result, without_secrets
-from services.executor.tools.schema import canonical_json
+from services.executor.tools.output import SettledResult, settle_result, settle_value, without_secrets
 from services.executor.tools.url_template import UrlTemplate
 from services.executor.trace_context import traceparent_of_step
 from services.shared.clock import Clock
@@ -85,8 +84,8 @@ class LocalCalls:
     ) -> Outcome:
         """Executes a call that takes no time."""
         if call.tool is not None:
-            assert call.arguments is not None
-            return _tool_outcome(call, canonical_json(call.arguments), 0.0)
+            assert call.step.tool is not None
+            return _tool_outcome(call, settle_value(call.tool, call.step.tool.call_id, call.arguments), 0.0)
         model = self._models.get("scripted")
         assert isinstance(model, ScriptedModel)
         pieces: list[str] = []
@@ -183,7 +182,8 @@ class LocalCalls:
             return _failed(call, error.failure)
         except CredentialMissing as missing:
             return _failed(call, missing.failure, missing.sign_in)
-        return _tool_outcome(call, result, self._clock.monotonic() - started)
+        settled = settle_result(tool, call.step.tool.call_id, result)
+        return _tool_outcome(call, settled, self._clock.monotonic() - started)
 
     async def _call_with_credential(
         self,
@@ -289,7 +289,7 @@ def _model_request(
         spec=context.spec.model,
         instructions=context.spec.instructions,
         messages=messages,
-        tools=list(effective_tools(context.spec).values()),
+        tools=effective_tools(context.spec).values(),
         model_steps_before=model_steps_before,
         input_text=context.input_text,
     )
@@ -312,9 +312,7 @@ def _model_outcome(
     return Outcome(change, tuple(blobs))
 
 
-def _tool_outcome(call: LocalCall, result_json: str, seconds: float) -> Outcome:
-    assert call.tool is not None and call.step.tool is not None
-    settled = settle_result(call.tool, call.step.tool.call_id, result_json)
+def _tool_outcome(call: LocalCall, settled: SettledResult, seconds: float) -> Outcome:
     state = run_pb2.STEP_STATE_FAILED if settled.failure is not None else run_pb2.STEP_STATE_SUCCEEDED
     change, finished = _finished(call, state, seconds)
     finished.message.CopyFrom(settled.message)
@@ -330,7 +328,10 @@ def _finished(call: LocalCall, state: run_pb2.StepState, seconds: float) -> tupl
     change = run_pb2.Change()
     finished = change.step_finished
     finished.step, finished.attempt, finished.state = call.step.number, call.attempt, state
-    finished.duration.FromNanoseconds(int(seconds * 1e9))
+    duration = finished.duration
+    duration.seconds, duration.nanos = divmod(int(seconds * 1e9), 1_000_000_000)
+    # Also where it is nothing.
+    duration.SetInParent()
     return change, finished
 
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf.message import Message
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
@@ -18,7 +17,7 @@ from services.executor import retries
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
 from services.shared.telemetry import get_logger
-from services.shared.wire import embedded, repeated, tag_of
+from services.shared.wire import embedded, number_tag_of, repeated, tag_of, whole_number
 
 MAX_FRAME_OPERATIONS = 256
 MAX_FRAME_BYTES = 2 * 1024 * 1024
@@ -29,6 +28,7 @@ MAX_PENDING_DELTAS = 4_096
 
 _CHECKPOINT = "/holdfast.api.state.v1.JournalService/Checkpoint"
 _OPERATIONS = tag_of(journal_pb2.CheckpointRequest, "operations")
+_ID = number_tag_of(journal_pb2.Operation, "id")
 _TRANSITION = tag_of(journal_pb2.Operation, "transition")
 _NEW_RUN = tag_of(journal_pb2.Operation, "new_run")
 _AWAIT_END = tag_of(journal_pb2.Operation, "await_end")
@@ -71,8 +71,11 @@ class JournalClient:
         self._deltas: deque[run_pb2.Delta] = deque(maxlen=MAX_PENDING_DELTAS)
         self._something_to_send = asyncio.Event()
 
-    async def commit(self, transition: journal_pb2.Transition) -> journal_pb2.Committed:
+    async def commit(self, transition: bytes) -> journal_pb2.Committed:
         """Stores a transition.
+
+        Args:
+            transition: A serialized Transition.
 
         Raises:
             LeaseLost: Somebody else drives the run: stop.
@@ -93,7 +96,7 @@ class JournalClient:
         Raises:
             HoldfastError: It was refused.
         """
-        result = await self._answer_of(self._add(_NEW_RUN, new_run))
+        result = await self._answer_of(self._add(_NEW_RUN, new_run.SerializeToString()))
         if result.WhichOneof("kind") == "run":
             return result.run, result.is_claimed
         raise _refusal(result.refused)
@@ -104,7 +107,8 @@ class JournalClient:
         Raises:
             NotFound: RUN_NOT_FOUND.
         """
-        pending = self._add(_AWAIT_END, journal_pb2.AwaitEnd(workspace_id=workspace_id, run_id=run_id))
+        awaited = journal_pb2.AwaitEnd(workspace_id=workspace_id, run_id=run_id)
+        pending = self._add(_AWAIT_END, awaited.SerializeToString())
         try:
             result = await self._answer_of(pending)
         except asyncio.CancelledError:
@@ -132,8 +136,8 @@ class JournalClient:
                 with attempt:
                     await self._serve_stream()
 
-    def _add(self, kind: bytes, message: Message) -> _Pending:
-        body = embedded(kind, message.SerializeToString())
+    def _add(self, kind: bytes, message: bytes) -> _Pending:
+        body = embedded(kind, message)
         if len(body) > self._max_operation_bytes:
             # Sent, it would break the stream that all runs share, again and again.
             raise InvalidArgument(
@@ -141,7 +145,7 @@ class JournalClient:
                 reason=Reason.MESSAGE_TOO_LARGE,
             )
         self._next_id = number = self._next_id + 1
-        operation = journal_pb2.Operation(id=number).SerializeToString() + body
+        operation = whole_number(_ID, number) + body
         pending = self._pending[number] = _Pending(number, operation, asyncio.get_running_loop().create_future())
         self._unsent.append(pending)
         self._something_to_send.set()

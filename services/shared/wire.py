@@ -34,6 +34,18 @@ def tag_of(message: type[Message], field: str) -> bytes:
     return _varint(found.number << 3 | _LENGTH_DELIMITED)
 
 
+def number_tag_of(message: type[Message], field: str) -> bytes:
+    """Returns what stands before the value of a whole-number field of messages."""
+    found = message.DESCRIPTOR.fields_by_name[field]
+    assert found.message_type is None, "only numbers are written as such"
+    return _varint(found.number << 3)
+
+
+def whole_number(tag: bytes, value: int) -> bytes:
+    """Returns a whole number that is not negative as the value of a field."""
+    return tag + (_VARINTS[value] if value < _SHORT else _varint(value))
+
+
 def embedded(tag: bytes, part: bytes) -> bytes:
     """Returns a serialized message as the value of the field of another one."""
     size = len(part)

@@ -150,12 +150,16 @@ class Hub:
 
     @property
     def watched_runs(self) -> list[str]:
-        """The runs that somebody here watches, or whose end is awaited."""
-        return list(self._watchers.keys() | self._awaited.keys())
+        """The runs that somebody here watches."""
+        return list(self._watchers)
+
+    @property
+    def awaited_runs(self) -> list[str]:
+        """The runs whose end somebody here waits for."""
+        return list(self._awaited)
 
     def journal_reaches(self, run_id: str, seq: int) -> None:
         """The journal of a run has been seen to reach `seq`, whoever wrote it."""
-        self.may_have_ended(run_id)
         for watcher in self._watchers.get(run_id, ()):
             if watcher.known_seq < seq:
                 watcher.must_read = True

@@ -49,16 +49,14 @@ def body_of(changes: Iterable[run_pb2.Change]) -> bytes:
 
 def add_usage(values: dict[str, Any], usage: content_pb2.Usage) -> None:
     """Adds what a model call used to the run's totals in `values`, by the names of their columns."""
-    for name, amount in (
-        ("input_tokens", usage.input_tokens),
-        ("output_tokens", usage.output_tokens),
-        ("cache_read_tokens", usage.cache_read_input_tokens),
-        ("cache_write_tokens", usage.cache_write_input_tokens),
-        ("reasoning_tokens", usage.reasoning_output_tokens),
-        ("cost_usd_nanos", usage.cost_usd_nanos),
-        ("unpriced_calls", not usage.HasField("cost_usd_nanos")),
-    ):
-        values[name] = values.get(name, 0) + int(amount)
+    so_far = values.get
+    values["input_tokens"] = so_far("input_tokens", 0) + usage.input_tokens
+    values["output_tokens"] = so_far("output_tokens", 0) + usage.output_tokens
+    values["cache_read_tokens"] = so_far("cache_read_tokens", 0) + usage.cache_read_input_tokens
+    values["cache_write_tokens"] = so_far("cache_write_tokens", 0) + usage.cache_write_input_tokens
+    values["reasoning_tokens"] = so_far("reasoning_tokens", 0) + usage.reasoning_output_tokens
+    values["cost_usd_nanos"] = so_far("cost_usd_nanos", 0) + usage.cost_usd_nanos
+    values["unpriced_calls"] = so_far("unpriced_calls", 0) + int(not usage.HasField("cost_usd_nanos"))
 
 
 def to_micros(moment: datetime) -> int:

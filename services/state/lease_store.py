@@ -223,6 +223,17 @@ def reached_since(connection: sa.Connection, run_ids: list[str], since: int) -> 
     return [(run_id, seq) for run_id, seq in connection.execute(_REACHED, {"run_ids": run_ids, "since": since})]
 
 
+_ENDED = sa.text(
+    "SELECT run_id FROM runs WHERE run_id = ANY(CAST(:run_ids AS uuid[])) "
+    f"AND state IN ({', '.join(str(int(state)) for state in sorted(ENDED))})"
+)
+
+
+def ended_among(connection: sa.Connection, run_ids: list[str]) -> list[str]:
+    """Those of the runs that have ended. PostgreSQL only."""
+    return list(connection.execute(_ENDED, {"run_ids": [run_id for run_id in run_ids if is_uuid(run_id)]}).scalars())
+
+
 @dataclass(slots=True)
 class Sweep:
     """What a sweep found.

@@ -109,9 +109,9 @@ def pending_transition(transition: journal_pb2.Transition, answer: Callable[[Res
     Raises:
         InvalidArgument: It could not be applied to any run.
     """
-    check_transition(transition)
+    kinds = check_transition(transition)
     try:
-        row = transition_row(transition)
+        row = transition_row(transition, kinds)
     except (ValueError, OverflowError) as error:
         raise InvalidArgument("a time is out of range", field="transition.changes") from error
     _check_size(len(row.body))

@@ -54,8 +54,13 @@ class TransitionRow(NamedTuple):
     transition: journal_pb2.Transition | None = None
 
 
-def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
-    """Reads from a transition what the run row takes from it."""
+def transition_row(transition: journal_pb2.Transition, kinds: Sequence[str]) -> TransitionRow:
+    """Reads from a transition what the run row takes from it.
+
+    Args:
+        transition: One that was checked.
+        kinds: Of its changes.
+    """
     values: dict[str, Any] = {}
     steps = 0
     has_output = False
@@ -63,8 +68,7 @@ def transition_row(transition: journal_pb2.Transition) -> TransitionRow:
     failed_steps: list[int] = []
     finished_steps: list[int] = []
     changes = transition.changes
-    for change in changes:
-        kind = change.WhichOneof("kind")
+    for change, kind in zip(changes, kinds, strict=True):
         if kind == "step_started":
             steps = max(steps, change.step_started.step)
         elif kind == "step_finished":

@@ -58,8 +58,11 @@ MAX_CHANGES: Final = 2_000
 MAX_TTL_SECONDS: Final = 400 * 86_400
 
 
-def check_transition(transition: journal_pb2.Transition) -> None:
+def check_transition(transition: journal_pb2.Transition) -> list[str]:
     """Refuses a transition that could not be applied to any run.
+
+    Returns:
+        Of each of its changes, the kind.
 
     Raises:
         InvalidArgument: What is wrong with it.
@@ -73,10 +76,12 @@ def check_transition(transition: journal_pb2.Transition) -> None:
     if len(transition.changes) > MAX_CHANGES:
         raise _wrong("changes", f"a transition has at most {MAX_CHANGES} changes")
     last = len(transition.changes) - 1
+    kinds: list[str] = []
     for index, change in enumerate(transition.changes):
         kind = change.WhichOneof("kind")
-        if kind not in DRIVER_CHANGES:
+        if kind is None or kind not in DRIVER_CHANGES:
             raise _wrong(f"changes[{index}]", f"a driver does not write {kind or 'an empty change'}")
+        kinds.append(kind)
         if kind == "approval_requested" and not is_uuid(change.approval_requested.approval.approval_id):
             raise _wrong(f"changes[{index}].approval_requested.approval.approval_id", "must be a UUID")
         if kind == "approval_closed":
@@ -94,6 +99,7 @@ def check_transition(transition: journal_pb2.Transition) -> None:
     for index, call in enumerate(transition.calls):
         _check_call(f"calls[{index}]", call)
     check_blobs("transition.blobs", transition.blobs)
+    return kinds
 
 
 def check_new_run(new_run: journal_pb2.NewRun) -> None:

@@ -90,7 +90,9 @@ async def test_operations_of_many_runs_share_frames_and_each_gets_its_own_answer
     journal.gate.clear()
     async with serving(journal) as client:
         async with asyncio.TaskGroup() as tasks:
-            waiting = [tasks.create_task(client.commit(transition(f"r{n}", n + 2))) for n in range(300)]
+            waiting = [
+                tasks.create_task(client.commit(transition(f"r{n}", n + 2).SerializeToString())) for n in range(300)
+            ]
             await asyncio.sleep(0)
             journal.gate.set()
         assert [task.result().seq for task in waiting] == [n + 2 for n in range(300)]
@@ -102,7 +104,7 @@ async def test_an_operation_whose_answer_was_lost_is_sent_again_and_applied_once
     journal = fake_journal()
     journal.breaks_left = 3
     async with serving(journal) as client:
-        answers = await asyncio.gather(*(client.commit(transition("r", seq)) for seq in (2, 3, 4)))
+        answers = await asyncio.gather(*(client.commit(transition("r", seq).SerializeToString()) for seq in (2, 3, 4)))
     assert [answer.seq for answer in answers] == [2, 3, 4]
     assert journal.applied == [("r", 2), ("r", 3), ("r", 4)]
 
@@ -122,7 +124,7 @@ async def test_a_refusal_is_raised_as_the_error_it_stands_for(
     journal.refusals["r"] = pb.Refused(reason=reason, code=code.value[0], message="no")
     async with serving(journal) as client:
         with pytest.raises(expected) as caught:
-            await client.commit(transition("r"))
+            await client.commit(transition("r").SerializeToString())
     assert getattr(caught.value, "reason", "") == Reason(reason)
 
 
@@ -130,8 +132,8 @@ async def test_a_caller_that_gives_up_does_not_disturb_the_others() -> None:
     journal = fake_journal()
     journal.gate.clear()
     async with serving(journal) as client:
-        given_up = asyncio.create_task(client.commit(transition("a")))
-        kept = asyncio.create_task(client.commit(transition("b")))
+        given_up = asyncio.create_task(client.commit(transition("a").SerializeToString()))
+        kept = asyncio.create_task(client.commit(transition("b").SerializeToString()))
         await asyncio.sleep(0)
         given_up.cancel()
         journal.gate.set()
@@ -143,7 +145,7 @@ async def test_pieces_of_answers_travel_with_the_operations() -> None:
     async with serving(journal) as client:
         client.send_delta(run_pb2.Delta(run_id="r", text="hel"))
         client.send_delta(run_pb2.Delta(run_id="r", text="lo"))
-        await client.commit(transition("r"))
+        await client.commit(transition("r").SerializeToString())
     assert "".join(journal.deltas) == "hello"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2
 
@@ -22,22 +22,20 @@ class Credential:
     """Changes with every new secret of the connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRequest:
+class ModelRequest(NamedTuple):
     """Everything that one model call depends on."""
 
     spec: agent_pb2.ModelSpec
     instructions: str
     messages: Sequence[content_pb2.Message]
-    tools: Sequence[agent_pb2.ToolSpec]
+    tools: Collection[agent_pb2.ToolSpec]
     model_steps_before: int
     """Model steps of this run that have already succeeded."""
     input_text: str
     """Text of the run's input."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelAnswer:
+class ModelAnswer(NamedTuple):
     """A whole answer. Ids of its tool calls occur in no earlier message of the request."""
 
     message: content_pb2.Message

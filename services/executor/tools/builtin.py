@@ -113,11 +113,6 @@ def effective_tools(spec: agent_pb2.AgentSpec) -> Mapping[str, agent_pb2.ToolSpe
     return tools
 
 
-def noop_result(arguments: Mapping[str, object]) -> str:
-    """Returns the result of `noop`, JSON text."""
-    return canonical_json(dict(arguments))
-
-
 def question_of(arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
     """Returns the question of an `ask_user` call, and the JSON Schema of its answer or None for a text.
 

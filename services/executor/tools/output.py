@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2
 from services.executor.stored_messages import blob_ref, make_blob, store_message
@@ -28,8 +28,7 @@ _TEXT: Final = "text/plain; charset=utf-8"
 _MAX_FAILURE_BYTES: Final = 6 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class SettledResult:
+class SettledResult(NamedTuple):
     """The outcome of a call as the journal takes it.
 
     Attributes:
@@ -40,7 +39,7 @@ class SettledResult:
     """
 
     message: content_pb2.StoredMessage
-    blobs: list[content_pb2.Blob] = field(default_factory=list)
+    blobs: Sequence[content_pb2.Blob] = ()
     output: content_pb2.BlobRef | None = None
     failure: content_pb2.Failure | None = None
 
@@ -55,9 +54,25 @@ def settle_result(tool: agent_pb2.ToolSpec, call_id: str, result_json: str) -> S
     """
     try:
         value = parse_result(tool, result_json)
-        check_result(tool, value)
     except ResultRefused as refused:
         return _settle_refused(tool, call_id, refused.failure, result_json)
+    return settle_value(tool, call_id, value, result_json)
+
+
+def settle_value(tool: agent_pb2.ToolSpec, call_id: str, value: Any, result_json: str | None = None) -> SettledResult:
+    """Returns the result message of a call whose result is a JSON value already.
+
+    Args:
+        tool: The tool.
+        call_id: The model's id of the call.
+        value: What the tool answered.
+        result_json: The same as the tool wrote it, where it wrote a text.
+    """
+    try:
+        check_result(tool, value)
+    except ResultRefused as refused:
+        said = canonical_json(value) if result_json is None else result_json
+        return _settle_refused(tool, call_id, refused.failure, said)
     text, media_type = _rendered(value)
     # Order matters: what is cut or stored under its hash first would be out of reach.
     text = PROCESS.exact(text, "journal")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from holdfast.api.common.v1 import agent_pb2
-from services.executor.tools.builtin import BUILTINS, due_time_of, effective_tool, noop_result, question_of
+from services.executor.tools.builtin import BUILTINS, due_time_of, effective_tool, question_of
+from services.executor.tools.output import settle_value
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, check_arguments, schema_problems
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -103,4 +104,5 @@ def test_due_time_that_is_none_or_too_far_is_refused(arguments: dict[str, Any]) 
 
 
 def test_noop_returns_its_arguments() -> None:
-    assert noop_result({"b": 1.0, "a": None}) == '{"a":null,"b":1}'
+    settled = settle_value(builtin("noop"), "call_1", {"b": 1.0, "a": None})
+    assert settled.message.message.parts[0].tool_result.content == '{"a":null,"b":1}'
