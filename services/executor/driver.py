@@ -286,18 +286,18 @@ class Driver:
             # Nothing is begun any more, so that nothing is due: only the ends of calls under way are waited for.
             due, may_park = None, False
         until_due = (due - now).total_seconds() if due is not None else None
+        # None: until there are news, which the call under way makes at its end.
+        timeout = until_due
         if may_park:
             # Nothing of the run is under way here. A worker may answer in a moment; a person will not.
             has_worker_call = any(step.is_worker_call for step in self._view.open_steps.values())
             timeout = self._parts.park_after_seconds if has_worker_call else 0.0
             if until_due is not None and until_due <= LONGEST_WAIT_IN_MEMORY.total_seconds():
                 timeout = max(timeout, until_due)
-        else:
-            timeout = until_due if until_due is not None else 3_600.0
-        if until_due is not None:
-            timeout = min(timeout, max(until_due, 0.0))
+            if until_due is not None:
+                timeout = min(timeout, max(until_due, 0.0))
         has_news = self._news.is_set()
-        if not has_news and timeout > 0:
+        if not has_news and (timeout is None or timeout > 0):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._news.wait()
