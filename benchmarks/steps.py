@@ -29,6 +29,7 @@ SAMPLED_RUNS = 50
 # Of each turn the model's and the tool's, and at the end the model's last.
 STEPS = 2 * TURNS + 1
 _SLOW_AGENTS = 32
+_PATIENCE_SECONDS = 60.0
 
 
 def noop_agent(
@@ -142,7 +143,8 @@ async def closed_loop(
             roots["postgres"] = postgres_pid
         roots["client"] = os.getpid()
         meter = CpuMeter(roots)
-        async with asyncio.TaskGroup() as tasks:
+        # A suite that lost a process would be waited for, for ever.
+        async with asyncio.timeout(seconds + _PATIENCE_SECONDS), asyncio.TaskGroup() as tasks:
             for _ in range(concurrency):
                 tasks.create_task(lane())
             await asyncio.sleep(min(2.0, seconds / 2))
