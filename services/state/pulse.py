@@ -179,9 +179,9 @@ class Pulse:
         if self._horizon and seen.newest >= self._horizon:
             # Order matters: from the horizon of the look before, as what was open then may have committed since.
             if watched := self._hub.watched_runs:
-                for run_id, seq in await self._db.read(lease_store.reached_since, watched, self._horizon):
+                for run_id, seq in await self._db.read_once(lease_store.reached_since, watched, self._horizon):
                     self._hub.journal_reaches(run_id, seq)
             if awaited := self._hub.awaited_runs:
-                for run_id in await self._db.read_once(lease_store.ended_among, awaited):
+                for run_id in await self._db.read_once(lease_store.ended_since, awaited, self._horizon):
                     self._hub.may_have_ended(run_id)
         self._mark, self._horizon = mark, seen.horizon
