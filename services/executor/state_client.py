@@ -16,6 +16,7 @@ from holdfast.errors import HoldfastError, InvalidArgument, Reason, error_from_c
 from services.executor import retries
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
+from services.shared.stored_messages import stored_message_of
 from services.shared.telemetry import get_logger
 from services.shared.wire import embedded, number_tag_of, repeated, tag_of, whole_number
 
@@ -239,7 +240,7 @@ class StateReader:
         """Replaces the blob references of messages by the messages."""
         for event in events:
             for change in event.changes:
-                stored = _stored_message_of(change)
+                stored = stored_message_of(change)
                 if stored is not None and stored.WhichOneof("body") == "blob":
                     body = await self.read_blob(workspace_id, stored.blob.hash)
                     stored.message.ParseFromString(body)
@@ -299,15 +300,6 @@ def in_call_order(messages: list[content_pb2.Message]) -> list[content_pb2.Messa
         ordered.append(message)
     flush()
     return ordered
-
-
-def _stored_message_of(change: run_pb2.Change) -> content_pb2.StoredMessage | None:
-    kind = change.WhichOneof("kind")
-    if kind == "run_created":
-        return change.run_created.input
-    if kind == "step_finished" and change.step_finished.HasField("message"):
-        return change.step_finished.message
-    return None
 
 
 def _refusal(refused: journal_pb2.Refused) -> HoldfastError:

@@ -15,6 +15,7 @@ from holdfast.api.state.v1 import run_store_service_pb2 as run_store_pb2
 from holdfast.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from holdfast.ids import is_uuid
 from services.shared.database import Database
+from services.shared.stored_messages import stored_message_of
 from services.state import journal
 from services.state import tables as t
 from services.state.rows import approval_of, run_of, session_of
@@ -325,16 +326,6 @@ def _messages_of(event: run_pb2.Event) -> list[run_store_pb2.StoredSessionMessag
             )
         )
     return found
-
-
-def stored_message_of(change: run_pb2.Change) -> content_pb2.StoredMessage | None:
-    """The message that a change adds to the conversation."""
-    kind = change.WhichOneof("kind")
-    if kind == "run_created":
-        return change.run_created.input
-    if kind == "step_finished" and change.step_finished.HasField("message"):
-        return change.step_finished.message
-    return None
 
 
 def put_messages_inline(

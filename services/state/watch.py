@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from services.shared.database import Database
+from services.shared.stored_messages import stored_message_of
 from services.state import journal
 from services.state.hub import Hub, wait_for
-from services.state.run_store import INLINE_BLOB_LIMIT, put_messages_inline, stored_message_of
+from services.state.run_store import INLINE_BLOB_LIMIT, put_messages_inline
 from services.state.transitions import ENDED
 
 BEAT_SECONDS = 15.0

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -80,9 +81,15 @@ def start_node(node: str, suite: Suite, *arguments: str, script: str = "") -> su
 
 
 def finish(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None and process.stderr is not None
+    guard = Timer(SECONDS, process.kill)
+    guard.start()
     try:
-        said, complained = process.communicate(timeout=SECONDS)
+        # Not `communicate`, which passes over what came in the same piece as a line that was read before.
+        with process:
+            said, complained = process.stdout.read(), process.stderr.read()
     finally:
+        guard.cancel()
         process.kill()
     assert process.returncode == 0, complained
     return said
