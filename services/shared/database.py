@@ -88,7 +88,7 @@ class Database:
             Unavailable: The database is away. The transaction may have been committed when the answer was lost.
             ResourceExhausted: The disk is full; nothing was written.
         """
-        return await self._with_keys(self._backend.write, lambda connection: fn(connection, *args, **kwargs))
+        return await self.with_keys(lambda: self._backend.write(lambda connection: fn(connection, *args, **kwargs)))
 
     async def read(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn` in a read-only transaction: all of its statements see the same state.
@@ -96,14 +96,16 @@ class Database:
         Raises:
             Unavailable: The database is away.
         """
-        return await self._with_keys(self._backend.read, lambda connection: fn(connection, *args, **kwargs))
+        return await self.with_keys(lambda: self._backend.read(lambda connection: fn(connection, *args, **kwargs)))
 
     async def write_by_keys(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn` as `write` does, for statements of a hot path, which find what they need by an index.
 
         On PostgreSQL, they are never planned to read a table whole. Raises what `write` raises.
         """
-        return await self._with_keys(self._backend.write_by_keys, lambda connection: fn(connection, *args, **kwargs))
+        return await self.with_keys(
+            lambda: self._backend.write_by_keys(lambda connection: fn(connection, *args, **kwargs))
+        )
 
     async def read_once(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn`, which executes exactly one reading statement, without a transaction around it: one round trip.
@@ -113,7 +115,7 @@ class Database:
         Raises:
             Unavailable: The database is away.
         """
-        return await self._with_keys(self._backend.read_once, lambda connection: fn(connection, *args, **kwargs))
+        return await self.with_keys(lambda: self._backend.read_once(lambda connection: fn(connection, *args, **kwargs)))
 
     async def write_autocommit(self, fn: StoreFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `fn`, which executes exactly one statement, without a BEGIN and COMMIT around it: one round trip.
@@ -124,16 +126,22 @@ class Database:
             Unavailable: The database is away. The statement may have been committed when the answer was lost.
             ResourceExhausted: The disk is full; nothing was written.
         """
-        return await self._with_keys(self._backend.write_autocommit, lambda connection: fn(connection, *args, **kwargs))
+        return await self.with_keys(
+            lambda: self._backend.write_autocommit(lambda connection: fn(connection, *args, **kwargs))
+        )
 
-    async def _with_keys(
-        self, run: Callable[[Callable[[sa.Connection], T]], Awaitable[T]], fn: Callable[[sa.Connection], T]
-    ) -> T:
+    async def with_keys(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Does something that seals or opens payloads, again once the key is at hand that it lacked.
+
+        Outside of any transaction: one that lacked a key has ended.
+
+        Raises:
+            HoldfastError: The key cannot be had.
+        """
         while True:
             try:
-                return await run(fn)
+                return await act()
             except MissingKeyError as missing:
-                # Outside the transaction, which has ended.
                 await self.seals.bring(missing)
 
     @asynccontextmanager
@@ -240,7 +248,8 @@ class Writer:
         """Runs `fn` in one transaction and returns after the commit; raises what `Database.write` raises."""
         if self._dedicated is None:
             return await self._db.write(fn, *args, **kwargs)
-        return await self._db._with_keys(self._dedicated.run, lambda connection: fn(connection, *args, **kwargs))
+        dedicated = self._dedicated
+        return await self._db.with_keys(lambda: dedicated.run(lambda connection: fn(connection, *args, **kwargs)))
 
     async def fetch(self, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Executes one statement that commits by itself, in the driver's own form, and returns its rows.

@@ -17,7 +17,7 @@ import asyncio
 import random
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -29,7 +29,7 @@ from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import AlreadyExists, HoldfastError, InvalidArgument, ResourceExhausted, Unavailable
 from services.shared.clock import Clock, SystemClock
 from services.shared.crash_points import crash_point
-from services.shared.database import Database, Writer
+from services.shared.database import Database
 from services.shared.seals import MissingKeyError
 from services.shared.telemetry import get_logger
 from services.state.hub import Ended, Hub
@@ -285,17 +285,6 @@ class _Lane(Generic[P]):
     async def _commit_once(self, batch: list[P], *, is_repeated: bool) -> None:
         """Commits a batch and answers it, or raises and has answered nothing."""
 
-    async def _with_keys(
-        self, apply: Callable[[Writer, Database, list[P]], Awaitable[Outcome]], batch: list[P]
-    ) -> Outcome:
-        """Applies a batch by one statement, which commits by itself."""
-        while True:
-            try:
-                return await apply(self._single, self._db, batch)
-            except MissingKeyError as missing:
-                # It was there when the operation came, and was dropped meanwhile.
-                await self._db.seals.bring(missing)
-
     async def _after_trouble(self, batch: list[P], error: Unavailable, attempt: int) -> list[P]:
         """The storage is away: what may have been committed is found to be when it is tried again.
 
@@ -334,7 +323,7 @@ class _TransitionLane(_Lane[PendingTransition]):
         # One statement commits by itself; what carries more than its event needs a transaction around several.
         is_plain = all(pending.row.transition is None for pending in batch)
         if is_plain and self._db.dialect == "postgresql":
-            outcome = await self._with_keys(apply_plain_batch, batch)
+            outcome = await self._db.with_keys(lambda: apply_plain_batch(self._single, self._db, batch))
         else:
             outcome = await self._transactional.run(apply_batch, self._db, batch)
         missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]
@@ -381,7 +370,7 @@ class _RunLane(_Lane[PendingRun]):
         if fast:
             is_plain = not any(pending.new.blobs for pending in fast)
             if is_plain and self._db.dialect == "postgresql":
-                outcome = await self._with_keys(create_plain_runs, fast)
+                outcome = await self._db.with_keys(lambda: create_plain_runs(self._single, self._db, fast))
             else:
                 outcome = await self._transactional.run(create_runs, self._db, fast)
             crash_point("state.after_commit")
