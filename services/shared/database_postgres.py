@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
@@ -159,6 +160,8 @@ class PostgresWriter:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if autocommit else engine
         self._autocommit = autocommit
         self._connection: AsyncConnection | None = None
+        # Of the driver, on that connection. What it has learned of types is kept with it.
+        self._cursor: psycopg.AsyncRawCursor[tuple[Any, ...]] | None = None
         self._turn = asyncio.Lock()
         self.busy_since: float | None = None
         backend.writers.add(self)
@@ -170,7 +173,31 @@ class PostgresWriter:
     async def fetch(self, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Executes one statement; see `Writer.fetch`."""
         assert self._autocommit, "it would not be committed"
-        return await self._in_turn(lambda connection: _fetch(connection, statement, values))
+        return await self._in_turn(lambda connection: self._fetch(connection, statement, values))
+
+    async def _fetch(
+        self, connection: AsyncConnection, statement: LiteralString, values: Mapping[str, Any]
+    ) -> list[tuple[Any, ...]]:
+        cursor = self._cursor
+        if cursor is None:
+            assert connection.sync_connection is not None
+            driver = connection.sync_connection.connection.driver_connection
+            assert isinstance(driver, psycopg.AsyncConnection)
+            cursor = self._cursor = psycopg.AsyncRawCursor(driver)
+        native, names = _native(statement)
+        try:
+            await cursor.execute(native, [values[name] for name in names], prepare=True)
+            return await cursor.fetchall()
+        except psycopg.Error as error:
+            # The form in which all other errors of the driver arrive.
+            raise DBAPIError.instance(
+                statement,
+                None,
+                error,
+                psycopg.Error,
+                hide_parameters=True,
+                connection_invalidated=cursor.connection.closed,
+            ) from error
 
     async def _in_turn(self, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async with self._turn:
@@ -222,7 +249,7 @@ class PostgresWriter:
                 return
             except DBAPIError:
                 pass
-        self._connection = None
+        self._connection = self._cursor = None
         try:
             await connection.invalidate()
             await connection.close()
@@ -233,24 +260,24 @@ class PostgresWriter:
         self._backend.writers.discard(self)
         async with self._turn:
             connection, self._connection = self._connection, None
+            self._cursor = None
             if connection is not None:
                 await connection.close()
 
 
-async def _fetch(
-    connection: AsyncConnection, statement: LiteralString, values: Mapping[str, Any]
-) -> list[tuple[Any, ...]]:
-    assert connection.sync_connection is not None
-    driver = connection.sync_connection.connection.driver_connection
-    assert isinstance(driver, psycopg.AsyncConnection)
-    try:
-        cursor = await driver.execute(statement, values, prepare=True)
-        return await cursor.fetchall()
-    except psycopg.Error as error:
-        # The form in which all other errors of the driver arrive.
-        raise DBAPIError.instance(
-            statement, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=driver.closed
-        ) from error
+@lru_cache(maxsize=64)
+def _native(statement: LiteralString) -> tuple[bytes, list[str]]:
+    """A statement with PostgreSQL's own placeholders, and the names of the parameters in their order.
+
+    The driver would look for its placeholders in a long statement each time that it is executed.
+    """
+    places: dict[str, int] = {}
+
+    def place(found: re.Match[str]) -> str:
+        return f"${places.setdefault(found[1], len(places) + 1)}"
+
+    native = re.sub(r"%\((\w+)\)[sb]", place, statement)
+    return native.encode(), list(places)
 
 
 def one_url_of_several_hosts(url: str) -> str:

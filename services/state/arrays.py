@@ -12,6 +12,11 @@ def array(values: Iterable[str | int | bool | bytes | datetime | None]) -> str:
     return f"{{{','.join([_ELEMENTS[type(value)](value) for value in values])}}}"
 
 
+def array_of_numbers(values: Iterable[int]) -> str:
+    """An array of whole numbers."""
+    return f"{{{','.join(map(str, values))}}}"
+
+
 def array_of_text(values: Iterable[str]) -> str:
     """An array of any texts."""
     return "{" + ",".join(['"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values]) + "}"

@@ -17,10 +17,10 @@ import asyncio
 import random
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from sqlalchemy.exc import IntegrityError
 
@@ -357,7 +357,7 @@ class _TransitionLane(_Lane[PendingTransition]):
             for tool in {call.tool for call in row.transition.calls}:
                 self._hub.calls_queued(row.workspace_id, tool)
 
-    def _publish_end(self, row: TransitionRow, told: Sequence[Any] | None) -> None:
+    def _publish_end(self, row: TransitionRow, told: str | None) -> None:
         run = ended_run(row, told) if told is not None and self._hub.is_end_awaited(row.run_id) else None
         self._hub.may_have_ended(row.run_id, None if run is None else Ended(row.workspace_id, run))
 

@@ -39,7 +39,7 @@ class Committed:
     seq: int
     at: datetime
     # See `transition_batch.Applied`.
-    told: Sequence[Any] | None = None
+    told: str | None = None
 
     def message(self) -> journal_pb2.Committed:
         """As the contract says it."""

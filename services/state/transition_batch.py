@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import accumulate, chain
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from services.shared.database import Database
 from services.shared.seals import Seals, seals_of
 from services.state import tables as t
-from services.state.arrays import array
+from services.state.arrays import array, array_of_numbers
 from services.state.journal import CALL_OVER, CALL_QUEUED, TOTALS, add_usage, body_of, put_blobs, to_micros
 from services.state.rows import run_of
 from services.state.run_store import has_blob, put_output
@@ -137,6 +137,8 @@ _COLUMNS = (
     ("unpriced_calls", "integer"),
 )
 _NAMES = tuple(name for name, _ in _COLUMNS)
+_TOTALS = slice(_NAMES.index(TOTALS[0]), _NAMES.index(TOTALS[-1]) + 1)
+assert _NAMES[_TOTALS] == tuple(TOTALS)
 # {max} is GREATEST on PostgreSQL and MAX on SQLite, {now} the time of the write. The state is an expression, so that
 # runs are found by their ids and not by the index of all that are running.
 _UPDATE_RUNS = f"""
@@ -157,38 +159,50 @@ WHERE runs.run_id = b.run_id AND runs.workspace_id = b.workspace_id
   AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state + 0 = {RUNNING}
 """
 
-# The bodies go as one value: an array of them would be written as text and read again, byte by byte, on both sides.
-_SENT = (
-    *((name, kind) for name, kind in _COLUMNS if name != "body"),
-    ("body_at", "integer"),
-    ("body_size", "integer"),
-)
+# On PostgreSQL the numbers of all rows are one array, as each array is to be made, sent and read. The bodies are one
+# value: an array of them would be written as text and read again, byte by byte, on both sides.
+_NUMBERS = tuple(name for name, kind in _COLUMNS if kind not in ("uuid", "bytea"))
+_SENT_NUMBERS = (*_NUMBERS, "body_at", "body_size")
+_READ_NUMBER = {
+    "boolean": "{} <> 0",
+    # Microseconds since 1970, 0 for none.
+    "timestamptz": "TIMESTAMPTZ 'epoch' + NULLIF({}, 0) * INTERVAL '1 microsecond'",
+}
+_KINDS = dict(_COLUMNS)
 
-# What of a run's row is told to those who wait for its end, as `rows.run_of` reads it; the failure is the transition's.
-_OF_ENDED = (
-    *("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested"),
-    *("pause_requested", "last_seq", "step_count", "previous_run_id", "lane", *TOTALS),
-    *("created_at", "updated_at", "ended_at", "expire_at", "wake_at"),
-)
+
+def _read_numbers() -> str:
+    return ", ".join(
+        f"{_READ_NUMBER.get(_KINDS.get(name, ''), '{}').format(f'numbers[first + {place}]')} AS {name}"
+        for place, name in enumerate(_SENT_NUMBERS, start=1)
+    )
+
+
+# The row of a run that has ended is told to those who wait for it; the failure is the transition's.
 _IS_TOLD = "b.is_end AND runs.failure IS NOT DISTINCT FROM b.failure"
-_TOLD = ", ".join(f"CASE WHEN {_IS_TOLD} THEN runs.{name} END AS ended_{name}" for name in _OF_ENDED)
 
 # In the driver's own form: SQLAlchemy need not look at it, nor at its parameters, each time.
 POSTGRES_BATCH = f"""
 WITH b AS MATERIALIZED (
-  SELECT * FROM unnest({", ".join(f"CAST(%({name})s AS {kind}[])" for name, kind in _SENT)})
-    AS b({", ".join(name for name, _ in _SENT)})
+  SELECT run_id, workspace_id, failures[place] AS failure, {_read_numbers()}
+  FROM (
+    SELECT run_id, workspace_id, place, (place - 1) * {len(_SENT_NUMBERS)} AS first,
+      CAST(%(numbers)s AS bigint[]) AS numbers, CAST(%(failures)s AS bytea[]) AS failures
+    FROM unnest(CAST(%(run_id)s AS uuid[]), CAST(%(workspace_id)s AS uuid[])) WITH ORDINALITY
+      AS ids(run_id, workspace_id, place)
+  ) AS sent
 ), applied AS (
   {_UPDATE_RUNS.format(max="GREATEST", now="clock_timestamp()", batch="b")}
   -- A successor that another replica stored while this statement waited for the row is not in its snapshot, and would
   -- never be unblocked: the end is applied by a statement that sees it.
   AND (NOT b.is_end OR runs.successor_run_id IS NULL
        OR EXISTS (SELECT 1 FROM runs AS successor WHERE successor.run_id = runs.successor_run_id))
-  RETURNING b.*, runs.successor_run_id, {_TOLD}
+  RETURNING b.run_id, b.workspace_id, b.epoch, b.seq, b.body_at, b.body_size, b.is_end, runs.successor_run_id,
+    CASE WHEN {_IS_TOLD} THEN CAST(to_json(runs) AS text) END AS told
 ), written AS (
   INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body)
   SELECT run_id, seq, workspace_id, epoch, statement_timestamp(),
-    substring(CAST(%(bodies)b AS bytea) FROM body_at FOR body_size)
+    substring(CAST(%(bodies)b AS bytea) FROM CAST(body_at AS integer) FOR CAST(body_size AS integer))
   FROM applied
 ), unblocked AS (
   UPDATE runs SET blocked = false, ready_at = clock_timestamp()
@@ -211,9 +225,7 @@ WITH b AS MATERIALIZED (
   FROM closing AS c WHERE calls.run_id = c.run_id AND calls.state <> {CALL_OVER}
     AND calls.step = COALESCE(c.step, calls.step)
 )
-SELECT run_id, statement_timestamp(), CASE WHEN is_end THEN successor_run_id END,
-  {", ".join(f"ended_{name}" for name in _OF_ENDED)}
-FROM applied
+SELECT run_id, statement_timestamp(), CASE WHEN is_end THEN successor_run_id END, told FROM applied
 """
 
 # SQLite has no arrays: the batch goes through a temporary table of the connection, the statements are the same.
@@ -242,8 +254,8 @@ class Applied:
 
     at: datetime
     unblocked_run_id: str | None
-    # Of a run that has ended, its row as far as `ended_run` reads it, where it came with the answer.
-    told: Sequence[Any] | None = None
+    # Of a run that has ended, its row as JSON, where it came with the answer; `ended_run` reads it.
+    told: str | None = None
 
 
 def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[TransitionRow]) -> dict[str, Applied]:
@@ -275,18 +287,25 @@ def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[Tr
 
 def postgres_values(rows: Sequence[TransitionRow], seals: Seals) -> dict[str, Any]:
     """The parameters of `POSTGRES_BATCH`."""
-    columns = dict(zip(_NAMES, zip(*rows, strict=True), strict=False))
-    del columns["body"]
     bodies = [seals.seal(row.workspace_id, row.body) for row in rows]
-    columns["failure"] = tuple(_stored_failure(row, seals) for row in rows)
-    sizes = [len(body) for body in bodies]
+    failures = [_stored_failure(row, seals) for row in rows]
+    numbers: list[int] = []
+    at = 1  # SQL counts from 1.
+    for row, body in zip(rows, bodies, strict=True):
+        size = len(body)
+        wake_at = 0 if row.wake_at is None else to_micros(row.wake_at)
+        numbers += (row.epoch, row.seq, row.state, row.wait_reason, wake_at)
+        numbers += (int(row.is_end), int(row.has_output), row.steps)
+        numbers += row[_TOTALS]  # type: ignore[arg-type]
+        numbers += (at, size)
+        at += size
     closing = list(_closing(rows))
     return {
-        **{name: array(column) for name, column in columns.items()},
+        "run_id": array(row.run_id for row in rows),
+        "workspace_id": array(row.workspace_id for row in rows),
+        "numbers": array_of_numbers(numbers),
+        "failures": array(failures) if any(failures) else "{}",
         "bodies": b"".join(bodies),
-        # SQL counts from 1.
-        "body_at": array(accumulate(sizes[:-1], initial=1)),
-        "body_size": array(sizes),
         "closing_run_id": array(run_id for run_id, _, _ in closing),
         "closing_step": array(step for _, step, _ in closing),
         "closing_is_finished": array(is_finished for _, _, is_finished in closing),
@@ -295,19 +314,22 @@ def postgres_values(rows: Sequence[TransitionRow], seals: Seals) -> dict[str, An
 
 def applied_of(rows: Iterable[Sequence[Any]]) -> dict[str, Applied]:
     """What `POSTGRES_BATCH` did, by run."""
-    return {
-        run_id: Applied(at, unblocked, told if told[0] is not None else None) for run_id, at, unblocked, *told in rows
-    }
+    return {run_id: Applied(at, unblocked, told) for run_id, at, unblocked, told in rows}
 
 
-def ended_run(row: TransitionRow, told: Sequence[Any]) -> run_pb2.Run | None:
+def ended_run(row: TransitionRow, told: str) -> run_pb2.Run | None:
     """A run as its last transition left it, with its output; None where that is a body of its own, to be read first.
 
     Args:
         row: The transition.
         told: Of the run's row, see `Applied`.
     """
-    run = run_of(SimpleNamespace(**dict(zip(_OF_ENDED, told, strict=True)), failure=row.failure))
+    values = json.loads(told)
+    for name, value in values.items():
+        if name.endswith("_at") and value is not None:
+            values[name] = datetime.fromisoformat(value)
+    values["failure"] = row.failure
+    run = run_of(SimpleNamespace(**values))
     if row.has_output:
         event = run_pb2.Event.FromString(row.body)
         if has_blob(event):

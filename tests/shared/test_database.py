@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -143,6 +144,18 @@ async def test_a_statement_in_the_drivers_own_form_commits_by_itself_and_a_faile
             await writer.fetch(INSERT[db.dialect], {"id": 1, "name": "again"})
         await writer.fetch(INSERT[db.dialect], {"id": 2, "name": "two"})
         assert await db.read(names) == ["one", "two"]
+
+
+async def test_a_long_statement_in_the_drivers_own_form_names_a_parameter_twice_and_takes_bytes(
+    postgres: Database,
+) -> None:
+    statement: LiteralString = (
+        "SELECT CAST(%(name)s AS text), CAST(%(data)b AS bytea), CAST(%(name)s AS text) /* " + "long " * 1_000 + "*/"
+    )
+    async with postgres.writer(autocommit=True) as writer:
+        for name in ("50 %", "%(data)s"):
+            rows = await writer.fetch(statement, {"data": b"\x00\xff", "name": name, "unused": 1})
+            assert rows == [(name, b"\x00\xff", name)]
 
 
 async def test_a_single_statement_commits_by_itself(db: Database) -> None:
