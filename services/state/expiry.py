@@ -21,7 +21,7 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.errors import NotFound
 from services.shared.database import Database
 from services.shared.run_ends import EXPIRY, failure_of_open_call, told_of_open_call
-from services.state import journal
+from services.state import children, journal
 from services.state import tables as t
 from services.state.run_store import Written, end_blocked, leases_of, lock_in_chain
 from services.state.transition_batch import after_ends
@@ -52,8 +52,17 @@ def expire_run(connection: sa.Connection, db: Database, expired: ExpiredRun) -> 
     One run is one transaction: the feed's order within a run rests on a transaction beginning to write with the run's
     row.
     """
+    parent: sa.Row[Any] | None = None
     try:
-        row = lock_in_chain(connection, expired.workspace_id, expired.run_id)
+        row = journal.find_run(connection, expired.workspace_id, expired.run_id)
+        if row.parent_run_id is None:
+            row = lock_in_chain(connection, expired.workspace_id, expired.run_id)
+        else:
+            # A run that another one started stands in no chain.
+            locked = children.lock_run_with_parent(connection, expired.workspace_id, expired.run_id)
+            if locked is None:
+                return None
+            row, parent = locked
     except NotFound:
         return None
     now = db.now(connection)
@@ -69,10 +78,16 @@ def expire_run(connection: sa.Connection, db: Database, expired: ExpiredRun) -> 
         return Written(outside, row.run_id, leases_of(connection, row.run_id))
     if row.blocked:
         return Written(end_blocked(connection, db, row, reached, EXPIRED), row.run_id)
-    return _end(connection, db, row, [] if row.expiring else [reached])
+    return _end(connection, db, row, [] if row.expiring else [reached], parent)
 
 
-def _end(connection: sa.Connection, db: Database, row: sa.Row[Any], changes: list[run_pb2.Change]) -> Written:
+def _end(
+    connection: sa.Connection,
+    db: Database,
+    row: sa.Row[Any],
+    changes: list[run_pb2.Change],
+    parent: sa.Row[Any] | None,
+) -> Written:
     now = db.now(connection)
     leases = leases_of(connection, row.run_id)
     changes += _closed_questions(connection, row.run_id)
@@ -102,7 +117,9 @@ def _end(connection: sa.Connection, db: Database, row: sa.Row[Any], changes: lis
     )
     successor = row.successor_run_id
     after_ends(connection, now, [row.run_id], [successor] if successor is not None else [])
-    return Written(journal.Outside(outside.seq, None, became_ready=successor is not None), row.run_id, leases)
+    others = children.end_in_tree(connection, db, row, parent, children.End(EXPIRED))
+    outside = journal.Outside(outside.seq, None, became_ready=successor is not None)
+    return Written(outside, row.run_id, leases, others)
 
 
 def _closed_questions(connection: sa.Connection, run_id: str) -> list[run_pb2.Change]:

@@ -51,6 +51,7 @@ from services.state.operations import (
     refused,
 )
 from services.state.transition_batch import TransitionRow, ended_run
+from services.state.tree_ends import apply_end_in_tree
 
 MAX_BATCH = 512
 # With what they carry; one that is larger goes alone or last.
@@ -328,6 +329,10 @@ class _TransitionLane(_Lane[PendingTransition]):
             outcome = await self._transactional.run(apply_batch, self._db, batch)
         missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]
         diagnoses = await self._db.read(diagnose, missing) if missing else {}
+        for pending in missing:
+            if diagnoses[id(pending)] is None and pending.ends_in_tree:
+                # Order matters: before anything is answered. Where it fails, the whole batch is found to be committed.
+                diagnoses[id(pending)] = await self._end_in_tree(pending)
         crash_point("state.after_commit")
         again: list[PendingTransition] = []
         for index, pending in enumerate(batch):
@@ -341,6 +346,21 @@ class _TransitionLane(_Lane[PendingTransition]):
         # First in the queue: those of the same run that came later wait behind it.
         self._pending.extendleft(reversed(again))
         _tell(self._hub, outcome, is_repeated)
+
+    async def _end_in_tree(self, pending: PendingTransition) -> Committed | None:
+        """Ends a run that has a parent or children; None where its condition does not hold any more."""
+        end = await self._transactional.run(apply_end_in_tree, self._db, pending.row)
+        if end is None:
+            return None
+        crash_point("state.tree_end.after_commit")
+        for written in end.written:
+            if written.outside is not None:
+                self._hub.outside_event(written.run_id, written.outside)
+        if end.applied.unblocked_run_id is not None:
+            self._hub.runs_ready()
+        # Its children, if there are any left, are due for the sweep.
+        self._hub.wakes_at(end.applied.at)
+        return Committed(pending.row.seq, end.applied.at, end.applied.told)
 
     def _publish(self, row: TransitionRow, committed: Committed) -> None:
         if self._hub.is_watched(row.run_id):

@@ -131,7 +131,7 @@ def kept_from(connection: sa.Connection, policy: Policy) -> dict[str, str]:
     for name in names.scalars().all():
         first = connection.execute(
             sa.select(r.run_id)
-            .where(r.workspace_id == policy.workspace_id, r.agent == name)
+            .where(r.workspace_id == policy.workspace_id, r.agent == name, r.parent_run_id.is_(None))
             .order_by(r.run_id.desc())
             .offset(policy.keep_latest - 1)
             .limit(1)
@@ -245,7 +245,7 @@ def remove_runs(
         run_ids = [row.run_id for row in chosen]
         # Order matters: before the runs are deleted, as it reads when they ended.
         _close_the_gap(connection, workspace_id, by_session, run_ids)
-        for table in (t.approvals, t.calls, t.run_grants, t.runs):
+        for table in (t.approvals, t.calls, t.run_grants, t.children, t.runs):
             connection.execute(sa.delete(table).where(table.c.run_id.in_(run_ids)))
         f = t.blob_references.c
         hashes = connection.execute(

@@ -14,6 +14,7 @@ from services.state.invariant_list import Findings
 from services.state.invariant_rows import MOST, RUN_COLUMNS
 from services.state.journal import CALL_OVER
 from services.state.journal_check import JournalCheck
+from services.state.transitions import ENDED
 
 
 def sizes_of_journals(connection: sa.Connection, before: str, limit: int) -> list[tuple[str, int]]:
@@ -65,6 +66,7 @@ def look_at_journals(connection: sa.Connection, run_ids: list[str]) -> Findings:
             found.looked_at(name)
     _stored_questions(connection, found, checks)
     _open_calls(connection, found, checks)
+    _children(connection, found, checks)
     _stored_bodies(connection, found, rows, checks)
     return found
 
@@ -112,6 +114,18 @@ def _open_calls(connection: sa.Connection, found: Findings, checks: dict[str, Jo
     for row in connection.execute(query):
         if row.step in checks[row.run_id].finished_steps:
             found.broken("calls_are_closed", f"run {row.run_id}: the call of step {row.step}, which is over")
+
+
+def _children(connection: sa.Connection, found: Findings, checks: dict[str, JournalCheck]) -> None:
+    waited_for = {child: run_id for run_id, check in checks.items() for child in check.waits_for}
+    found.looked_at("children_are_told_of", len(waited_for))
+    r = t.runs.c
+    query = sa.select(r.run_id, r.state).where(r.run_id.in_(list(waited_for)))
+    states = {row.run_id: row.state for row in connection.execute(query)}
+    for child, run_id in waited_for.items():
+        if states.get(child) is None or states[child] in ENDED:
+            what = "which is not there" if child not in states else "which is over"
+            found.broken("children_are_told_of", f"run {run_id}: waits for the run {child}, {what}")
 
 
 def _stored_bodies(

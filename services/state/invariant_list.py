@@ -116,6 +116,13 @@ CHECKS: Final[tuple[Check, ...]] = (
         f"Workers execute what nobody waits for. {_REPORT}",
     ),
     Check(
+        "children_are_told_of",
+        "A run that another one started is known there as over exactly when it is; its parent, while it is unfinished, "
+        "waits for no run that is over or missing; and none goes on for long whose parent has ended.",
+        "A run waits for ever, or works for nobody: is a state process running, and does its log say sweep_failed? "
+        f"`holdfast cancel RUN` ends either. {_REPORT}",
+    ),
+    Check(
         "session_chains",
         "The runs of a session are numbered without doubles, each knows its neighbours, the session knows its last.",
         f"A conversation may be read in the wrong order, or not be gone on with. {_REPORT}",

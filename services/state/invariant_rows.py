@@ -41,6 +41,11 @@ def look_at_what_is_due(connection: sa.Connection, db: Database) -> Findings:
     found.looked_at("lifetimes_are_swept", _count(connection, mortal))
     expired = sa.select(r.run_id).where(t.IS_EXPIRING, r.expire_at < swept)
     _overdue(connection, found, "lifetimes_are_swept", expired, "run {}")
+    orphaned = sa.select(sa.func.count()).select_from(t.children).where(t.IS_ORPHANED)
+    found.looked_at("children_are_told_of", _count(connection, orphaned))
+    x = t.children.c
+    forgotten = sa.select(x.child_run_id).where(t.IS_ORPHANED, x.orphaned_at < swept)
+    _overdue(connection, found, "children_are_told_of", forgotten, "run {}: its parent has ended, and nobody stops it")
     for is_open, deadline, what in (
         (t.IS_QUEUED_CALL, c.start_deadline, "is not begun"),
         (t.IS_OFFERED_CALL, c.offer_expires_at, "is offered"),
@@ -110,7 +115,8 @@ def look_at_runs(connection: sa.Connection, after: str, page: int) -> tuple[Find
     _closed(found, runs, questions, calls)
     neighbours = _neighbours(connection, runs.values())
     executors = set(connection.execute(sa.select(t.executors.c.executor_id)).scalars())
-    expected = {row.run_id for row in (*questions, *calls)}
+    waited_for = _children(connection, found, runs, after, last)
+    expected = {row.run_id for row in (*questions, *calls)} | waited_for
     for run in runs.values():
         _look_at_run(found, run, neighbours, executors, expected)
     return found, len(runs), last
@@ -181,6 +187,36 @@ def _closed(found: Findings, runs: dict[str, Any], questions: Sequence[Any], cal
                 found.broken("events_have_a_run", f"run {row.run_id}: {what} of step {row.step}, and no row")
             elif run.state in ENDED:
                 found.broken(name, f"run {row.run_id}: {what} of step {row.step}, and the run has ended")
+
+
+def _children(connection: sa.Connection, found: Findings, runs: dict[str, Any], after: str, last: str) -> set[str]:
+    """Compares a range of runs with those that they started; returns which of them have one that is unfinished."""
+    c, r = t.children.c, t.runs.c
+    rows = connection.execute(
+        sa.select(c.run_id, c.child_run_id, c.is_over, c.orphaned_at, r.state, r.cancel_requested, r.expiring)
+        .join_from(t.children, t.runs, r.run_id == c.child_run_id, isouter=True)
+        .where(c.run_id > after, c.run_id <= last)
+    ).all()
+    found.looked_at("children_are_told_of", len(rows))
+    waited_for: set[str] = set()
+    for row in rows:
+        parent = runs.get(row.run_id)
+        what = ""
+        if parent is None:
+            found.broken("events_have_a_run", f"run {row.run_id}: a run that it started, and no row")
+        elif row.state is None:
+            # Of a tree that is being removed, some are gone before others.
+            what = "is not there" if parent.state not in ENDED and not row.is_over else ""
+        elif row.is_over != (row.state in ENDED):
+            what = f"is {'known' if row.is_over else 'not known'} to be over"
+        elif row.state not in ENDED and parent.state in ENDED:
+            is_asked = row.orphaned_at is not None or row.cancel_requested or row.expiring
+            what = "" if is_asked else "is not asked to end"
+        elif row.state not in ENDED:
+            waited_for.add(row.run_id)
+        if what:
+            found.broken("children_are_told_of", f"run {row.run_id}: it started {row.child_run_id}, which {what}")
+    return waited_for
 
 
 def _neighbours(connection: sa.Connection, runs: Iterable[Any]) -> dict[str, Any]:
@@ -261,7 +297,7 @@ def look_at_sessions(
         row[0]: (row[1], row[2], row[3])
         for row in connection.execute(
             sa.select(r.session_id, sa.func.count(), sa.func.count(sa.distinct(r.ordinal)), sa.func.max(r.ordinal))
-            .where(r.session_id.in_([row.session_id for row in rows]))
+            .where(r.session_id.in_([row.session_id for row in rows]), r.parent_run_id.is_(None))
             .group_by(r.session_id)
         )
     }

@@ -65,6 +65,8 @@ class JournalCheck:
         self._ended_as = 0
         self.steps = 0
         self.calls = 0
+        # By step.
+        self._waits_for: dict[int, str] = {}
         self.questions: dict[str, int] = {}
         """Stored questions, with their step."""
         self.finished_steps: set[int] = set()
@@ -114,6 +116,8 @@ class JournalCheck:
             self._failed.add(key)
         elif kind == "step_finished":
             self._finish(change.step_finished)
+        elif kind == "child_ended":
+            self._end_child(change.child_ended)
         elif kind == "approval_requested":
             approval = change.approval_requested.approval
             self.questions[approval.approval_id] = approval.step
@@ -130,6 +134,8 @@ class JournalCheck:
         self.steps = max(self.steps, step)
         if started.WhichOneof("intent") == "tool":
             self._call_of_step[step] = started.tool.call_id
+            if started.tool.child_run_id:
+                self._waits_for[step] = started.tool.child_run_id
 
     def _attempt(self, started: run_pb2.AttemptStarted) -> None:
         step, attempt = started.step, started.attempt
@@ -141,6 +147,20 @@ class JournalCheck:
         if attempt not in (last, last + 1):
             self._note("attempts_in_order", f"attempt {attempt} of step {step} comes after {last}")
         self._attempts[step] = max(attempt, last)
+        if started.child_run_id:
+            self._waits_for[step] = started.child_run_id
+
+    def _end_child(self, ended: run_pb2.ChildEnded) -> None:
+        if self._waits_for.pop(ended.step, "") != ended.child_run_id:
+            self._note("children_are_told_of", f"step {ended.step} is told of a run that it does not wait for")
+        if ended.HasField("output"):
+            self._refer(ended.output)
+
+    @property
+    def waits_for(self) -> set[str]:
+        """The runs that steps without a result wait for; none where the run has ended."""
+        open_steps = self._waits_for.keys() - self.finished_steps
+        return set() if self._run.state in ENDED else {self._waits_for[step] for step in open_steps}
 
     def _finish(self, finished: run_pb2.StepFinished) -> None:
         step = finished.step

@@ -145,6 +145,7 @@ class Glance:
         next_due: When there is something for the sweep; None when nothing is due at any time.
         has_lost_calls: There are workers' calls whose time is over.
         has_expired: There are runs whose time is over.
+        has_orphans: There are runs whose parents have ended, to be asked to end as well.
         newest: The newest transaction in the journal that is visible. 0 on SQLite, where all of them are made here.
         horizon: All transactions before this one are over.
     """
@@ -154,6 +155,7 @@ class Glance:
     next_due: datetime | None
     has_lost_calls: bool
     has_expired: bool
+    has_orphans: bool
     newest: int
     horizon: int
 
@@ -173,6 +175,7 @@ _DUE = {
         "(SELECT expire_at FROM runs WHERE expire_at IS NOT NULL AND "
         "(state IN (1, 3, 7) OR state = 2 AND NOT expiring) ORDER BY 1 LIMIT 1)"
     ),
+    "orphan": "(SELECT orphaned_at FROM children WHERE orphaned_at IS NOT NULL ORDER BY 1 LIMIT 1)",
     "start": "(SELECT start_deadline FROM calls WHERE state = 1 ORDER BY 1 LIMIT 1)",
     "offer": "(SELECT offer_expires_at FROM calls WHERE state = 2 ORDER BY 1 LIMIT 1)",
     "beat": "(SELECT beat_due_at FROM calls WHERE state = 3 ORDER BY 1 LIMIT 1)",
@@ -209,7 +212,10 @@ def glance(connection: sa.Connection, db: Database) -> Glance:
     next_due = min((due for name in _DUE if (due := getattr(row, name)) is not None), default=None)
     has_lost_calls = any(due is not None and due <= row.now for due in (row.start, row.beat))
     has_expired = row.expire is not None and row.expire <= row.now
-    return Glance(row.now, bool(row.has_ready), next_due, has_lost_calls, has_expired, row.newest, row.horizon)
+    has_orphans = row.orphan is not None
+    return Glance(
+        row.now, bool(row.has_ready), next_due, has_lost_calls, has_expired, has_orphans, row.newest, row.horizon
+    )
 
 
 # From the newest events to their runs, whatever is known of the tables' sizes when it is planned. The runs that are

@@ -26,6 +26,7 @@ from services.state.journal import (
     request_values,
     select_run,
 )
+from services.state.rows import NO_TREE
 from services.state.transitions import ENDED, QUEUED, RUNNING
 
 # Of runs that were stored: when, and whether the executor that asked for them drives them.
@@ -71,14 +72,15 @@ def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun)
             body=_sealed_body(connection, new, previous),
         )
     )
-    _put_grants(connection, [new])
+    put_grants(connection, [new])
     remember_request(connection, new.workspace_id, new.request_id, "StartRun", new.request_fingerprint, new.run_id, now)
     stored = select_run(connection, new.workspace_id, new.run_id)
     assert stored is not None
     return stored
 
 
-def _put_grants(connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]) -> None:
+def put_grants(connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]) -> None:
+    """Keeps the grants of new runs beside them."""
     granted = [new for new in batch if new.run_grant]
     if granted:
         connection.execute(
@@ -182,6 +184,10 @@ def created_body(new: journal_pb2.NewRun, previous: str | None) -> bytes:
         traceparent=new.traceparent,
         ttl=new.ttl if new.HasField("ttl") else None,
     )
+    if new.HasField("parent"):
+        parent = new.parent
+        created.parent_run_id, created.parent_step, created.parent_attempt = parent.run_id, parent.step, parent.attempt
+        created.root_run_id, created.depth, created.depth_limit = parent.root_run_id, parent.depth, parent.depth_limit
     return body_of([run_pb2.Change(run_created=created)])
 
 
@@ -212,7 +218,14 @@ def _join_session(connection: sa.Connection, new: journal_pb2.NewRun, now: datet
 
 
 # What the row of a new run has by default.
-_NOT_YET = {"failure": None, "ended_at": None, "wake_at": None, "pause_requested": False, "expiring": False}
+_NOT_YET = {
+    "failure": None,
+    "ended_at": None,
+    "wake_at": None,
+    "pause_requested": False,
+    "expiring": False,
+    **NO_TREE,
+}
 
 # Of a new run's row, what is the same for every run that begins a session. {now} is the time of the write.
 _NEW_RUN_CONSTANTS = {
@@ -394,7 +407,7 @@ def _insert_new_sessions(
                 for new in asked
             ],
         )
-    _put_grants(connection, batch)
+    put_grants(connection, batch)
 
 
 def known_among(connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]) -> set[str]:

@@ -81,6 +81,8 @@ class PendingTransition:
     size: int
     arrived: float = 0.0
     attempts: int = 0
+    # The end of a run that has a parent or children, which no batch applies; see `tree_ends`.
+    ends_in_tree: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -151,7 +153,9 @@ def apply_batch(connection: sa.Connection, db: Database, batch: Sequence[Pending
     ]
     if effects:
         store_effects(connection, applied[effects[0].run_id].at, effects)
-    return _outcome_of(batch, applied)
+    outcome = _outcome_of(batch, applied)
+    outcome.became_ready |= any(transition.children for transition in effects)
+    return outcome
 
 
 async def apply_plain_batch(writer: Writer, db: Database, batch: Sequence[PendingTransition]) -> Outcome:
@@ -220,8 +224,9 @@ def diagnose(
         elif run.epoch != row.epoch or run.state != run_pb2.RUN_STATE_RUNNING:
             found[id(pending)] = LeaseLost("the run is not driven under this epoch")
         elif run.last_seq == row.seq - 1 and pending.attempts < MAX_ATTEMPTS:
-            # The statement's snapshot was too old for it, see transition_batch.
+            # The statement's snapshot was too old for it, or it is not for a batch, see transition_batch.
             pending.attempts += 1
+            pending.ends_in_tree = row.is_end and run.root_run_id is not None
             found[id(pending)] = None
         else:
             found[id(pending)] = Conflict(f"the run's next event is {run.last_seq + 1}")

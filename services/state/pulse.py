@@ -15,8 +15,9 @@ from services.shared.clock import Clock
 from services.shared.crash_points import crash_point
 from services.shared.database import Database, Writer
 from services.shared.telemetry import get_logger
-from services.state import expiry, lease_store
+from services.state import children, expiry, lease_store
 from services.state.hub import Hub, wait_for
+from services.state.run_store import Written
 
 POSTGRES_SECONDS: Final = 0.25
 # Nobody else writes to the file: only time brings something.
@@ -155,20 +156,36 @@ class Pulse:
         expired = await self._db.read(expiry.expired_runs, self._db) if seen.has_expired else []
         for run in expired:
             await self._expire(run)
-        if len(expired) >= expiry.EXPIRED_LIMIT:
+        # Order matters: after the ends that were just written, so that what they leave behind is found here, too.
+        orphans = await self._db.read(children.orphans) if seen.has_orphans or expired else []
+        for orphan in orphans:
+            await self._cancel_orphan(orphan)
+        if len(expired) >= expiry.EXPIRED_LIMIT or len(orphans) >= children.ORPHANS_LIMIT:
             return 0.0
         if found.is_full or len(lost_calls) >= lease_store.LOST_CALLS_LIMIT:
             return 0.0
-        return LOCKED_SECONDS if found.is_empty and not lost_calls and not expired else SWEPT_SECONDS
+        is_idle = found.is_empty and not lost_calls and not expired and not orphans
+        return LOCKED_SECONDS if is_idle else SWEPT_SECONDS
+
+    async def _cancel_orphan(self, orphan: children.Orphan) -> None:
+        written = await self._db.write(children.cancel_orphan, self._db, orphan)
+        if written is not None:
+            log.info("orphan_cancelled", run_id=orphan.child_run_id)
+            self._tell(written)
 
     async def _expire(self, run: expiry.ExpiredRun) -> None:
         written = await self._db.write(expiry.expire_run, self._db, run)
         if written is not None and written.outside is not None:
             crash_point("state.expiry.after_commit")
             log.info("run_expired", run_id=run.run_id)
-            self._hub.outside_event(run.run_id, written.outside)
-            if written.leases:
-                self._hub.calls_cancelled(list(written.leases))
+            self._tell(written)
+
+    def _tell(self, written: Written) -> None:
+        for one in (written, *written.others):
+            if one.outside is not None:
+                self._hub.outside_event(one.run_id, one.outside)
+            if one.leases:
+                self._hub.calls_cancelled(list(one.leases))
 
     async def _notice_commits(self, seen: lease_store.Glance) -> None:
         """Tells followers and watchers of what other replicas committed."""

@@ -15,6 +15,10 @@ from services.state.turns import BATCH
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+# Of a run that stands alone, what its row says of a tree.
+NO_TREE: Final = {"parent_run_id": None, "parent_step": 0, "root_run_id": None, "depth": 0}
+
+
 def stamp(moment: datetime) -> Timestamp:
     """A moment as a protobuf timestamp."""
     result = Timestamp()
@@ -56,6 +60,9 @@ def run_of(row: Any) -> run_pb2.Run:
         _put(run.expire_time, row.expire_at)
     if row.wake_at is not None:
         _put(run.wake_time, row.wake_at)
+    if row.parent_run_id is not None:
+        run.parent_run_id, run.parent_step = row.parent_run_id, row.parent_step
+        run.root_run_id, run.depth = row.root_run_id, row.depth
     return run
 
 

@@ -82,6 +82,9 @@ class RunFilter:
     user_id: str = ""
     states: Sequence[int] = ()
     created_after: datetime | None = None
+    parent_run_id: str = ""
+    root_run_id: str = ""
+    include_children: bool = False
 
 
 def list_runs(
@@ -89,12 +92,19 @@ def list_runs(
 ) -> list[run_pb2.Run]:
     """Runs, newest first: their ids are time-ordered."""
     check_ids(workspace_id=workspace_id, before_run_id=before_run_id or workspace_id)
-    if only.session_id and not is_uuid(only.session_id):
+    ids = (only.session_id, only.parent_run_id, only.root_run_id)
+    if not all(is_uuid(asked) for asked in ids if asked):
         return []
     r = t.runs.c
     query = sa.select(t.runs).where(r.workspace_id == workspace_id)
     if before_run_id:
         query = query.where(r.run_id < before_run_id)
+    if only.parent_run_id:
+        query = query.where(r.run_id.in_(_children_of(t.children.c.run_id, only.parent_run_id)))
+    if only.root_run_id:
+        query = query.where(is_in_tree(r.run_id, workspace_id, only.root_run_id))
+    if not (only.parent_run_id or only.root_run_id or only.include_children):
+        query = query.where(r.parent_run_id.is_(None))
     if only.agent:
         query = query.where(r.agent == only.agent)
     if only.session_id:
@@ -108,6 +118,16 @@ def list_runs(
     return [run_of(row) for row in connection.execute(query.order_by(r.run_id.desc()).limit(limit))]
 
 
+def is_in_tree(run_id: sa.ColumnElement[Any], workspace_id: str, root_run_id: str) -> sa.ColumnElement[bool]:
+    """Whether a run is a root itself, or one of those below it."""
+    below = _children_of(t.children.c.root_run_id, root_run_id).where(t.children.c.workspace_id == workspace_id)
+    return sa.or_(run_id == root_run_id, run_id.in_(below))
+
+
+def _children_of(column: sa.ColumnElement[Any], run_id: str) -> sa.Select[tuple[str]]:
+    return sa.select(t.children.c.child_run_id).where(column == run_id)
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """What somebody outside changed, and whom to tell."""
@@ -115,6 +135,8 @@ class Written:
     outside: journal.Outside | None
     run_id: str
     leases: Sequence[str] = ()
+    # What it meant for other runs.
+    others: Sequence[Written] = ()
 
 
 def request_cancel(
@@ -287,6 +309,8 @@ def list_session_messages(
         .where(
             r.workspace_id == workspace_id,
             r.session_id == session_id,
+            # Runs that others started have no place in the conversation.
+            r.parent_run_id.is_(None),
             sa.or_(r.ordinal > after_ordinal, sa.and_(r.ordinal == after_ordinal, j.seq > after_seq)),
         )
         .order_by(r.ordinal, j.seq)
@@ -317,7 +341,8 @@ def _messages_of(event: run_pb2.Event) -> list[run_store_pb2.StoredSessionMessag
     found: list[run_store_pb2.StoredSessionMessage] = []
     for change in event.changes:
         stored = stored_message_of(change)
-        if stored is None:
+        # What a child answers becomes a message when its result is made of it.
+        if stored is None or change.WhichOneof("kind") == "child_ended":
             continue
         step = change.step_finished.step if change.WhichOneof("kind") == "step_finished" else 0
         found.append(
@@ -378,11 +403,17 @@ def get_approval(connection: sa.Connection, workspace_id: str, approval_id: str)
 
 
 def list_approvals(
-    connection: sa.Connection, workspace_id: str, limit: int, before: str, run_id: str, state: int
+    connection: sa.Connection,
+    workspace_id: str,
+    limit: int,
+    before: str,
+    run_id: str,
+    state: int,
+    root_run_id: str = "",
 ) -> list[run_pb2.Approval]:
     """Questions, newest first."""
     check_ids(workspace_id=workspace_id, before_approval_id=before or workspace_id)
-    if run_id and not is_uuid(run_id):
+    if not all(is_uuid(asked) for asked in (run_id, root_run_id) if asked):
         return []
     a = t.approvals.c
     query = sa.select(t.approvals).where(a.workspace_id == workspace_id)
@@ -390,6 +421,8 @@ def list_approvals(
         query = query.where(a.approval_id < before)
     if run_id:
         query = query.where(a.run_id == run_id)
+    if root_run_id:
+        query = query.where(is_in_tree(a.run_id, workspace_id, root_run_id))
     if state:
         query = query.where(a.state == state)
     return [approval_of(row) for row in connection.execute(query.order_by(a.approval_id.desc()).limit(limit))]

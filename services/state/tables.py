@@ -75,6 +75,13 @@ runs = sa.Table(
     sa.Column("expire_at", Timestamp()),
     # Its driver was told that its time is over. Where its executor is lost, the sweep ends it.
     sa.Column("expiring", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    # The run and step that started it; a run that a caller started has none.
+    sa.Column("parent_run_id", _id()),
+    sa.Column("parent_step", sa.Integer, nullable=False, server_default=sa.text("0")),
+    # The run at the top of its tree. Invariant: set exactly where the run has a parent or has ever had a child, so that
+    # its end is applied together with what it means for them (children.py).
+    sa.Column("root_run_id", _id()),
+    sa.Column("depth", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
     sa.Index("ix_runs_workspace_id_run_id", "workspace_id", "run_id"),
     sa.Index("ix_runs_session_id_ordinal", "session_id", "ordinal"),
     # What is claimed, in the order of claims; runs of agents with a limit apart, each agent a queue of its own, so that
@@ -229,6 +236,30 @@ run_grants = sa.Table(
     sa.Column("run_id", _id(), primary_key=True),
     sa.Column("workspace_id", _id(), nullable=False),
     sa.Column("run_grant", sa.Text, nullable=False),
+)
+
+# Who started whom, beside the run that started the other. A row stays as long as that run.
+children = sa.Table(
+    "children",
+    metadata,
+    sa.Column("run_id", _id(), primary_key=True),
+    sa.Column("child_run_id", _id(), primary_key=True),
+    sa.Column("workspace_id", _id(), nullable=False),
+    sa.Column("root_run_id", _id(), nullable=False),
+    # Of `run_id`.
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    # The child has ended, and `run_id` was told unless it had ended before.
+    sa.Column("is_over", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    # When `run_id` ended, while the child still has to be asked to end as well.
+    sa.Column("orphaned_at", Timestamp()),
+    sa.Index("ix_children_workspace_id_root_run_id", "workspace_id", "root_run_id", "child_run_id"),
+    sa.Index(
+        "ix_children_orphaned",
+        "orphaned_at",
+        postgresql_where=sa.text("orphaned_at IS NOT NULL"),
+        sqlite_where=sa.text("orphaned_at IS NOT NULL"),
+    ),
 )
 
 # One row for each attempt. A row outlives its call: a late report is recognised by it, and the next attempt is given
@@ -396,3 +427,4 @@ IS_QUEUED_CALL = sa.text("calls.state = 1")
 IS_OFFERED_CALL = sa.text("calls.state = 2")
 IS_STARTED_CALL = sa.text("calls.state = 3")
 IS_UNDELETED = sa.text("removed_runs.left_seq > 0")
+IS_ORPHANED = sa.text("children.orphaned_at IS NOT NULL")

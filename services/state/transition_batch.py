@@ -18,6 +18,7 @@ from services.shared.database import Database
 from services.shared.seals import Seals, seals_of
 from services.state import tables as t
 from services.state.arrays import array, array_of_numbers
+from services.state.children import insert_children
 from services.state.journal import CALL_OVER, CALL_QUEUED, TOTALS, add_usage, body_of, put_blobs, to_micros
 from services.state.rows import run_of
 from services.state.run_store import has_blob, put_output
@@ -64,7 +65,7 @@ def transition_row(transition: journal_pb2.Transition, kinds: Sequence[str]) -> 
     values: dict[str, Any] = {}
     steps = 0
     has_output = False
-    has_effects = bool(transition.blobs or transition.calls)
+    has_effects = bool(transition.blobs or transition.calls or transition.children)
     failed_steps: list[int] = []
     finished_steps: list[int] = []
     changes = transition.changes
@@ -156,8 +157,10 @@ UPDATE runs SET
   ended_at = CASE WHEN b.is_end THEN {{now}} END
 FROM {{batch}} AS b
 WHERE runs.run_id = b.run_id AND runs.workspace_id = b.workspace_id
-  AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state + 0 = {RUNNING}
+  AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state + 0 = {RUNNING}{{and_tree}}
 """
+# The end of a run that has a parent or children concerns more runs than its own: it is applied alone (tree_ends.py).
+_NO_END_IN_TREE = "\n  AND (NOT b.is_end OR runs.root_run_id IS NULL)"
 
 # On PostgreSQL the numbers of all rows are one array, as each array is to be made, sent and read. The bodies are one
 # value: an array of them would be written as text and read again, byte by byte, on both sides.
@@ -182,7 +185,7 @@ def _read_numbers() -> str:
 _IS_TOLD = "b.is_end AND runs.failure IS NOT DISTINCT FROM b.failure"
 
 # In the driver's own form: SQLAlchemy need not look at it, nor at its parameters, each time.
-POSTGRES_BATCH = f"""
+_POSTGRES_STATEMENT = f"""
 WITH b AS MATERIALIZED (
   SELECT run_id, workspace_id, failures[place] AS failure, {_read_numbers()}
   FROM (
@@ -192,7 +195,7 @@ WITH b AS MATERIALIZED (
       AS ids(run_id, workspace_id, place)
   ) AS sent
 ), applied AS (
-  {_UPDATE_RUNS.format(max="GREATEST", now="clock_timestamp()", batch="b")}
+  {_UPDATE_RUNS.format(max="GREATEST", now="clock_timestamp()", batch="b", and_tree="{and_tree}")}
   -- A successor that another replica stored while this statement waited for the row is not in its snapshot, and would
   -- never be unblocked: the end is applied by a statement that sees it.
   AND (NOT b.is_end OR runs.successor_run_id IS NULL
@@ -227,15 +230,19 @@ WITH b AS MATERIALIZED (
 )
 SELECT run_id, statement_timestamp(), CASE WHEN is_end THEN successor_run_id END, told FROM applied
 """
+POSTGRES_BATCH = _POSTGRES_STATEMENT.replace("{and_tree}", _NO_END_IN_TREE)
+_POSTGRES_END_IN_TREE = _POSTGRES_STATEMENT.replace("{and_tree}", "")
 
 # SQLite has no arrays: the batch goes through a temporary table of the connection, the statements are the same.
 _SQLITE_CREATE = f"CREATE TEMPORARY TABLE IF NOT EXISTS batch ({', '.join(name for name, _ in _COLUMNS)})"
 _SQLITE_FILL = f"INSERT INTO temp.batch VALUES ({', '.join('?' * len(_COLUMNS))})"
-_SQLITE_UPDATE = (
-    _UPDATE_RUNS.format(max="MAX", now=":now", batch="temp.batch")
+_SQLITE_STATEMENT = (
+    _UPDATE_RUNS.format(max="MAX", now=":now", batch="temp.batch", and_tree="{and_tree}")
     # The bare column: SQLite 3.40 answers `ended_at IS NOT NULL` with 1 here, whatever the column holds.
     + " RETURNING run_id, successor_run_id, ended_at"
 )
+_SQLITE_UPDATE = _SQLITE_STATEMENT.replace("{and_tree}", _NO_END_IN_TREE)
+_SQLITE_END_IN_TREE = _SQLITE_STATEMENT.replace("{and_tree}", "")
 _SQLITE_INSERT = (
     "INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body) "
     "SELECT run_id, seq, workspace_id, epoch, :now, body FROM temp.batch "
@@ -258,20 +265,28 @@ class Applied:
     told: str | None = None
 
 
-def apply_transitions(connection: sa.Connection, db: Database, rows: Sequence[TransitionRow]) -> dict[str, Applied]:
+def apply_transitions(
+    connection: sa.Connection, db: Database, rows: Sequence[TransitionRow], *, ends_in_tree: bool = False
+) -> dict[str, Applied]:
     """Applies those of the rows whose condition holds; at most one of a run may be in a batch.
+
+    Args:
+        rows: The transitions.
+        ends_in_tree: Also ends of runs that have a parent or children; the caller does what follows from them.
 
     Returns:
         What was applied, by run. A run that is missing here was not written to at all.
     """
     if db.dialect == "postgresql":
-        return applied_of(connection.exec_driver_sql(POSTGRES_BATCH, postgres_values(rows, db.seals)))
+        statement = _POSTGRES_END_IN_TREE if ends_in_tree else POSTGRES_BATCH
+        return applied_of(connection.exec_driver_sql(statement, postgres_values(rows, db.seals)))
     now = db.now(connection)
     micros = to_micros(now)
     connection.exec_driver_sql(_SQLITE_CREATE)
     connection.exec_driver_sql("DELETE FROM temp.batch")
     connection.exec_driver_sql(_SQLITE_FILL, [_sqlite_values(row, db.seals) for row in rows])
-    returned = connection.exec_driver_sql(_SQLITE_UPDATE, {"now": micros}).all()
+    update = _SQLITE_END_IN_TREE if ends_in_tree else _SQLITE_UPDATE
+    returned = connection.exec_driver_sql(update, {"now": micros}).all()
     updated = [(run, successor, ended_at is not None) for run, successor, ended_at in returned]
     connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps([run for run, _, _ in updated])})
     applied = {run: Applied(now, successor if is_end else None) for run, successor, is_end in updated}
@@ -371,7 +386,7 @@ def _sqlite_values(row: TransitionRow, seals: Seals) -> tuple[Any, ...]:
 
 
 def store_effects(connection: sa.Connection, now: datetime, transitions: Iterable[journal_pb2.Transition]) -> None:
-    """Stores what applied transitions carry beside their changes: bodies, questions, workers' calls."""
+    """Stores what applied transitions carry beside their changes: bodies, questions, workers' calls, children."""
     seals = seals_of(connection)
     for transition in transitions:
         put_blobs(connection, transition.workspace_id, transition.run_id, transition.blobs, now)
@@ -405,6 +420,8 @@ def store_effects(connection: sa.Connection, now: datetime, transitions: Iterabl
                 )
         for call in transition.calls:
             _put_call(connection, now, transition, call)
+        if transition.children:
+            insert_children(connection, now, transition)
 
 
 def _put_call(

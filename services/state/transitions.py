@@ -77,11 +77,15 @@ def check_transition(transition: journal_pb2.Transition) -> list[str]:
         raise _wrong("changes", f"a transition has at most {MAX_CHANGES} changes")
     last = len(transition.changes) - 1
     kinds: list[str] = []
+    # Runs that it starts, as its changes name them.
+    named: dict[str, tuple[int, int]] = {}
     for index, change in enumerate(transition.changes):
         kind = change.WhichOneof("kind")
         if kind is None or kind not in DRIVER_CHANGES:
             raise _wrong(f"changes[{index}]", f"a driver does not write {kind or 'an empty change'}")
         kinds.append(kind)
+        if child := _child_of(change, kind):
+            named[child[0]] = child[1:]
         if kind == "approval_requested" and not is_uuid(change.approval_requested.approval.approval_id):
             raise _wrong(f"changes[{index}].approval_requested.approval.approval_id", "must be a UUID")
         if kind == "approval_closed":
@@ -96,13 +100,54 @@ def check_transition(transition: journal_pb2.Transition) -> list[str]:
                 raise _wrong(f"changes[{index}].run_state_changed.state", "a driver makes a run wait, pause or end")
             if transition.calls and change.run_state_changed.state in ENDED:
                 raise _wrong("calls", "a run that ends has no calls to make")
+            if transition.children and change.run_state_changed.state in ENDED:
+                raise _wrong("children", "a run that ends starts no others")
     for index, call in enumerate(transition.calls):
         _check_call(f"calls[{index}]", call)
+    if named or transition.children:
+        _check_children(transition, named)
     check_blobs("transition.blobs", transition.blobs)
     return kinds
 
 
+def _child_of(change: run_pb2.Change, kind: str) -> tuple[str, int, int] | None:
+    """The run that a change says to start, with the step and the attempt that wait for it."""
+    if kind == "step_started" and change.step_started.kind == run_pb2.STEP_KIND_CHILD:
+        started = change.step_started
+        return (started.tool.child_run_id, started.step, 1) if started.tool.child_run_id else None
+    if kind == "attempt_started" and change.attempt_started.child_run_id:
+        attempt = change.attempt_started
+        return attempt.child_run_id, attempt.step, attempt.attempt
+    return None
+
+
+def _check_children(transition: journal_pb2.Transition, named: dict[str, tuple[int, int]]) -> None:
+    # Invariant: a step waits for a child exactly if that is stored with it.
+    for index, child in enumerate(transition.children):
+        field = f"children[{index}]"
+        check_run(child)
+        if child.workspace_id != transition.workspace_id or child.parent.run_id != transition.run_id:
+            raise _wrong(field, "a child is one of this run's")
+        if named.pop(child.run_id, None) != (child.parent.step, child.parent.attempt):
+            raise _wrong(field, "no change of this transition starts it")
+        if child.parent.depth < 1 or child.request_id or child.claim_for:
+            raise _wrong(field, "a child has a depth, and is nobody else's request")
+    if named:
+        raise _wrong("children", "a run that a change starts is missing")
+
+
 def check_new_run(new_run: journal_pb2.NewRun) -> None:
+    """Refuses a new run that could not be stored by itself.
+
+    Raises:
+        InvalidArgument: What is wrong with it.
+    """
+    if new_run.HasField("parent"):
+        raise InvalidArgument("a child is stored with the transition of its parent", field="new_run.parent")
+    check_run(new_run)
+
+
+def check_run(new_run: journal_pb2.NewRun) -> None:
     """Refuses a new run that could not be stored.
 
     Raises:

@@ -22,7 +22,7 @@ from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
 from services.shared.seals import NO_SEALS, Seals
-from services.state import call_store, claims, expiry, journal, lease_store, pauses, run_store
+from services.state import call_store, children, claims, expiry, journal, lease_store, pauses, run_store
 from services.state import tables as t
 from services.state.app import MIGRATIONS, SERVICE
 from services.state.group_commit import GroupCommit
@@ -140,6 +140,20 @@ class Held:
         """The next event, which only counts once `advance` says so."""
         values = {"epoch": self.epoch, "seq": self.last_seq + 1, **fields}
         return pb.Transition(workspace_id=self.workspace, run_id=self.run_id, changes=changes, **values)
+
+
+def calls_agent(step: int, child_run_id: str) -> run_pb2.Change:
+    intent = run_pb2.ToolIntent(
+        tool="research", call_id=f"c{step}", tool_kind="agent", idempotency_key="k", child_run_id=child_run_id
+    )
+    return run_pb2.Change(step_started=run_pb2.StepStarted(step=step, kind=run_pb2.STEP_KIND_CHILD, tool=intent))
+
+
+def child_of(parent: Held, step: int, attempt: int = 1, depth: int = 1, **fields: Any) -> pb.NewRun:
+    """A run that a step of another one starts."""
+    waiting = pb.ParentStep(run_id=parent.run_id, step=step, attempt=attempt, depth=depth, depth_limit=5)
+    values = {"session_id": parent.session_id, "agent": "researcher", "parent": waiting, **fields}
+    return new_run(parent.workspace, **values)
 
 
 @dataclass
@@ -298,6 +312,8 @@ class Store:
             await self.db.write(lease_store.lose_call, self.db, lost)
         for expired in await self.db.read(expiry.expired_runs, self.db):
             await self.db.write(expiry.expire_run, self.db, expired)
+        for orphan in await self.db.read(children.orphans):
+            await self.db.write(children.cancel_orphan, self.db, orphan)
         return found
 
 

@@ -29,6 +29,7 @@ from services.state.invariant_list import CHECKS, Finding
 from services.state.invariants import FeedCheck, Inspection
 from tests.state.served import replica
 from tests.state.support import (
+    CANCELLED,
     FUTURE,
     PAST,
     SUCCEEDED,
@@ -39,6 +40,8 @@ from tests.state.support import (
     attempt_failed,
     becomes,
     blob,
+    calls_agent,
+    child_of,
     emptied,
     finished,
     message_blob,
@@ -111,6 +114,15 @@ async def waiting_run(store: Store, *changes: run_pb2.Change, **fields: Any) -> 
     return run
 
 
+async def parent_of(store: Store) -> tuple[Held, str]:
+    """A run that waits for another one, which is ready."""
+    parent = await store.claimed()
+    child = child_of(parent, 1)
+    await store.advance(parent, calls_agent(1, child.run_id), children=[child])
+    await store.advance(parent, becomes(WAITING, wait_reason=run_pb2.WAIT_REASON_CHILD))
+    return parent, child.run_id
+
+
 @pytest.fixture(scope="module")
 def module_database(postgres_url: str) -> Iterator[str]:
     """A PostgreSQL database for all damage: the migrations take longer than most tests."""
@@ -166,6 +178,7 @@ async def test_a_healthy_database_has_no_violation(store: Store) -> None:
     await waiting_run(store, asks(1, new_uuid7()))
     await waiting_run(store, wait={"wake": FUTURE})
     await waiting_run(store, calls=[new_call(1)])
+    await parent_of(store)
     for _ in range(2):
         await store.create()
     # A time of its own, which is not over.
@@ -175,11 +188,11 @@ async def test_a_healthy_database_has_no_violation(store: Store) -> None:
     assert {name: finding.examples for name, finding in found.items() if finding.violations} == {}
     assert {name for name, finding in found.items() if finding.incomplete_because} == set()
     looked_at = {name: finding.examined for name, finding in found.items()}
-    assert looked_at["dense_sequences"] == 9
-    assert looked_at["a_way_forward"] == 7
+    assert looked_at["dense_sequences"] == 11
+    assert looked_at["a_way_forward"] == 9
     assert looked_at["bodies_are_there"] == looked_at["no_orphan_bodies"] == 1
-    assert looked_at["session_chains"] == 7
-    assert looked_at["feed_in_order"] == sum([len(await store.events(run)) for run in (ended, second, third)]) + 9
+    assert looked_at["session_chains"] == 8
+    assert looked_at["feed_in_order"] == sum([len(await store.events(run)) for run in (ended, second, third)]) + 13
     assert min(looked_at.values()) > 0, "every check has looked at something"
 
 
@@ -431,6 +444,40 @@ async def orphan(store: Store) -> None:
     await change(store, sa.insert(t.blobs).values(**old))
 
 
+async def nobody_stops_an_orphan(store: Store) -> None:
+    await _orphan(store, orphaned_at=None)
+
+
+async def orphan_overdue(store: Store) -> None:
+    await _orphan(store, orphaned_at=PAST)
+
+
+async def _orphan(store: Store, **values: Any) -> None:
+    parent = await store.claimed()
+    child = child_of(parent, 1)
+    await store.advance(parent, calls_agent(1, child.run_id), children=[child])
+    await store.advance(parent, finished(1), becomes(CANCELLED))
+    await change(store, sa.update(t.children).values(**values))
+
+
+async def child_lost(store: Store) -> None:
+    _, child = await parent_of(store)
+    await change(
+        store,
+        sa.delete(t.journal).where(t.journal.c.run_id == child),
+        sa.delete(t.runs).where(t.runs.c.run_id == child),
+    )
+
+
+async def parent_not_told(store: Store) -> None:
+    parent, child_run_id = await parent_of(store)
+    child = await store.take(Held(parent.workspace, child_run_id, parent.session_id))
+    await store.advance(child, becomes(CANCELLED))
+    event = (t.journal.c.run_id == parent.run_id) & (t.journal.c.seq == 4)
+    waits = {"state": WAITING, "last_seq": 3, "wait_reason": run_pb2.WAIT_REASON_CHILD}
+    await change(store, sa.delete(t.journal).where(event), sa.update(t.runs).where(of(parent)).values(waits))
+
+
 DAMAGE: dict[Callable[[Store], Any], set[str]] = {
     event_lost: {"dense_sequences", "feed_in_order", "attempts_in_order"},
     newest_event_lost: {"dense_sequences", "totals_add_up"},
@@ -460,6 +507,10 @@ DAMAGE: dict[Callable[[Store], Any], set[str]] = {
     question_of_an_ended_run: {"questions_are_open"},
     question_lost: {"questions_are_open"},
     call_of_an_ended_run: {"calls_are_closed", "calls_are_swept"},
+    nobody_stops_an_orphan: {"children_are_told_of"},
+    orphan_overdue: {"children_are_told_of"},
+    child_lost: {"children_are_told_of", "a_way_forward"},
+    parent_not_told: {"children_are_told_of", "a_way_forward"},
     doubled_ordinal: {"session_chains"},
     successor_of_another: {"session_chains"},
     body_lost: {"bodies_are_there"},

@@ -45,6 +45,9 @@ class RunStoreServicer(RunStoreServiceServicer):
             user_id=request.user_id,
             states=list(request.states),
             created_after=created_after,
+            parent_run_id=request.parent_run_id,
+            root_run_id=request.root_run_id,
+            include_children=request.include_children,
         )
         found = await self._db.read(
             run_store.list_runs, request.workspace_id, page_size(request) + 1, request.before_run_id, only
@@ -122,6 +125,7 @@ class RunStoreServicer(RunStoreServiceServicer):
             request.before_approval_id,
             request.run_id,
             request.state,
+            request.root_run_id,
         )
         approvals, has_more = page_of(found, request)
         return pb.ListApprovalsResponse(approvals=approvals, has_more=has_more)

@@ -51,12 +51,16 @@ class AgentSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., model: _Optional[_Union[ModelSpec, _Mapping]] = ..., instructions: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[ToolSpec, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ...) -> None: ...
 
 class RunLimits(_message.Message):
-    __slots__ = ("max_steps", "max_concurrent_runs")
+    __slots__ = ("max_steps", "max_concurrent_runs", "max_depth", "max_children")
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_CONCURRENT_RUNS_FIELD_NUMBER: _ClassVar[int]
+    MAX_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_CHILDREN_FIELD_NUMBER: _ClassVar[int]
     max_steps: int
     max_concurrent_runs: int
-    def __init__(self, max_steps: _Optional[int] = ..., max_concurrent_runs: _Optional[int] = ...) -> None: ...
+    max_depth: int
+    max_children: int
+    def __init__(self, max_steps: _Optional[int] = ..., max_concurrent_runs: _Optional[int] = ..., max_depth: _Optional[int] = ..., max_children: _Optional[int] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
     __slots__ = ("provider", "name", "connection", "parameters", "timeout", "retry", "script")
@@ -131,7 +135,7 @@ class RetryPolicy(_message.Message):
     def __init__(self, max_attempts: _Optional[int] = ..., initial_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., multiplier: _Optional[float] = ..., max_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ToolSpec(_message.Message):
-    __slots__ = ("name", "description", "input_schema", "output_schema", "effect", "in_doubt", "timeout", "start_timeout", "heartbeat_timeout", "retry", "max_output_bytes", "auth", "worker", "http", "builtin")
+    __slots__ = ("name", "description", "input_schema", "output_schema", "effect", "in_doubt", "timeout", "start_timeout", "heartbeat_timeout", "retry", "max_output_bytes", "auth", "worker", "http", "builtin", "agent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     INPUT_SCHEMA_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +151,7 @@ class ToolSpec(_message.Message):
     WORKER_FIELD_NUMBER: _ClassVar[int]
     HTTP_FIELD_NUMBER: _ClassVar[int]
     BUILTIN_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     input_schema: _struct_pb2.Struct
@@ -162,7 +167,8 @@ class ToolSpec(_message.Message):
     worker: WorkerTool
     http: HttpTool
     builtin: BuiltinTool
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., input_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., output_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., effect: _Optional[_Union[EffectClass, str]] = ..., in_doubt: _Optional[_Union[InDoubtPolicy, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry: _Optional[_Union[RetryPolicy, _Mapping]] = ..., max_output_bytes: _Optional[int] = ..., auth: _Optional[_Union[ToolAuth, _Mapping]] = ..., worker: _Optional[_Union[WorkerTool, _Mapping]] = ..., http: _Optional[_Union[HttpTool, _Mapping]] = ..., builtin: _Optional[_Union[BuiltinTool, _Mapping]] = ...) -> None: ...
+    agent: AgentTool
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., input_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., output_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., effect: _Optional[_Union[EffectClass, str]] = ..., in_doubt: _Optional[_Union[InDoubtPolicy, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry: _Optional[_Union[RetryPolicy, _Mapping]] = ..., max_output_bytes: _Optional[int] = ..., auth: _Optional[_Union[ToolAuth, _Mapping]] = ..., worker: _Optional[_Union[WorkerTool, _Mapping]] = ..., http: _Optional[_Union[HttpTool, _Mapping]] = ..., builtin: _Optional[_Union[BuiltinTool, _Mapping]] = ..., agent: _Optional[_Union[AgentTool, _Mapping]] = ...) -> None: ...
 
 class ToolAuth(_message.Message):
     __slots__ = ("connection", "scopes")
@@ -200,6 +206,14 @@ class BuiltinTool(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class AgentTool(_message.Message):
+    __slots__ = ("agent", "revision")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    revision: str
+    def __init__(self, agent: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class AgentRevision(_message.Message):
     __slots__ = ("revision", "agent", "spec", "create_time")

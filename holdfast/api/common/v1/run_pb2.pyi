@@ -40,6 +40,7 @@ class WaitReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WAIT_REASON_TOOL: _ClassVar[WaitReason]
     WAIT_REASON_TIMER: _ClassVar[WaitReason]
     WAIT_REASON_AUTH: _ClassVar[WaitReason]
+    WAIT_REASON_CHILD: _ClassVar[WaitReason]
 
 class StepKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -47,6 +48,7 @@ class StepKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STEP_KIND_MODEL: _ClassVar[StepKind]
     STEP_KIND_TOOL: _ClassVar[StepKind]
     STEP_KIND_WAIT: _ClassVar[StepKind]
+    STEP_KIND_CHILD: _ClassVar[StepKind]
 
 class StepState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -97,10 +99,12 @@ WAIT_REASON_IN_DOUBT: WaitReason
 WAIT_REASON_TOOL: WaitReason
 WAIT_REASON_TIMER: WaitReason
 WAIT_REASON_AUTH: WaitReason
+WAIT_REASON_CHILD: WaitReason
 STEP_KIND_UNSPECIFIED: StepKind
 STEP_KIND_MODEL: StepKind
 STEP_KIND_TOOL: StepKind
 STEP_KIND_WAIT: StepKind
+STEP_KIND_CHILD: StepKind
 STEP_STATE_UNSPECIFIED: StepState
 STEP_STATE_STARTED: StepState
 STEP_STATE_SUCCEEDED: StepState
@@ -123,7 +127,7 @@ IN_DOUBT_RESOLUTION_TELL_MODEL: InDoubtResolution
 IN_DOUBT_RESOLUTION_FAIL_RUN: InDoubtResolution
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested", "last_seq", "step_count", "usage", "failure", "output", "create_time", "update_time", "end_time", "wake_time", "previous_run_id", "priority", "pause_requested", "expire_time")
+    __slots__ = ("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested", "last_seq", "step_count", "usage", "failure", "output", "create_time", "update_time", "end_time", "wake_time", "previous_run_id", "priority", "pause_requested", "expire_time", "parent_run_id", "parent_step", "root_run_id", "depth")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +149,10 @@ class Run(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     PAUSE_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_STEP_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     session_id: str
     agent: str
@@ -166,7 +174,11 @@ class Run(_message.Message):
     priority: Priority
     pause_requested: bool
     expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., cancel_requested: bool = ..., last_seq: _Optional[int] = ..., step_count: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., pause_requested: bool = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    parent_run_id: str
+    parent_step: int
+    root_run_id: str
+    depth: int
+    def __init__(self, run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., cancel_requested: bool = ..., last_seq: _Optional[int] = ..., step_count: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ..., pause_requested: bool = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_run_id: _Optional[str] = ..., parent_step: _Optional[int] = ..., root_run_id: _Optional[str] = ..., depth: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("run_id", "seq", "time", "epoch", "changes")
@@ -183,7 +195,7 @@ class Event(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., seq: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., epoch: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("run_created", "run_claimed", "step_started", "attempt_started", "attempt_failed", "step_finished", "step_in_doubt", "run_state_changed", "cancel_requested", "approval_requested", "approval_decided", "approval_closed", "call_started", "late_result", "run_erased", "pause_requested", "resume_requested", "expiry_reached")
+    __slots__ = ("run_created", "run_claimed", "step_started", "attempt_started", "attempt_failed", "step_finished", "step_in_doubt", "run_state_changed", "cancel_requested", "approval_requested", "approval_decided", "approval_closed", "call_started", "late_result", "run_erased", "pause_requested", "resume_requested", "expiry_reached", "child_ended")
     RUN_CREATED_FIELD_NUMBER: _ClassVar[int]
     RUN_CLAIMED_FIELD_NUMBER: _ClassVar[int]
     STEP_STARTED_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +214,7 @@ class Change(_message.Message):
     PAUSE_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     RESUME_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     EXPIRY_REACHED_FIELD_NUMBER: _ClassVar[int]
+    CHILD_ENDED_FIELD_NUMBER: _ClassVar[int]
     run_created: RunCreated
     run_claimed: RunClaimed
     step_started: StepStarted
@@ -220,10 +233,11 @@ class Change(_message.Message):
     pause_requested: PauseRequested
     resume_requested: ResumeRequested
     expiry_reached: ExpiryReached
-    def __init__(self, run_created: _Optional[_Union[RunCreated, _Mapping]] = ..., run_claimed: _Optional[_Union[RunClaimed, _Mapping]] = ..., step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., attempt_failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., step_in_doubt: _Optional[_Union[StepInDoubt, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., cancel_requested: _Optional[_Union[CancelRequested, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_decided: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., approval_closed: _Optional[_Union[ApprovalClosed, _Mapping]] = ..., call_started: _Optional[_Union[CallStarted, _Mapping]] = ..., late_result: _Optional[_Union[LateResult, _Mapping]] = ..., run_erased: _Optional[_Union[RunErased, _Mapping]] = ..., pause_requested: _Optional[_Union[PauseRequested, _Mapping]] = ..., resume_requested: _Optional[_Union[ResumeRequested, _Mapping]] = ..., expiry_reached: _Optional[_Union[ExpiryReached, _Mapping]] = ...) -> None: ...
+    child_ended: ChildEnded
+    def __init__(self, run_created: _Optional[_Union[RunCreated, _Mapping]] = ..., run_claimed: _Optional[_Union[RunClaimed, _Mapping]] = ..., step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., attempt_failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., step_in_doubt: _Optional[_Union[StepInDoubt, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., cancel_requested: _Optional[_Union[CancelRequested, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_decided: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., approval_closed: _Optional[_Union[ApprovalClosed, _Mapping]] = ..., call_started: _Optional[_Union[CallStarted, _Mapping]] = ..., late_result: _Optional[_Union[LateResult, _Mapping]] = ..., run_erased: _Optional[_Union[RunErased, _Mapping]] = ..., pause_requested: _Optional[_Union[PauseRequested, _Mapping]] = ..., resume_requested: _Optional[_Union[ResumeRequested, _Mapping]] = ..., expiry_reached: _Optional[_Union[ExpiryReached, _Mapping]] = ..., child_ended: _Optional[_Union[ChildEnded, _Mapping]] = ...) -> None: ...
 
 class RunCreated(_message.Message):
-    __slots__ = ("session_id", "agent", "revision", "user_id", "input", "previous_run_id", "traceparent", "ttl")
+    __slots__ = ("session_id", "agent", "revision", "user_id", "input", "previous_run_id", "traceparent", "ttl", "parent_run_id", "parent_step", "parent_attempt", "root_run_id", "depth", "depth_limit")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +246,12 @@ class RunCreated(_message.Message):
     PREVIOUS_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_STEP_FIELD_NUMBER: _ClassVar[int]
+    PARENT_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_LIMIT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     agent: str
     revision: str
@@ -240,7 +260,13 @@ class RunCreated(_message.Message):
     previous_run_id: str
     traceparent: str
     ttl: _duration_pb2.Duration
-    def __init__(self, session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    parent_run_id: str
+    parent_step: int
+    parent_attempt: int
+    root_run_id: str
+    depth: int
+    depth_limit: int
+    def __init__(self, session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., parent_run_id: _Optional[str] = ..., parent_step: _Optional[int] = ..., parent_attempt: _Optional[int] = ..., root_run_id: _Optional[str] = ..., depth: _Optional[int] = ..., depth_limit: _Optional[int] = ...) -> None: ...
 
 class RunClaimed(_message.Message):
     __slots__ = ("executor_id", "epoch")
@@ -273,30 +299,34 @@ class ModelIntent(_message.Message):
     def __init__(self, provider: _Optional[str] = ..., model: _Optional[str] = ..., message_count: _Optional[int] = ...) -> None: ...
 
 class ToolIntent(_message.Message):
-    __slots__ = ("tool", "call_id", "effect", "idempotency_key", "tool_kind", "due_time")
+    __slots__ = ("tool", "call_id", "effect", "idempotency_key", "tool_kind", "due_time", "child_run_id")
     TOOL_FIELD_NUMBER: _ClassVar[int]
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     EFFECT_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     TOOL_KIND_FIELD_NUMBER: _ClassVar[int]
     DUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    CHILD_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     tool: str
     call_id: str
     effect: _agent_pb2.EffectClass
     idempotency_key: str
     tool_kind: str
     due_time: _timestamp_pb2.Timestamp
-    def __init__(self, tool: _Optional[str] = ..., call_id: _Optional[str] = ..., effect: _Optional[_Union[_agent_pb2.EffectClass, str]] = ..., idempotency_key: _Optional[str] = ..., tool_kind: _Optional[str] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    child_run_id: str
+    def __init__(self, tool: _Optional[str] = ..., call_id: _Optional[str] = ..., effect: _Optional[_Union[_agent_pb2.EffectClass, str]] = ..., idempotency_key: _Optional[str] = ..., tool_kind: _Optional[str] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., child_run_id: _Optional[str] = ...) -> None: ...
 
 class AttemptStarted(_message.Message):
-    __slots__ = ("step", "attempt", "not_before")
+    __slots__ = ("step", "attempt", "not_before", "child_run_id")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NOT_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    CHILD_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     step: int
     attempt: int
     not_before: _timestamp_pb2.Timestamp
-    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    child_run_id: str
+    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., child_run_id: _Optional[str] = ...) -> None: ...
 
 class AttemptFailed(_message.Message):
     __slots__ = ("step", "attempt", "failure", "sign_in")
@@ -389,6 +419,22 @@ class ExpiryReached(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     expire_time: _timestamp_pb2.Timestamp
     def __init__(self, expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ChildEnded(_message.Message):
+    __slots__ = ("step", "attempt", "child_run_id", "state", "failure", "output")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    CHILD_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    attempt: int
+    child_run_id: str
+    state: RunState
+    failure: _content_pb2.Failure
+    output: _content_pb2.StoredMessage
+    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., child_run_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ...) -> None: ...
 
 class Approval(_message.Message):
     __slots__ = ("approval_id", "run_id", "step", "kind", "state", "prompt", "answer_schema", "tool", "arguments_json", "create_time", "expire_time", "decide_time", "decision", "sign_in")

@@ -20,16 +20,18 @@ class GetApprovalResponse(_message.Message):
     def __init__(self, approval: _Optional[_Union[_run_pb2.Approval, _Mapping]] = ...) -> None: ...
 
 class ListApprovalsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "run_id", "state")
+    __slots__ = ("page_size", "page_token", "run_id", "state", "root_run_id")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
     run_id: str
     state: _run_pb2.ApprovalState
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., run_id: _Optional[str] = ..., state: _Optional[_Union[_run_pb2.ApprovalState, str]] = ...) -> None: ...
+    root_run_id: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., run_id: _Optional[str] = ..., state: _Optional[_Union[_run_pb2.ApprovalState, str]] = ..., root_run_id: _Optional[str] = ...) -> None: ...
 
 class ListApprovalsResponse(_message.Message):
     __slots__ = ("approvals", "next_page_token")

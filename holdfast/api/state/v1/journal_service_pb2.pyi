@@ -95,7 +95,7 @@ class Refused(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., retry_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Transition(_message.Message):
-    __slots__ = ("workspace_id", "run_id", "epoch", "seq", "changes", "blobs", "calls")
+    __slots__ = ("workspace_id", "run_id", "epoch", "seq", "changes", "blobs", "calls", "children")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,7 @@ class Transition(_message.Message):
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     run_id: str
     epoch: int
@@ -110,7 +111,8 @@ class Transition(_message.Message):
     changes: _containers.RepeatedCompositeFieldContainer[_run_pb2.Change]
     blobs: _containers.RepeatedCompositeFieldContainer[_content_pb2.Blob]
     calls: _containers.RepeatedCompositeFieldContainer[NewCall]
-    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[_run_pb2.Change, _Mapping]]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[NewCall, _Mapping]]] = ...) -> None: ...
+    children: _containers.RepeatedCompositeFieldContainer[NewRun]
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[_run_pb2.Change, _Mapping]]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[NewCall, _Mapping]]] = ..., children: _Optional[_Iterable[_Union[NewRun, _Mapping]]] = ...) -> None: ...
 
 class NewCall(_message.Message):
     __slots__ = ("step", "attempt", "tool", "arguments_json", "idempotency_key", "not_before", "start_deadline", "timeout", "heartbeat_timeout", "agent", "user_id", "revision", "last_heartbeat_details", "call_id")
@@ -145,7 +147,7 @@ class NewCall(_message.Message):
     def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., revision: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., call_id: _Optional[str] = ...) -> None: ...
 
 class NewRun(_message.Message):
-    __slots__ = ("workspace_id", "run_id", "session_id", "new_session_id", "agent", "revision", "user_id", "input", "blobs", "reject_when_busy", "request_id", "request_fingerprint", "traceparent", "lane", "agent_limit", "label", "claim_for", "run_grant", "ttl")
+    __slots__ = ("workspace_id", "run_id", "session_id", "new_session_id", "agent", "revision", "user_id", "input", "blobs", "reject_when_busy", "request_id", "request_fingerprint", "traceparent", "lane", "agent_limit", "label", "claim_for", "run_grant", "ttl", "parent")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +167,7 @@ class NewRun(_message.Message):
     CLAIM_FOR_FIELD_NUMBER: _ClassVar[int]
     RUN_GRANT_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     run_id: str
     session_id: str
@@ -184,7 +187,24 @@ class NewRun(_message.Message):
     claim_for: str
     run_grant: str
     ttl: _duration_pb2.Duration
-    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., new_session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., reject_when_busy: bool = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., agent_limit: _Optional[int] = ..., label: _Optional[str] = ..., claim_for: _Optional[str] = ..., run_grant: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    parent: ParentStep
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., new_session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., reject_when_busy: bool = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., agent_limit: _Optional[int] = ..., label: _Optional[str] = ..., claim_for: _Optional[str] = ..., run_grant: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., parent: _Optional[_Union[ParentStep, _Mapping]] = ...) -> None: ...
+
+class ParentStep(_message.Message):
+    __slots__ = ("run_id", "step", "attempt", "root_run_id", "depth", "depth_limit")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    step: int
+    attempt: int
+    root_run_id: str
+    depth: int
+    depth_limit: int
+    def __init__(self, run_id: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., root_run_id: _Optional[str] = ..., depth: _Optional[int] = ..., depth_limit: _Optional[int] = ...) -> None: ...
 
 class AppendRequest(_message.Message):
     __slots__ = ("transition",)

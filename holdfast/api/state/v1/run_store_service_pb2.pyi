@@ -38,7 +38,7 @@ class GetRunResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ...) -> None: ...
 
 class ListRunsRequest(_message.Message):
-    __slots__ = ("workspace_id", "page_size", "before_run_id", "agent", "session_id", "user_id", "states", "created_after")
+    __slots__ = ("workspace_id", "page_size", "before_run_id", "agent", "session_id", "user_id", "states", "created_after", "parent_run_id", "root_run_id", "include_children")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     BEFORE_RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,9 @@ class ListRunsRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     CREATED_AFTER_FIELD_NUMBER: _ClassVar[int]
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_CHILDREN_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     page_size: int
     before_run_id: str
@@ -55,7 +58,10 @@ class ListRunsRequest(_message.Message):
     user_id: str
     states: _containers.RepeatedScalarFieldContainer[_run_pb2.RunState]
     created_after: _timestamp_pb2.Timestamp
-    def __init__(self, workspace_id: _Optional[str] = ..., page_size: _Optional[int] = ..., before_run_id: _Optional[str] = ..., agent: _Optional[str] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., states: _Optional[_Iterable[_Union[_run_pb2.RunState, str]]] = ..., created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    parent_run_id: str
+    root_run_id: str
+    include_children: bool
+    def __init__(self, workspace_id: _Optional[str] = ..., page_size: _Optional[int] = ..., before_run_id: _Optional[str] = ..., agent: _Optional[str] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., states: _Optional[_Iterable[_Union[_run_pb2.RunState, str]]] = ..., created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_run_id: _Optional[str] = ..., root_run_id: _Optional[str] = ..., include_children: bool = ...) -> None: ...
 
 class ListRunsResponse(_message.Message):
     __slots__ = ("runs", "has_more")
@@ -232,18 +238,20 @@ class GetApprovalResponse(_message.Message):
     def __init__(self, approval: _Optional[_Union[_run_pb2.Approval, _Mapping]] = ...) -> None: ...
 
 class ListApprovalsRequest(_message.Message):
-    __slots__ = ("workspace_id", "page_size", "before_approval_id", "run_id", "state")
+    __slots__ = ("workspace_id", "page_size", "before_approval_id", "run_id", "state", "root_run_id")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     BEFORE_APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     page_size: int
     before_approval_id: str
     run_id: str
     state: _run_pb2.ApprovalState
-    def __init__(self, workspace_id: _Optional[str] = ..., page_size: _Optional[int] = ..., before_approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., state: _Optional[_Union[_run_pb2.ApprovalState, str]] = ...) -> None: ...
+    root_run_id: str
+    def __init__(self, workspace_id: _Optional[str] = ..., page_size: _Optional[int] = ..., before_approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., state: _Optional[_Union[_run_pb2.ApprovalState, str]] = ..., root_run_id: _Optional[str] = ...) -> None: ...
 
 class ListApprovalsResponse(_message.Message):
     __slots__ = ("approvals", "has_more")
