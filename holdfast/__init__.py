@@ -6,12 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holdfast.agent import Agent, Limits, http_tool
+    from holdfast.agent import Agent, Budget, Limits, http_tool
     from holdfast.agent_files import load_agents
     from holdfast.client import Client
     from holdfast.credential import Credential
     from holdfast.errors import HoldfastError
-    from holdfast.runs import RunCancelled, RunError, RunEvent, RunExpired, RunFailed, RunHandle, TextDelta
+    from holdfast.runs import (
+        RunBudgetExceeded,
+        RunCancelled,
+        RunError,
+        RunEvent,
+        RunExpired,
+        RunFailed,
+        RunHandle,
+        TextDelta,
+    )
     from holdfast.sync import SyncClient
     from holdfast.tool import SignInNeeded, Tool, ToolContext, ToolError, tool
     from holdfast.version import __version__
@@ -19,10 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
+    "Budget",
     "Client",
     "Credential",
     "HoldfastError",
     "Limits",
+    "RunBudgetExceeded",
     "RunCancelled",
     "RunError",
     "RunEvent",
@@ -46,10 +57,12 @@ __all__ = [
 # defines tools does not need to spend.
 _HOMES = {
     "Agent": "holdfast.agent",
+    "Budget": "holdfast.agent",
     "Client": "holdfast.client",
     "Credential": "holdfast.credential",
     "HoldfastError": "holdfast.errors",
     "Limits": "holdfast.agent",
+    "RunBudgetExceeded": "holdfast.runs",
     "RunCancelled": "holdfast.runs",
     "RunError": "holdfast.runs",
     "RunEvent": "holdfast.runs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from holdfast.api.common.v1 import agent_pb2
@@ -21,16 +22,51 @@ AnyTool: TypeAlias = "Tool[Any, Any] | agent_pb2.ToolSpec | str | Callable[..., 
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What a run may use of models and tools; a call that would not fit is not made. 0 is no limit.
+
+    Attributes:
+        max_cost_usd: Price of all model calls in US dollars, such as 0.25.
+        max_input_tokens: Tokens sent, in all model calls together.
+        max_output_tokens: Tokens received. This, the cost and the total need the model's `max_output_tokens`.
+        max_total_tokens: Tokens sent and received.
+        max_model_calls: Calls of the model.
+        max_tool_calls: Calls of tools, waits among them.
+    """
+
+    max_cost_usd: float | Decimal = 0
+    max_input_tokens: int = 0
+    max_output_tokens: int = 0
+    max_total_tokens: int = 0
+    max_model_calls: int = 0
+    max_tool_calls: int = 0
+
+    def message(self) -> agent_pb2.Budget:
+        """Returns the same as the contract's message."""
+        return agent_pb2.Budget(
+            # Through its text: a float such as 0.1 means the tenth that it is written as.
+            max_cost_usd_nanos=int(Decimal(str(self.max_cost_usd)) * 1_000_000_000),
+            max_input_tokens=self.max_input_tokens,
+            max_output_tokens=self.max_output_tokens,
+            max_total_tokens=self.max_total_tokens,
+            max_model_calls=self.max_model_calls,
+            max_tool_calls=self.max_tool_calls,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What the agent's runs may use at most.
 
     Attributes:
         max_steps: Model calls, tool calls and waits of one run together; 0 leaves it to the runtime (100).
         max_concurrent_runs: How many runs of the agent may be driven at once in the workspace; 0 is no limit.
+        budget: What a run may use of models and tools.
     """
 
     max_steps: int = 0
     max_concurrent_runs: int = 0
+    budget: Budget | Mapping[str, Any] | None = None
 
 
 class Agent:
@@ -64,7 +100,7 @@ class Agent:
         model: str | agent_pb2.ModelSpec,
         instructions: str = "",
         tools: Iterable[AnyTool] = (),
-        limits: Limits | Mapping[str, int] | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
         description: str = "",
     ) -> None:
         self.tools: tuple[AnyTool, ...] = tuple(tools)
@@ -80,6 +116,9 @@ class Agent:
             given = limits if isinstance(limits, Limits) else Limits(**limits)
             self.spec.limits.max_steps = given.max_steps
             self.spec.limits.max_concurrent_runs = given.max_concurrent_runs
+            if given.budget is not None:
+                budget = given.budget if isinstance(given.budget, Budget) else Budget(**given.budget)
+                self.spec.limits.budget.CopyFrom(budget.message())
         check_spec(self.spec)
 
     @classmethod

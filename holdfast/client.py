@@ -7,7 +7,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from holdfast.agent import Agent
+from holdfast.agent import Agent, Budget
 from holdfast.api.auth.v1 import workspace_service_pb2
 from holdfast.api.auth.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from holdfast.api.common.v1 import agent_pb2, run_pb2
@@ -147,6 +147,7 @@ class Client:
         reject_when_busy: bool = False,
         priority: Priority = "interactive",
         ttl: timedelta | float | None = None,
+        budget: Budget | None = None,
         request_id: str | None = None,
     ) -> RunHandle:
         """Starts a run. When this returns, the run is stored and goes on without the caller.
@@ -161,6 +162,7 @@ class Client:
             priority: `batch` lets the workspace's other runs go first.
             ttl: How long it may take in all, in seconds where it is a number; what has not ended by then ends EXPIRED.
                 Not limited when not given.
+            budget: What it may use; for each limit no more than the agent's own, which holds where none is given.
             request_id: The same id with the same content is the same run. A new one when not given, so that the
                 retries inside this call start one run.
         """
@@ -173,6 +175,7 @@ class Client:
             reject_when_busy=reject_when_busy,
             priority=priority,
             ttl=ttl,
+            budget=budget,
             request_id=request_id,
         )
 

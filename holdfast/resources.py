@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, cast
 
-from holdfast.agent import Agent
+from holdfast.agent import Agent, Budget
 from holdfast.api.auth.v1 import api_key_service_pb2
 from holdfast.api.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from holdfast.api.common.v1 import agent_pb2, run_pb2
@@ -114,6 +114,7 @@ class Runs:
         reject_when_busy: bool = False,
         priority: Priority = "interactive",
         ttl: timedelta | float | None = None,
+        budget: Budget | None = None,
         request_id: str | None = None,
     ) -> RunHandle:
         """As `Client.start`."""
@@ -133,6 +134,8 @@ class Runs:
         )
         if ttl is not None:
             request.ttl.FromTimedelta(ttl if isinstance(ttl, timedelta) else timedelta(seconds=ttl))
+        if budget is not None:
+            request.budget.CopyFrom(budget.message())
         response = await self._transport.call("executor", self._stub.StartRun, request)
         return RunHandle(self._transport, response.run)
 

@@ -26,6 +26,7 @@ ENDED: Final = frozenset(
         run_pb2.RUN_STATE_FAILED,
         run_pb2.RUN_STATE_CANCELLED,
         run_pb2.RUN_STATE_EXPIRED,
+        run_pb2.RUN_STATE_BUDGET_EXCEEDED,
     }
 )
 """States after which nothing of a run changes."""
@@ -76,6 +77,18 @@ class RunExpired(RunError):
 
     def __init__(self, run: run_pb2.Run) -> None:
         super().__init__(f"run {run.run_id} expired: it had not ended by {run.expire_time.ToJsonString()}", run)
+
+
+class RunBudgetExceeded(RunError):
+    """A run ended because its next call would have exceeded its budget.
+
+    Attributes:
+        failure: Names the limit, what is used of it, and what the call would have needed.
+    """
+
+    def __init__(self, run: run_pb2.Run) -> None:
+        self.failure: content_pb2.Failure = run.failure
+        super().__init__(f"run {run.run_id} stopped: {run.failure.message}", run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +175,12 @@ class RunHandle:
         self.run = response.run
         return self.run
 
+    async def budget(self) -> list[run_pb2.BudgetLine]:
+        """Returns what of the run's budget is used, reserved and left: one line for each limit, none without limits."""
+        request = run_service_pb2.GetRunBudgetRequest(run_id=self.id)
+        response = await self._transport.call("executor", self._stub.GetRunBudget, request)
+        return list(response.lines)
+
     async def cancel(self, reason: str = "") -> run_pb2.Run:
         """Asks to stop the run; it ends at its next safe point.
 
@@ -220,6 +239,8 @@ class RunHandle:
             raise RunCancelled(run)
         if run.state == run_pb2.RUN_STATE_EXPIRED:
             raise RunExpired(run)
+        if run.state == run_pb2.RUN_STATE_BUDGET_EXCEEDED:
+            raise RunBudgetExceeded(run)
         return text_of(run.output)
 
     async def wait(self) -> run_pb2.Run:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from holdfast.agent import Agent
+from holdfast.agent import Agent, Budget
 from holdfast.api.auth.v1 import workspace_service_pb2
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.client import Client
@@ -87,6 +87,10 @@ class SyncRunHandle:
     def get(self) -> run_pb2.Run:
         """As `RunHandle.get`."""
         return self._loop.call(self._handle.get())
+
+    def budget(self) -> list[run_pb2.BudgetLine]:
+        """As `RunHandle.budget`."""
+        return self._loop.call(self._handle.budget())
 
     def cancel(self, reason: str = "") -> run_pb2.Run:
         """As `RunHandle.cancel`."""
@@ -177,6 +181,7 @@ class SyncClient:
         reject_when_busy: bool = False,
         priority: Priority = "interactive",
         ttl: timedelta | float | None = None,
+        budget: Budget | None = None,
         request_id: str | None = None,
     ) -> SyncRunHandle:
         """As `Client.start`."""
@@ -190,6 +195,7 @@ class SyncClient:
                 reject_when_busy=reject_when_busy,
                 priority=priority,
                 ttl=ttl,
+                budget=budget,
                 request_id=request_id,
             )
         )

@@ -90,6 +90,7 @@ const ENDED = new Set([
   "RUN_STATE_FAILED",
   "RUN_STATE_CANCELLED",
   "RUN_STATE_EXPIRED",
+  "RUN_STATE_BUDGET_EXCEEDED",
 ]);
 
 // The stable reason of a refused call (google.rpc.ErrorInfo), or undefined: docs/errors.md lists them.

@@ -36,6 +36,7 @@ class ExitCode(enum.IntEnum):
     RUN_CANCELLED = 4
     RUN_WAITING = 5
     RUN_EXPIRED = 6
+    RUN_BUDGET_EXCEEDED = 7
     UNAVAILABLE = 69
     PERMISSION = 77
     INTERRUPTED = 130
@@ -43,7 +44,8 @@ class ExitCode(enum.IntEnum):
 
 EPILOG: Final = (
     "Exit codes: 0 ok, 1 error, 2 usage, 3 run failed, 4 run cancelled, 5 run waits for a person or is paused "
-    "(--no-wait), 6 run expired, 69 service unavailable, 77 not permitted, 130 interrupted. Every command takes --json."
+    "(--no-wait), 6 run expired, 7 run stopped by its budget, 69 service unavailable, 77 not permitted, "
+    "130 interrupted. Every command takes --json."
 )
 
 STATE_STYLES: Final[Mapping[str, str]] = {
@@ -63,6 +65,7 @@ STATE_STYLES: Final[Mapping[str, str]] = {
     "DISABLED": "dim",
     "REVOKED": "red",
     "EXPIRED": "yellow",
+    "BUDGET_EXCEEDED": "yellow",
     "IN_DOUBT": "magenta",
 }
 

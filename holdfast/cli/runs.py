@@ -8,11 +8,13 @@ import signal
 import sys
 from contextlib import aclosing, suppress
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from holdfast.agent import Budget
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1 import run_service_pb2
 from holdfast.cli.app import JsonOption, LimitOption, app, group, read_text, take, with_client
@@ -32,6 +34,7 @@ _EXIT_CODES = {
     run_pb2.RUN_STATE_FAILED: ExitCode.RUN_FAILED,
     run_pb2.RUN_STATE_CANCELLED: ExitCode.RUN_CANCELLED,
     run_pb2.RUN_STATE_EXPIRED: ExitCode.RUN_EXPIRED,
+    run_pb2.RUN_STATE_BUDGET_EXCEEDED: ExitCode.RUN_BUDGET_EXCEEDED,
 }
 
 
@@ -49,6 +52,12 @@ def run(
     ttl: Annotated[
         str, typer.Option(metavar="TIME", help="End it EXPIRED unless it has ended by then: 90s, 30m, 12h, 7d.")
     ] = "",
+    max_cost: Annotated[
+        str, typer.Option(metavar="USD", help="Stop it before its model calls cost more, such as 0.25.")
+    ] = "",
+    max_tokens: Annotated[int, typer.Option(min=0, help="Stop it before it sends and receives more tokens.")] = 0,
+    max_model_calls: Annotated[int, typer.Option(min=0, help="Stop it before it calls the model more often.")] = 0,
+    max_tool_calls: Annotated[int, typer.Option(min=0, help="Stop it before it calls more tools.")] = 0,
     request_id: Annotated[
         str, typer.Option(help="The same id with the same content is the same run, however often it is sent.")
     ] = "",
@@ -59,6 +68,12 @@ def run(
     """Start a run and follow it. Ctrl-C leaves it running; `holdfast cancel` stops it."""
     asked = read_text(text)
     limit = _ttl(ttl) if ttl else None
+    budget = Budget(
+        max_cost_usd=_dollars(max_cost) if max_cost else 0,
+        max_total_tokens=max_tokens,
+        max_model_calls=max_model_calls,
+        max_tool_calls=max_tool_calls,
+    )
 
     async def start(client: Client) -> int:
         handle = await client.start(
@@ -70,6 +85,7 @@ def run(
             reject_when_busy=reject_when_busy,
             priority="batch" if batch else "interactive",
             ttl=limit,
+            budget=budget if budget != Budget() else None,
             request_id=request_id or None,
         )
         if detach:
@@ -93,6 +109,13 @@ def _ttl(text: str) -> timedelta:
     if match is None:
         raise typer.BadParameter(f"{text!r} is no time such as 90s, 30m, 12h or 7d", param_hint="--ttl")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _dollars(text: str) -> Decimal:
+    match = re.fullmatch(r"\$?(\d{1,7}(?:\.\d{1,9})?)", text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no amount of dollars such as 0.25", param_hint="--max-cost")
+    return Decimal(match[1])
 
 
 @app.command()
@@ -197,7 +220,8 @@ def list_runs(
     state: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only runs in this state: queued, running, waiting, paused, succeeded, failed, cancelled, expired."
+            help="Only runs in this state: queued, running, waiting, paused, succeeded, failed, cancelled, expired, "
+            "budget_exceeded."
         ),
     ] = None,
     session: Annotated[str, typer.Option(help="Only runs of this conversation.")] = "",
@@ -257,6 +281,43 @@ def _why(item: run_pb2.Run) -> str:
     if item.state in ENDED or item.state == run_pb2.RUN_STATE_PAUSED:
         return ""
     return "cancelling" if item.cancel_requested else "pausing" if item.pause_requested else ""
+
+
+@runs.command()
+def get(run_id: RunArgument, as_json: JsonOption = False) -> None:
+    """Show a run, and what of its budget is used, reserved and left."""
+
+    async def look(client: Client) -> tuple[run_pb2.Run, list[run_pb2.BudgetLine]]:
+        handle = await client.run(run_id)
+        return handle.run, await handle.budget()
+
+    found, lines = with_client(look)
+    if as_json:
+        print_json({"run": found, "budget": lines})
+        return
+    why = _why(found)
+    say(Text.assemble((f"run {found.run_id} ", "bold"), state_text(state_name(found.state)), f" {why}" if why else ""))
+    say(f"{found.agent} · {summary(found)} · began {age(found.create_time)} ago")
+    if found.HasField("failure"):
+        say(f"{found.failure.message} ({found.failure.reason})", style="red")
+    if found.HasField("output"):
+        say(text_of(found.output))
+    if lines:
+        print_table(
+            ("budget", "limit", "used", "reserved", "left"),
+            (
+                (
+                    line.limit.removeprefix("max_"),
+                    *(_amount(line, of) for of in (line.max, line.used, line.reserved, line.left)),
+                )
+                for line in lines
+            ),
+            empty="",
+        )
+
+
+def _amount(line: run_pb2.BudgetLine, amount: int) -> str:
+    return cost(amount) if line.limit == "max_cost_usd_nanos" else f"{amount:,}"
 
 
 @runs.command()

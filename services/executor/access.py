@@ -43,6 +43,7 @@ ACCESS: Final[Mapping[str, Access]] = {
             "StartRuns": Access(scope="runs:write", traced=False),
             "WaitRun": Access(scope="runs:read", long_poll=True, traced=False),
             "GetRun": _RUNS_READ,
+            "GetRunBudget": _RUNS_READ,
             "ListRuns": _RUNS_READ,
             "WatchRun": Access(scope="runs:read", traced=False),
             "CancelRun": _RUNS_WRITE,

@@ -18,6 +18,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.errors import FieldViolation, InvalidArgument, Reason
+from services.executor.budget_rules import budget_problems
 from services.executor.tools.builtin import BUILTINS
 from services.executor.tools.http import METHODS
 from services.executor.tools.schema import canonical_json, schema_problems, struct_to_dict
@@ -146,6 +147,8 @@ class _Validation:
             self._add("limits.max_steps", f"expected 0 (which means 100) to {MAX_STEPS_LIMIT}")
         if not 0 <= spec.limits.max_concurrent_runs <= MAX_CONCURRENT_RUNS_LIMIT:
             self._add("limits.max_concurrent_runs", f"expected 0 (no limit) to {MAX_CONCURRENT_RUNS_LIMIT}")
+        for path, problem in budget_problems(spec):
+            self._add(path, problem)
         return self._found
 
     # --- the model ----------------------------------------------------------------------------------------------

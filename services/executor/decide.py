@@ -3,7 +3,7 @@ what is passed in; each decision is folded into the view at once, so that what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -14,12 +14,14 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.ids import new_uuid7
 from services.executor import retries
+from services.executor.budgets import BudgetGuard, exceeded_failure, price_unknown_failure
 from services.executor.idempotency import idempotency_key
 from services.executor.journal_view import RunView, StepView, to_datetime, to_timestamp
 from services.executor.tools.builtin import due_time_of, effective_tools, question_of
 from services.executor.tools.output import settle_failure, settle_result, shorten
 from services.executor.tools.schema import ArgumentsRefused, canonical_json, check_arguments
-from services.shared.run_ends import CANCEL, EXPIRY, Ending, failure_of_open_call
+from services.shared.run_budgets import Shortfall
+from services.shared.run_ends import BUDGET, CANCEL, EXPIRY, Ending, failure_of_open_call
 
 DEFAULT_MAX_STEPS = 100
 DEFAULT_TOOL_TIMEOUT = timedelta(seconds=60)
@@ -85,6 +87,7 @@ class Planner:
         spec: The agent's definition.
         epoch: The lease.
         executor_id: Who drives.
+        prior: The messages of the session's earlier runs.
         new_id: Makes ids of questions.
     """
 
@@ -96,7 +99,7 @@ class Planner:
         run_id: str,
         epoch: int,
         executor_id: str,
-        prior_messages: int = 0,
+        prior: Sequence[content_pb2.Message] = (),
         new_id: Callable[[], str] = new_uuid7,
     ) -> None:
         self._view = view
@@ -105,7 +108,9 @@ class Planner:
         self._run_id = run_id
         self._epoch = epoch
         self._executor_id = executor_id
-        self._prior_messages = prior_messages
+        self._prior_messages = len(prior)
+        self._budget = BudgetGuard(view.ledger, spec, self._tools.values(), prior) if view.ledger is not None else None
+        self._is_over_budget = False
         self._new_id = new_id
         self._plan = Plan()
 
@@ -214,7 +219,7 @@ class Planner:
             if self._succeed_if_answered():
                 return
         if not view.open_steps and (turn is None or turn.is_answered) and not view.has_ended():
-            self._begin_model_step()
+            self._begin_model_step(now)
 
     def _succeed_if_answered(self) -> bool:
         """The model's answer ends the run, in the transition that holds it; nothing is begun by that."""
@@ -224,7 +229,7 @@ class Planner:
         self._end(run_pb2.RUN_STATE_SUCCEEDED)
         return True
 
-    def _begin_model_step(self) -> None:
+    def _begin_model_step(self, now: datetime) -> None:
         if not self._has_room_for(1):
             self._fail(_max_steps_failure(self._max_steps))
             return
@@ -236,6 +241,16 @@ class Planner:
         intent = started.model
         intent.provider, intent.model = self._spec.model.provider, self._spec.model.name
         intent.message_count = self._prior_messages + view.message_count
+        if self._budget is not None:
+            reserved = self._budget.reservation(view, now)
+            if reserved is None:
+                self._fail(price_unknown_failure(self._spec.model))
+                return
+            if (short := self._budget.shortfall(reserved)) is not None:
+                self._exceed(short)
+                return
+            # Invariant: it is set aside by the event that lets the call be made (P10).
+            intent.reserved.CopyFrom(reserved)
         self._append(change)
         self._run_here(view.steps[number], None, None)
 
@@ -245,6 +260,9 @@ class Planner:
             for call in calls:
                 self._refuse_call(call, failure, run_pb2.STEP_STATE_CANCELLED)
             self._fail(failure)
+            return
+        if self._budget is not None and (short := self._budget.shortfall_of_tool_calls(len(calls))) is not None:
+            self._exceed(short)
             return
         for call in calls:
             tool = self._tools.get(call.tool)
@@ -389,6 +407,16 @@ class Planner:
             self._finish_with_failure(step, failure, run_pb2.STEP_STATE_FAILED)
 
     def _begin_attempt(self, step: StepView, attempt: int, not_before: datetime | None, now: datetime) -> None:
+        if self._budget is not None and step.kind == run_pb2.STEP_KIND_MODEL and attempt != step.attempt:
+            short = self._budget.shortfall_of_attempt(step.number)
+            if short is not None:
+                self._add(
+                    step_finished=run_pb2.StepFinished(
+                        step=step.number, attempt=step.attempt, state=run_pb2.STEP_STATE_FAILED, failure=step.failure
+                    )
+                )
+                self._exceed(short)
+                return
         started = run_pb2.AttemptStarted(step=step.number, attempt=attempt)
         if not_before is not None:
             started.not_before.CopyFrom(to_timestamp(not_before))
@@ -492,6 +520,12 @@ class Planner:
             if not self._view.has_step_for(call.call_id):
                 self._refuse_call(call, self._open_failure(None), run_pb2.STEP_STATE_CANCELLED)
 
+    def _exceed(self, short: Shortfall) -> None:
+        """There is no room for what comes next: the run stops before it."""
+        self._is_over_budget = True
+        self._refuse_calls_without_steps()
+        self._end(run_pb2.RUN_STATE_BUDGET_EXCEEDED, exceeded_failure(short))
+
     def _fail(self, failure: content_pb2.Failure) -> None:
         self._end(run_pb2.RUN_STATE_FAILED, failure)
 
@@ -523,6 +557,8 @@ class Planner:
 
     @property
     def _ending(self) -> Ending:
+        if self._is_over_budget:
+            return BUDGET
         return EXPIRY if self._view.has_expired else CANCEL
 
     def _open_failure(self, step: StepView | None) -> content_pb2.Failure:

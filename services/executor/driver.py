@@ -19,7 +19,7 @@ from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.errors import Conflict, DeadlineExceeded, InvalidArgument, LeaseLost, ResourceExhausted, Unavailable
-from services.executor import retries
+from services.executor import budgets, retries
 from services.executor.decide import LocalCall, Outcome, Plan, Planner
 from services.executor.journal_view import Joined, RunView
 from services.executor.local_calls import LocalCalls, RunContext
@@ -359,6 +359,8 @@ class Driver:
             self._context = RunContext(
                 self._workspace_id, self.run_id, created.agent, spec, view.input_text(), created.user_id
             )
+        if view.ledger is not None:
+            await budgets.prepare(view.ledger, self._context.spec)
         used = self._context.used_call_ids
         for message in (*self._prior, *view.conversation()):
             used.update(part.tool_call.call_id for part in message.parts if part.WhichOneof("kind") == "tool_call")
@@ -368,7 +370,7 @@ class Driver:
             run_id=self.run_id,
             epoch=self.epoch,
             executor_id=self._parts.executor_id,
-            prior_messages=len(self._prior),
+            prior=self._prior,
         )
 
     async def _read_on(self) -> None:

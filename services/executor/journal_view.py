@@ -11,6 +11,7 @@ from typing import TypeVar, overload
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
+from services.shared.run_budgets import Ledger, ledger_of
 
 T = TypeVar("T")
 
@@ -20,6 +21,7 @@ ENDED = frozenset(
         run_pb2.RUN_STATE_FAILED,
         run_pb2.RUN_STATE_CANCELLED,
         run_pb2.RUN_STATE_EXPIRED,
+        run_pb2.RUN_STATE_BUDGET_EXCEEDED,
     }
 )
 
@@ -142,6 +144,8 @@ class RunView:
         self.model_steps_succeeded = 0
         self.claimed_epoch = 0
         self.turn: Turn | None = None
+        # What is left to spend; None in a run without a budget.
+        self.ledger: Ledger | None = None
         self.questions: dict[str, StepView] = {}
         self._conversation: list[content_pb2.Message] = []
         self._steps_by_call: dict[str, int] = {}
@@ -209,6 +213,7 @@ class RunView:
         if kind == "run_created":
             self.created = change.run_created
             self._conversation.append(change.run_created.input.message)
+            self.ledger = ledger_of(change.run_created)
         elif kind == "run_claimed":
             self.claimed_epoch = change.run_claimed.epoch
             self.state = run_pb2.RUN_STATE_RUNNING
@@ -270,6 +275,8 @@ class RunView:
                 # A run is parked only when nothing of it runs in its executor, so no open attempt was dispatched by it.
                 for step in self.open_steps.values():
                     step.dispatch_epoch = 0
+        if self.ledger is not None:
+            self.ledger.take(kind or "", change)
 
     def _start_step(self, started: run_pb2.StepStarted, epoch: int) -> None:
         tool = started.tool if started.WhichOneof("intent") == "tool" else None

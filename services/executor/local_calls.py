@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
@@ -19,7 +20,7 @@ from services.executor.credentials import (
 from services.executor.decide import LocalCall, Outcome
 from services.executor.models import ModelAnswer, ModelFailed, ModelRegistry, ModelRequest
 from services.executor.models.scripted import ScriptedModel
-from services.executor.prices import price
+from services.executor.prices import price_of
 from services.executor.run_grants import model_connection
 from services.executor.state_client import JournalClient
 from services.executor.stored_messages import store_message_in
@@ -90,6 +91,8 @@ class LocalCalls:
         assert isinstance(model, ScriptedModel)
         pieces: list[str] = []
         answer = model.play(_model_request(context, messages, model_steps_before), pieces.append)
+        if context.spec.model.HasField("price"):
+            _put_price(context.spec.model, answer, "", self._clock.now())
         if pieces:
             deltas = _Deltas(self._journal, context.run_id, call)
             deltas.add("".join(pieces))
@@ -152,15 +155,10 @@ class LocalCalls:
         finally:
             deltas.flush()
         duration = self._clock.monotonic() - started
-        if answer.usage is not None and spec.provider != "scripted":
+        if answer.usage is not None and (spec.provider != "scripted" or spec.HasField("price")):
             base_url = credential.base_url if credential is not None else ""
             # In a thread: the price data takes a third of a second to load, once.
-            cost, source = await asyncio.to_thread(
-                price, spec.provider, answer.response_model or spec.name, answer.usage, base_url, self._clock.now()
-            )
-            if cost is not None:
-                answer.usage.cost_usd_nanos = cost
-                answer.usage.price_source = source
+            await asyncio.to_thread(_put_price, spec, answer, base_url, self._clock.now())
         return _model_outcome(context, call, answer, duration, deltas.first_after(started))
 
     async def _call_http(self, context: RunContext, call: LocalCall) -> Outcome:
@@ -293,6 +291,14 @@ def _model_request(
         model_steps_before=model_steps_before,
         input_text=context.input_text,
     )
+
+
+def _put_price(spec: agent_pb2.ModelSpec, answer: ModelAnswer, base_url: str, at: datetime) -> None:
+    if answer.usage is None:
+        return
+    cost, source = price_of(spec, answer.response_model or spec.name, answer.usage, base_url, at)
+    if cost is not None:
+        answer.usage.cost_usd_nanos, answer.usage.price_source = cost, source
 
 
 def _model_outcome(

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from holdfast.api.common.v1 import content_pb2
+from holdfast.api.common.v1 import agent_pb2, content_pb2
 from holdfast.api.executor.v1 import run_service_pb2 as run_service
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.errors import InvalidArgument, Reason
@@ -106,6 +106,7 @@ def new_run(
     is_batch: bool = False,
     agent_limit: int = 0,
     ttl: Duration | None = None,
+    budget: agent_pb2.Budget | None = None,
 ) -> journal_pb2.NewRun:
     """Returns the run as state takes it, with ids that sort by time; a repeated request is answered with the first."""
     stored, blobs = store_message(message)
@@ -126,4 +127,5 @@ def new_run(
         lane=journal_pb2.LANE_BATCH if is_batch else journal_pb2.LANE_INTERACTIVE,
         agent_limit=agent_limit,
         ttl=ttl,
+        budget=budget,
     )

@@ -9,11 +9,37 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN
 from typing import Any, Final
 
-from holdfast.api.common.v1 import content_pb2
+from holdfast.api.common.v1 import agent_pb2, content_pb2
 
 _DISTRIBUTION: Final = "genai-prices"
 _PRICED_PROVIDERS: Final = frozenset({"anthropic", "openai"})
 _NANOS_PER_DOLLAR: Final = 1_000_000_000
+_MILLION: Final = 1_000_000
+
+OF_DEFINITION: Final = "definition"
+"""The source of a price that the agent's own definition gives."""
+
+
+def price_of(
+    spec: agent_pb2.ModelSpec, model: str, usage: content_pb2.Usage, base_url: str, at: datetime
+) -> tuple[int | None, str]:
+    """As `price`, by the price that the definition gives where it does: rounded up, so that it is never too low.
+
+    Args:
+        spec: The model's definition.
+        model: The model that answered.
+        usage: Inclusive totals.
+        base_url: Where it answered; empty means the provider's own address.
+        at: When.
+    """
+    if not spec.HasField("price"):
+        return price(spec.provider, model, usage, base_url, at)
+    own = spec.price
+    millionths = (
+        usage.input_tokens * own.input_usd_nanos_per_million_tokens
+        + usage.output_tokens * own.output_usd_nanos_per_million_tokens
+    )
+    return -(-millionths // _MILLION), OF_DEFINITION
 
 
 def price(provider: str, model: str, usage: content_pb2.Usage, base_url: str, at: datetime) -> tuple[int | None, str]:
@@ -57,6 +83,18 @@ def price(provider: str, model: str, usage: content_pb2.Usage, base_url: str, at
 def price_source() -> str:
     """Returns the name and version of the price data, such as `genai-prices 0.2.3`."""
     return f"{_DISTRIBUTION} {importlib.metadata.version(_DISTRIBUTION)}"
+
+
+def is_known(provider: str, model: str) -> bool:
+    """Whether the price data have a price of a provider's model today; loads them."""
+    if provider not in _PRICED_PROVIDERS:
+        return False
+    prices = _library()
+    try:
+        prices.calc_price(prices.Usage(input_tokens=1, output_tokens=1), model, provider_id=provider)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def load() -> None:

@@ -11,6 +11,7 @@ from holdfast.api.executor.v1 import run_service_pb2 as api
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.errors import Conflict, InvalidArgument, Reason, Unavailable
+from services.executor.budget_rules import budget_of_run
 from services.executor.new_runs import input_message, new_run, ttl_of
 from services.executor.revisions import RevisionCache
 from services.executor.run_grants import RunGrants
@@ -98,6 +99,7 @@ class RunStarter:
         if request.priority not in run_pb2.Priority.values():
             raise InvalidArgument("expected INTERACTIVE or BATCH", field="priority")
         ttl = ttl_of(request)
+        asked = request.budget if request.HasField("budget") else None
         workspace_id = starting.workspace_id
         agent, label = agent_field(request.agent), plain_field("revision", request.revision)
         for _ in range(_MAX_ATTEMPTS):
@@ -117,6 +119,7 @@ class RunStarter:
                 is_batch=request.priority == run_pb2.PRIORITY_BATCH,
                 agent_limit=found.spec.limits.max_concurrent_runs,
                 ttl=ttl,
+                budget=await budget_of_run(found.spec, asked),
             )
             new.run_grant = await self._grants.issue(
                 found.spec, run_id=new.run_id, user_id=user_id, caller_credential=starting.credential
@@ -167,6 +170,7 @@ def _first_event(new: journal_pb2.NewRun, run: run_pb2.Run) -> list[run_pb2.Even
         previous_run_id=run.previous_run_id,
         traceparent=new.traceparent,
         ttl=new.ttl if new.HasField("ttl") else None,
+        budget=new.budget if new.HasField("budget") else None,
     )
     change = run_pb2.Change(run_created=created)
     return [run_pb2.Event(run_id=run.run_id, seq=1, time=run.create_time, changes=[change])]

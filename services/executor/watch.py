@@ -30,6 +30,7 @@ _ENDED: Final = (
     run_pb2.RUN_STATE_FAILED,
     run_pb2.RUN_STATE_CANCELLED,
     run_pb2.RUN_STATE_EXPIRED,
+    run_pb2.RUN_STATE_BUDGET_EXCEEDED,
 )
 
 log = get_logger(__name__)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
+from services.shared.run_budgets import BUDGET_EXCEEDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ CANCEL: Final = Ending(
 EXPIRY: Final = Ending(
     "RUN_EXPIRED", "The run's time was over before this call had a result.", run_pb2.APPROVAL_STATE_EXPIRED
 )
+BUDGET: Final = Ending(BUDGET_EXCEEDED, "The run's budget had no room for this call.", run_pb2.APPROVAL_STATE_CANCELLED)
 
 
 def failure_of_open_call(ending: Ending, *, may_have_happened: bool) -> content_pb2.Failure:

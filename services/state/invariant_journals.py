@@ -64,6 +64,7 @@ def look_at_journals(connection: sa.Connection, run_ids: list[str]) -> Findings:
         found.looked_at("attempts_in_order", check.steps)
         for name in ("lease_epochs", "nothing_after_the_end", "totals_add_up"):
             found.looked_at(name)
+        found.looked_at("budgets_hold", check.has_budget)
     _stored_questions(connection, found, checks)
     _open_calls(connection, found, checks)
     _children(connection, found, checks)

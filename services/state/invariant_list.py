@@ -105,6 +105,12 @@ CHECKS: Final[tuple[Check, ...]] = (
         f"What is shown and billed for these runs is wrong; their journals are right. {_REPORT}",
     ),
     Check(
+        "budgets_hold",
+        "Before each model call of a run with a budget the most that it can use was reserved and fitted, tools were "
+        "called only while calls were left, and a run that has ended holds no reservation.",
+        f"A run may have spent more than it was given. {_REPORT}",
+    ),
+    Check(
         "questions_are_open",
         "A question is pending only while its run is unfinished and its step has no result; every question that was "
         "asked is stored.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
+from services.shared.run_budgets import Amounts, Ledger, ledger_of
 from services.state.transitions import ENDED
 
 TOTALS: Final = (
@@ -63,6 +64,9 @@ class JournalCheck:
         self._results: dict[str, int] = {}
         self._totals = dict.fromkeys(TOTALS, 0)
         self._ended_as = 0
+        # Of a run with a budget; and the calls that an event begins, whose reservations must have fitted by its end.
+        self._ledger: Ledger | None = None
+        self._began_model = self._began_tool = False
         self.steps = 0
         self.calls = 0
         # By step.
@@ -97,10 +101,15 @@ class JournalCheck:
             if was_over and kind not in _AFTER_THE_END:
                 self._note("nothing_after_the_end", f"event {seq} has {kind} after the run's end")
             self._take(kind or "", change)
+        if self._began_model or self._began_tool:
+            self._check_budget(seq)
 
     def _take(self, kind: str, change: run_pb2.Change) -> None:
+        if self._ledger is not None:
+            self._spend(self._ledger, kind, change)
         if kind == "run_created":
             self._refer(change.run_created.input)
+            self._ledger = ledger_of(change.run_created)
         elif kind == "run_claimed":
             if change.run_claimed.epoch in self._claims:
                 self._note("lease_epochs", f"the lease {change.run_claimed.epoch} is announced twice")
@@ -123,6 +132,34 @@ class JournalCheck:
             self.questions[approval.approval_id] = approval.step
         elif kind == "run_state_changed" and change.run_state_changed.state in ENDED:
             self._ended_as = change.run_state_changed.state
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the run was given a budget."""
+        return self._ledger is not None
+
+    def _spend(self, ledger: Ledger, kind: str, change: run_pb2.Change) -> None:
+        ledger.take(kind, change)
+        if kind == "step_started":
+            started = change.step_started
+            intent = started.WhichOneof("intent")
+            self._began_model |= intent == "model"
+            self._began_tool |= intent == "tool"
+            if intent == "model" and not started.model.HasField("reserved"):
+                self._note("budgets_hold", f"step {started.step} is a model call without a reservation")
+        elif kind == "attempt_started":
+            self._began_model |= change.attempt_started.step not in self._call_of_step
+
+    def _check_budget(self, seq: int) -> None:
+        """What an event begins fits into what was left. What it began and gave up again holds nothing any more."""
+        assert self._ledger is not None
+        reserved = self._ledger.reserved()
+        for name, limit in self._ledger.limits.items():
+            began = self._began_tool if name == "max_tool_calls" else self._began_model
+            used, held = self._ledger.used.of(name), reserved.of(name)
+            if began and held and used + held > limit:
+                self._note("budgets_hold", f"event {seq}: {name} is {limit}, {used} are used and {held} reserved")
+        self._began_model = self._began_tool = False
 
     def _start(self, started: run_pb2.StepStarted) -> None:
         step = started.step
@@ -227,6 +264,8 @@ class JournalCheck:
         if has_ended:
             for step in sorted(self._attempts.keys() - self.finished_steps):
                 self._note("one_result_per_call", f"step {step} has no result, and the run has ended")
+            if self._ledger is not None and self._ledger.reserved() != Amounts():
+                self._note("budgets_hold", "it has ended and holds a reservation")
             for call_id in sorted(self._asked_calls - self._results.keys()):
                 self._note("one_result_per_call", f"the call {_short(call_id)} has no result, and the run has ended")
         wrong = [

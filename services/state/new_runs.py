@@ -183,6 +183,7 @@ def created_body(new: journal_pb2.NewRun, previous: str | None) -> bytes:
         previous_run_id=previous or "",
         traceparent=new.traceparent,
         ttl=new.ttl if new.HasField("ttl") else None,
+        budget=new.budget if new.HasField("budget") else None,
     )
     if new.HasField("parent"):
         parent = new.parent

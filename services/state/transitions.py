@@ -19,8 +19,9 @@ FAILED: Final = run_pb2.RUN_STATE_FAILED
 CANCELLED: Final = run_pb2.RUN_STATE_CANCELLED
 PAUSED: Final = run_pb2.RUN_STATE_PAUSED
 EXPIRED: Final = run_pb2.RUN_STATE_EXPIRED
+BUDGET_EXCEEDED: Final = run_pb2.RUN_STATE_BUDGET_EXCEEDED
 
-ENDED: Final = frozenset({SUCCEEDED, FAILED, CANCELLED, EXPIRED})
+ENDED: Final = frozenset({SUCCEEDED, FAILED, CANCELLED, EXPIRED, BUDGET_EXCEEDED})
 
 ALLOWED: Final[dict[run_pb2.RunState, frozenset[run_pb2.RunState]]] = {
     QUEUED: frozenset({RUNNING, PAUSED, CANCELLED, EXPIRED}),
@@ -31,6 +32,7 @@ ALLOWED: Final[dict[run_pb2.RunState, frozenset[run_pb2.RunState]]] = {
     FAILED: frozenset(),
     CANCELLED: frozenset(),
     EXPIRED: frozenset(),
+    BUDGET_EXCEEDED: frozenset(),
 }
 """From a state to those it may become. RUNNING to QUEUED is a lease that was lost or given back."""
 

@@ -151,6 +151,11 @@ class SpanBuilder:
             _put(attributes, semconv.CANCEL_REASON, timeline.cancel.reason[:200])
         if timeline.created.HasField("ttl"):
             attributes[semconv.RUN_TTL] = timeline.created.ttl.ToNanoseconds() / 1e9
+        for line in timeline.ledger.lines() if timeline.ledger is not None else ():
+            attributes[semconv.BUDGET_LIMIT + line.limit] = line.max
+            attributes[semconv.BUDGET_USED + line.limit] = line.used
+            attributes[semconv.BUDGET_RESERVED + line.limit] = line.reserved
+            attributes[semconv.BUDGET_LEFT + line.limit] = line.left
         if timeline.pause is not None:
             attributes[semconv.PAUSE_COUNT] = timeline.pauses
             _put(attributes, semconv.PAUSE_REQUESTED_BY, timeline.pause.requested_by)
@@ -269,6 +274,11 @@ class SpanBuilder:
             _put(attributes, semconv.PROVIDER_NAME, step.model.provider)
             _put(attributes, semconv.REQUEST_MODEL, model)
             attributes[semconv.MESSAGE_COUNT] = step.model.message_count
+            if step.model.HasField("reserved"):
+                reserved = step.model.reserved
+                attributes[semconv.RESERVED_INPUT_TOKENS] = reserved.input_tokens
+                attributes[semconv.RESERVED_OUTPUT_TOKENS] = reserved.output_tokens
+                _put(attributes, semconv.RESERVED_COST_USD_NANOS, reserved.cost_usd_nanos)
         finished = step.finished
         if finished is not None:
             _put(attributes, semconv.RESPONSE_MODEL, finished.response_model)

@@ -14,6 +14,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.api.common.v1.run_pb2 import (
+    RUN_STATE_BUDGET_EXCEEDED,
     RUN_STATE_CANCELLED,
     RUN_STATE_EXPIRED,
     RUN_STATE_FAILED,
@@ -31,7 +32,9 @@ from holdfast.api.common.v1.run_pb2 import (
     StepFinished,
 )
 
-END_STATES: Final = frozenset({RUN_STATE_SUCCEEDED, RUN_STATE_FAILED, RUN_STATE_CANCELLED, RUN_STATE_EXPIRED})
+END_STATES: Final = frozenset(
+    {RUN_STATE_SUCCEEDED, RUN_STATE_FAILED, RUN_STATE_CANCELLED, RUN_STATE_EXPIRED, RUN_STATE_BUDGET_EXCEEDED}
+)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)

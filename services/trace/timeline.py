@@ -15,6 +15,7 @@ from holdfast.api.common.v1.content_pb2 import FAILURE_CLASS_CANCELLED, FAILURE_
 from holdfast.api.common.v1.run_pb2 import (
     APPROVAL_STATE_DECIDED,
     APPROVAL_STATE_PENDING,
+    RUN_STATE_BUDGET_EXCEEDED,
     RUN_STATE_EXPIRED,
     RUN_STATE_FAILED,
     RUN_STATE_PAUSED,
@@ -40,6 +41,7 @@ from holdfast.api.common.v1.run_pb2 import (
     StepState,
     ToolIntent,
 )
+from services.shared.run_budgets import Ledger, ledger_of
 from services.trace.summary import END_STATES, to_datetime
 
 EXECUTOR_LOST: Final = "EXECUTOR_LOST"
@@ -174,6 +176,8 @@ class Timeline:
         self.pauses = 0
         self.segments: list[Segment] = []
         self.steps: dict[int, Step] = {}
+        # Of a run with a budget.
+        self.ledger: Ledger | None = None
         self._step_of_question: dict[str, int] = {}
         for event in events:
             self._apply(event)
@@ -191,9 +195,13 @@ class Timeline:
             self._apply_change(change, time, event.epoch)
 
     def _apply_change(self, change: Change, time: datetime, epoch: int) -> None:
-        match change.WhichOneof("kind"):
+        kind = change.WhichOneof("kind")
+        if self.ledger is not None:
+            self.ledger.take(kind or "", change)
+        match kind:
             case "run_created":
                 self.created = change.run_created
+                self.ledger = ledger_of(change.run_created)
                 self.started_at = time
             case "run_claimed":
                 self._claim(change.run_claimed, time)
@@ -279,7 +287,7 @@ class Timeline:
         self.ended_at = time
         if changed.state == RUN_STATE_SUCCEEDED:
             self.outcome = Outcome.OK
-        elif changed.state == RUN_STATE_FAILED:
+        elif changed.state in (RUN_STATE_FAILED, RUN_STATE_BUDGET_EXCEEDED):
             self.outcome = Outcome.ERROR
             self.failure = changed.failure if changed.HasField("failure") else None
         elif changed.state == RUN_STATE_EXPIRED:

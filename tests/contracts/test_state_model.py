@@ -15,6 +15,7 @@ from holdfast.errors import FailedPrecondition, HoldfastError, LeaseLost, NotFou
 from holdfast.ids import new_uuid7
 from tests.fakes.state_store import Answer, ModelStateStore, StateStore
 from tests.state.builders import (
+    BUDGET_EXCEEDED,
     CANCELLED,
     EXPIRED,
     FAILED,
@@ -319,7 +320,7 @@ async def test_malformed_transition_is_refused(store: StateStore) -> None:
     assert why(answer) == Reason.INVALID_FIELD
 
 
-@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, CANCELLED, EXPIRED])
+@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, CANCELLED, EXPIRED, BUDGET_EXCEEDED])
 async def test_nothing_is_written_after_an_end(store: StateStore, state: run_pb2.RunState) -> None:
     run_id, epoch = await claimed(store)
     assert await store.commit(transition(run_id, epoch, 2, ends(state))) == [2]

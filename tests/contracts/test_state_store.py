@@ -34,6 +34,7 @@ from services.state.idempotence import write_once
 from services.state.servicers.change_feed import DEFAULT_ENTRIES
 from tests.fakes.data_keys import MemoryKeys
 from tests.state.support import (
+    BUDGET_EXCEEDED,
     CANCELLED,
     EXPIRED,
     FAILED,
@@ -379,7 +380,7 @@ async def test_inline_messages_are_bounded_by_the_frame(store: Store) -> None:
 # --------------------------------------------------------------------------------------------------------------- ends
 
 
-@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, CANCELLED, EXPIRED])
+@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, CANCELLED, EXPIRED, BUDGET_EXCEEDED])
 async def test_end_gives_the_lease_back_and_closes_what_is_open(store: Store, state: run_pb2.RunState) -> None:
     run = await store.claimed()
     other = await store.claimed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -60,12 +60,12 @@ class Journal:
 class Drive:
     """One lease: plans are committed to the journal at once."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, prior: Sequence[content_pb2.Message] = ()) -> None:
         self.journal = journal
         self.epoch = journal.epoch
         self.view = RunView()
         self.view.apply_events(journal.events)
-        self.planner = Planner(self.view, journal.spec, run_id=RUN_ID, epoch=self.epoch, executor_id="e")
+        self.planner = Planner(self.view, journal.spec, run_id=RUN_ID, epoch=self.epoch, executor_id="e", prior=prior)
         self.running: set[int] = set()
 
     def plan(self, *outcomes: Outcome, now: datetime = NOW) -> Plan:

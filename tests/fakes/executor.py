@@ -110,6 +110,8 @@ class FakeExecutor:
         self.cancelled: list[run_service_pb2.CancelRunRequest] = []
         self.paused: list[run_service_pb2.PauseRunRequest] = []
         self.resumed: list[run_service_pb2.ResumeRunRequest] = []
+        self.budgets: dict[str, list[run_pb2.BudgetLine]] = {}
+        """What is left of runs that have a budget."""
         self.refuse: HoldfastError | None = None
         """Every call fails with this."""
         self.apply_error: HoldfastError | None = None
@@ -136,6 +138,7 @@ class FakeExecutor:
                     {
                         "StartRun": _unary(self._start_run, run_service_pb2.StartRunRequest),
                         "GetRun": _unary(self._get_run, run_service_pb2.GetRunRequest),
+                        "GetRunBudget": _unary(self._get_run_budget, run_service_pb2.GetRunBudgetRequest),
                         "WaitRun": _unary(self._wait_run, run_service_pb2.WaitRunRequest),
                         "ListRuns": _unary(self._list_runs, run_service_pb2.ListRunsRequest),
                         "CancelRun": _unary(self._cancel_run, run_service_pb2.CancelRunRequest),
@@ -206,6 +209,10 @@ class FakeExecutor:
     async def _get_run(self, request: run_service_pb2.GetRunRequest, context: Any) -> Any:
         self._check(context)
         return run_service_pb2.GetRunResponse(run=self._find(request.run_id).run)
+
+    async def _get_run_budget(self, request: run_service_pb2.GetRunBudgetRequest, context: Any) -> Any:
+        self._check(context)
+        return run_service_pb2.GetRunBudgetResponse(lines=self.budgets.get(request.run_id, []))
 
     async def _wait_run(self, request: run_service_pb2.WaitRunRequest, context: Any) -> Any:
         self._check(context)

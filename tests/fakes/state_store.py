@@ -20,7 +20,13 @@ from holdfast.errors import Conflict, FailedPrecondition, HoldfastError, Invalid
 QUEUED, RUNNING, WAITING = run_pb2.RUN_STATE_QUEUED, run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_WAITING
 PAUSED = run_pb2.RUN_STATE_PAUSED
 EXPIRED = run_pb2.RUN_STATE_EXPIRED
-ENDS = (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED, EXPIRED)
+ENDS = (
+    run_pb2.RUN_STATE_SUCCEEDED,
+    run_pb2.RUN_STATE_FAILED,
+    run_pb2.RUN_STATE_CANCELLED,
+    EXPIRED,
+    run_pb2.RUN_STATE_BUDGET_EXCEEDED,
+)
 
 Operation = journal_pb2.Transition | journal_pb2.NewRun
 Answer = int | run_pb2.Run | HoldfastError

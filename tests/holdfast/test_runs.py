@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from holdfast import Client, RunCancelled, RunEvent, RunExpired, RunFailed, TextDelta
-from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast import Budget, Client, RunBudgetExceeded, RunCancelled, RunEvent, RunExpired, RunFailed, TextDelta
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.errors import Cancelled, Internal, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from tests.fakes.executor import API_KEY, FakeExecutor, delta, ended, event
 
@@ -204,6 +204,23 @@ async def test_expired_run_raises_with_the_run(executor: FakeExecutor, client: C
     with pytest.raises(RunExpired, match="run late expired") as caught:
         await (await client.run("late")).result()
     assert caught.value.run.state == run_pb2.RUN_STATE_EXPIRED
+
+
+async def test_run_stopped_by_its_budget_raises_with_the_limit(executor: FakeExecutor, client: Client) -> None:
+    stopped = executor.add_run("spent", [ended("spent", 1, run_pb2.RUN_STATE_BUDGET_EXCEEDED)])
+    stopped.run.failure.CopyFrom(content_pb2.Failure(reason="BUDGET_EXCEEDED", message="no room for max_tool_calls"))
+    with pytest.raises(RunBudgetExceeded, match="run spent stopped: no room for max_tool_calls") as caught:
+        await (await client.run("spent")).result()
+    assert caught.value.failure.reason == "BUDGET_EXCEEDED"
+
+
+async def test_budget_is_given_with_the_run_and_read_back(executor: FakeExecutor, client: Client) -> None:
+    executor.add_run("r", [event("r", 1)]).run.agent = "support"
+    handle = await client.start("support", "hi", budget=Budget(max_cost_usd=0.1, max_tool_calls=3))
+    [request] = executor.started
+    assert request.budget == agent_pb2.Budget(max_cost_usd_nanos=100_000_000, max_tool_calls=3)
+    executor.budgets["r"] = [run_pb2.BudgetLine(limit="max_tool_calls", max=3, used=1, left=2)]
+    assert await handle.budget() == executor.budgets["r"]
 
 
 async def test_run_is_paused_and_resumed_by_its_id_or_its_handle(executor: FakeExecutor, client: Client) -> None:

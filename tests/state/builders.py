@@ -25,6 +25,7 @@ FAILED: Final = run_pb2.RUN_STATE_FAILED
 CANCELLED: Final = run_pb2.RUN_STATE_CANCELLED
 PAUSED: Final = run_pb2.RUN_STATE_PAUSED
 EXPIRED: Final = run_pb2.RUN_STATE_EXPIRED
+BUDGET_EXCEEDED: Final = run_pb2.RUN_STATE_BUDGET_EXCEEDED
 
 
 def timestamp(moment: datetime) -> Timestamp:

@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from psycopg.sql import SQL, Identifier
 from sqlalchemy.engine import make_url
 
-from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import operator_service_pb2 as pb
 from holdfast.api.state.v1.operator_service_pb2_grpc import OperatorServiceStub
 from holdfast.errors import InvalidArgument, PermissionDenied, from_rpc_error
@@ -170,6 +170,7 @@ async def rewrite(store: Store, run: Held, seq: int, edit: Callable[[run_pb2.Eve
 
 async def test_a_healthy_database_has_no_violation(store: Store) -> None:
     ended = await run_of_everything(store)
+    spent = await run_within_its_budget(store)
     second = await store.create(session_id=ended.session_id)
     third = await store.create(session_id=ended.session_id)
     await store.cancel(third)
@@ -188,11 +189,13 @@ async def test_a_healthy_database_has_no_violation(store: Store) -> None:
     assert {name: finding.examples for name, finding in found.items() if finding.violations} == {}
     assert {name for name, finding in found.items() if finding.incomplete_because} == set()
     looked_at = {name: finding.examined for name, finding in found.items()}
-    assert looked_at["dense_sequences"] == 11
+    assert looked_at["dense_sequences"] == 12
     assert looked_at["a_way_forward"] == 9
+    assert looked_at["budgets_hold"] == 1
     assert looked_at["bodies_are_there"] == looked_at["no_orphan_bodies"] == 1
-    assert looked_at["session_chains"] == 8
-    assert looked_at["feed_in_order"] == sum([len(await store.events(run)) for run in (ended, second, third)]) + 13
+    assert looked_at["session_chains"] == 9
+    told = sum([len(await store.events(run)) for run in (ended, spent, second, third)])
+    assert looked_at["feed_in_order"] == told + 13
     assert min(looked_at.values()) > 0, "every check has looked at something"
 
 
@@ -385,6 +388,45 @@ async def wrong_totals(store: Store) -> None:
     await change(store, sa.update(t.runs).where(of(run)).values(cost_usd_nanos=1))
 
 
+def begins_call(step: int, **reserved: int) -> run_pb2.Change:
+    """A model call that sets aside what it may use."""
+    intent = run_pb2.ModelIntent(reserved=run_pb2.Reservation(**reserved))  # type: ignore[arg-type]
+    return run_pb2.Change(step_started=run_pb2.StepStarted(step=step, kind=run_pb2.STEP_KIND_MODEL, model=intent))
+
+
+async def run_within_its_budget(store: Store) -> Held:
+    run = await store.claimed(budget=agent_pb2.Budget(max_total_tokens=250, max_tool_calls=1))
+    await store.advance(run, begins_call(1, input_tokens=100, output_tokens=50))
+    await store.advance(run, calls_tool(1, "a"), starts_tool(2, "a"))
+    await store.advance(run, answers(2, "a"), begins_call(3, input_tokens=80, output_tokens=50))
+    await store.advance(run, finished(3, usage=USAGE), becomes(SUCCEEDED))
+    return run
+
+
+async def spent_more_than_was_left(store: Store) -> None:
+    run = await run_within_its_budget(store)
+
+    def reserve(event: run_pb2.Event) -> None:
+        event.changes[1].step_started.model.reserved.output_tokens = 51
+
+    await rewrite(store, run, 4, reserve)
+
+
+async def spent_without_a_reservation(store: Store) -> None:
+    run = await run_within_its_budget(store)
+
+    def reserve(event: run_pb2.Event) -> None:
+        event.changes[0].step_started.model.ClearField("reserved")
+
+    await rewrite(store, run, 2, reserve)
+
+
+async def tools_called_beyond_the_limit(store: Store) -> None:
+    run = await store.claimed(budget=agent_pb2.Budget(max_tool_calls=1))
+    await store.advance(run, begins_call(1))
+    await store.advance(run, calls_tool(1, "a", "b"), starts_tool(2, "a"), starts_tool(3, "b"))
+
+
 async def question_of_an_ended_run(store: Store) -> None:
     await run_of_everything(store)
     await change(store, sa.update(t.approvals).values(state=run_pb2.APPROVAL_STATE_PENDING))
@@ -504,6 +546,9 @@ DAMAGE: dict[Callable[[Store], Any], set[str]] = {
     driven_on_after_its_end: {"nothing_after_the_end"},
     row_and_end_differ: {"nothing_after_the_end"},
     wrong_totals: {"totals_add_up"},
+    spent_more_than_was_left: {"budgets_hold"},
+    spent_without_a_reservation: {"budgets_hold"},
+    tools_called_beyond_the_limit: {"budgets_hold"},
     question_of_an_ended_run: {"questions_are_open"},
     question_lost: {"questions_are_open"},
     call_of_an_ended_run: {"calls_are_closed", "calls_are_swept"},

@@ -15,6 +15,7 @@ from holdfast.ids import new_uuid7
 from services.state.transitions import ALLOWED, BY_DRIVER, DRIVER_CHANGES, ENDED, check_transition
 from tests.repository.tree import ROOT
 from tests.state.builders import (
+    BUDGET_EXCEEDED,
     CANCELLED,
     EXPIRED,
     FAILED,
@@ -29,14 +30,14 @@ from tests.state.builders import (
     waits,
 )
 
-STATES = [QUEUED, RUNNING, WAITING, PAUSED, SUCCEEDED, FAILED, CANCELLED, EXPIRED]
+STATES = [QUEUED, RUNNING, WAITING, PAUSED, SUCCEEDED, FAILED, CANCELLED, EXPIRED, BUDGET_EXCEEDED]
 RUN = new_uuid7()
 
 
 def test_table_is_the_one_of_the_architecture() -> None:
     written = set()
     page = (ROOT / "docs" / "architecture.md").read_text()
-    for before, afters in re.findall(r"^\| ([A-Z–]+) \| ([A-Z, ]+) \|", page, flags=re.MULTILINE):
+    for before, afters in re.findall(r"^\| ([A-Z–]+) \| ([A-Z_, ]+) \|", page, flags=re.MULTILINE):
         if before != "–":
             state = run_pb2.RunState.Value(f"RUN_STATE_{before}")
             written |= {(state, run_pb2.RunState.Value(f"RUN_STATE_{after}")) for after in afters.split(", ")}
@@ -53,6 +54,7 @@ def test_table_is_the_one_of_the_architecture() -> None:
         (RUNNING, FAILED),
         (RUNNING, CANCELLED),
         (RUNNING, EXPIRED),
+        (RUNNING, BUDGET_EXCEEDED),
         (WAITING, QUEUED),
         (WAITING, PAUSED),
         (WAITING, EXPIRED),

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.runs import RunEvent, RunHandle
 from services.executor.journal_view import RunView
+from services.shared.run_budgets import Amounts
 
 ENDED = (
     run_pb2.RUN_STATE_SUCCEEDED,
     run_pb2.RUN_STATE_FAILED,
     run_pb2.RUN_STATE_CANCELLED,
     run_pb2.RUN_STATE_EXPIRED,
+    run_pb2.RUN_STATE_BUDGET_EXCEEDED,
 )
 
 
@@ -53,6 +55,7 @@ def check_history(events: list[run_pb2.Event]) -> RunView:
     after = [change.WhichOneof("kind") for event in events[end.seq :] for change in event.changes]
     assert set(after) <= {"late_result"}, "nothing follows the end"
     _check_results(view)
+    assert view.ledger is None or view.ledger.reserved() == Amounts(), "nothing is reserved after the end"
     return view
 
 

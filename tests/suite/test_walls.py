@@ -209,6 +209,7 @@ def requests_of(walls: Walls, absent: bool) -> dict[str, tuple[Any, Message]]:
             r.StartRunRequest(agent=agent, text="give it to me", session_id=session_id),
         ),
         "RunService/GetRun": ((executor, RunServiceStub), r.GetRunRequest(run_id=run_id)),
+        "RunService/GetRunBudget": ((executor, RunServiceStub), r.GetRunBudgetRequest(run_id=run_id)),
         "RunService/WaitRun": ((executor, RunServiceStub), r.WaitRunRequest(run_id=run_id)),
         "RunService/WatchRun": ((executor, RunServiceStub), r.WatchRunRequest(run_id=run_id)),
         "RunService/CancelRun": ((executor, RunServiceStub), r.CancelRunRequest(run_id=run_id)),

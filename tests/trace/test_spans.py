@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from holdfast.api.common.v1 import run_pb2
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from services.trace.spans import Span, SpanBuilder, SpanKind, span_id_of, trace_id_of
 from services.trace.summary import RunRecord
 from services.trace.timeline import Outcome, Timeline
@@ -300,3 +300,23 @@ def test_run_that_ends_for_somebody_outside_after_its_executor_was_lost_has_a_lo
     journal.pause(50).outside(ends(run_pb2.RUN_STATE_EXPIRED))
     segment = named(spans_of(journal), "holdfast.segment 1")
     assert (segment.attributes["holdfast.segment.end"], segment.ended_at) == ("lost", at(2))
+
+
+def test_run_with_a_budget_shows_what_is_left_of_it_and_what_a_call_had_reserved() -> None:
+    journal = Journal()
+    journal.events[0].changes[0].run_created.budget.CopyFrom(agent_pb2.Budget(max_total_tokens=500, max_tool_calls=0))
+    begun = start_model(1, 1)
+    begun.step_started.model.reserved.CopyFrom(run_pb2.Reservation(input_tokens=100, output_tokens=60))
+    journal.claim().drive(begun)
+    root = spans_of(journal)[0].attributes
+    assert (root["holdfast.budget.limit.max_total_tokens"], root["holdfast.budget.left.max_total_tokens"]) == (500, 340)
+    assert "holdfast.budget.limit.max_tool_calls" not in root
+    [call] = [span for span in spans_of(journal) if span.kind is SpanKind.MODEL]
+    assert call.attributes["holdfast.reserved.input_tokens"] == 100
+    assert "holdfast.reserved.cost_usd_nanos" not in call.attributes
+    ended = ends(run_pb2.RUN_STATE_BUDGET_EXCEEDED)
+    ended.run_state_changed.failure.CopyFrom(content_pb2.Failure(reason="BUDGET_EXCEEDED", message="no room"))
+    journal.drive(finish_model(1, answer("hm")), ended)
+    root_span = spans_of(journal)[0]
+    assert (root_span.outcome, root_span.attributes["error.type"]) == (Outcome.ERROR, "BUDGET_EXCEEDED")
+    assert root_span.attributes["holdfast.budget.reserved.max_total_tokens"] == 0

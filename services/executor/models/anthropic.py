@@ -13,7 +13,9 @@ from services.executor.models.conversation import CallIds, Role, Turn, arguments
 from services.executor.models.protocol import ModelRequest
 from services.executor.models.provider import Assembly, ProviderModel
 
-_DEFAULT_MAX_OUTPUT_TOKENS: Final = 4096
+DEFAULT_MAX_OUTPUT_TOKENS: Final = 4096
+"""Longest answer of a model for which nothing is said; the protocol needs one."""
+
 _TOKEN_COUNTS: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
 
@@ -51,7 +53,7 @@ class AnthropicModel(ProviderModel):
             "model": spec.name,
             "max_tokens": parameters.max_output_tokens
             if parameters.HasField("max_output_tokens")
-            else _DEFAULT_MAX_OUTPUT_TOKENS,
+            else DEFAULT_MAX_OUTPUT_TOKENS,
             "messages": _messages(turns_of(request.messages)),
             "stream": True,
         }

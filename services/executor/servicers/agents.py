@@ -10,6 +10,7 @@ from holdfast.api.executor.v1.agent_service_pb2_grpc import AgentServiceServicer
 from holdfast.api.state.v1 import agent_store_service_pb2 as store
 from holdfast.errors import InvalidArgument, NotFound
 from services.executor.agents import LABEL_PATTERN, LATEST, revision_id, validate_agent
+from services.executor.budget_rules import check_prices
 from services.executor.revisions import RevisionCache
 from services.executor.servicers.fields import agent_field, fingerprint, plain_field, request_id_field
 from services.executor.state_stubs import StateStubs
@@ -38,6 +39,7 @@ class AgentServicer(AgentServiceServicer):
             raise InvalidArgument("is required", field="spec")
         request_id = request_id_field(request.request_id)
         validate_agent(request.spec)
+        await check_prices(request.spec, request.spec.limits.budget, "limits.budget")
         revision = revision_id(request.spec)
         if request.validate_only:
             return await self._would_be(current_workspace(), revision, request.spec)

@@ -12,6 +12,7 @@ from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceServicer
 from holdfast.api.state.v1 import journal_service_pb2 as journal
 from holdfast.api.state.v1 import run_store_service_pb2 as store
 from holdfast.errors import InvalidArgument, Reason
+from services.executor.budget_report import read_budget
 from services.executor.new_runs import credential_of, traceparent_of
 from services.executor.run_stream import EndSource, RunStream, until_drained
 from services.executor.servicers.fields import (
@@ -85,6 +86,11 @@ class RunServicer(RunServiceServicer):
         with calling("state"):
             found = await self._state.runs.GetRun(store.GetRunRequest(workspace_id=current_workspace(), run_id=run_id))
         return api.GetRunResponse(run=found.run)
+
+    async def GetRunBudget(self, request: api.GetRunBudgetRequest, context: Any) -> api.GetRunBudgetResponse:
+        """What of a run's budget is left."""
+        run_id = uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
+        return api.GetRunBudgetResponse(lines=await read_budget(self._state.journal, current_workspace(), run_id))
 
     async def ListRuns(self, request: api.ListRunsRequest, context: Any) -> api.ListRunsResponse:
         """Runs, newest first."""

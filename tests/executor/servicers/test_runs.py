@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
+from holdfast.api.executor.v1 import agent_service_pb2 as agent_api
 from holdfast.api.executor.v1 import run_service_pb2 as api
 from holdfast.api.executor.v1 import session_service_pb2 as session_api
 from holdfast.api.state.v1 import journal_service_pb2 as journal
@@ -270,6 +271,80 @@ async def test_repeated_pauses_and_resumes_are_told_from_others(executor: Execut
 async def test_time_of_a_run_has_limits(executor: Executor, client: Client, ttl: Duration) -> None:
     refused = await error(client.runs.StartRun(api.StartRunRequest(agent="support", text="hi", ttl=ttl)))
     assert refused.reason == Reason.INVALID_FIELD
+
+
+# ------------------------------------------------------------------------------------------------------------ budget
+
+
+def limited(**budget: int) -> agent_pb2.AgentSpec:
+    model = agent_pb2.ModelSpec(provider="openai", name="gpt-4o")
+    model.parameters.max_output_tokens = 100
+    limits = agent_pb2.RunLimits(budget=agent_pb2.Budget(**budget) if budget else None)
+    return agent_pb2.AgentSpec(name="support", model=model, limits=limits)
+
+
+@pytest.mark.promise("P10")
+async def test_budget_of_a_run_is_the_agents_narrowed_by_the_caller(executor: Executor, client: Client) -> None:
+    executor.state.add_agent("ws1", limited(max_total_tokens=1_000, max_model_calls=5), "b" * 64)
+    await client.runs.StartRun(start())
+    narrower = agent_pb2.Budget(max_total_tokens=10, max_cost_usd_nanos=7)
+    await client.runs.StartRun(start(budget=narrower))
+    first, second = executor.state.new_runs
+    assert first.budget == agent_pb2.Budget(max_total_tokens=1_000, max_model_calls=5)
+    assert second.budget == agent_pb2.Budget(max_total_tokens=10, max_model_calls=5, max_cost_usd_nanos=7)
+
+
+async def test_run_without_any_limit_has_no_budget(executor: Executor, client: Client) -> None:
+    await client.runs.StartRun(start())
+    await client.runs.StartRun(start(budget=agent_pb2.Budget()))
+    assert not any(stored.HasField("budget") for stored in executor.state.new_runs)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "field"),
+    [
+        ({"max_tool_calls": 5}, {"max_tool_calls": 6}, "budget.max_tool_calls"),
+        ({}, {"max_model_calls": -1}, "budget.max_model_calls"),
+    ],
+    ids=["wider", "negative"],
+)
+async def test_budget_that_a_run_cannot_have_is_refused(
+    executor: Executor, client: Client, own: dict[str, int], asked: dict[str, int], field: str
+) -> None:
+    executor.state.add_agent("ws1", limited(**own), "b" * 64)
+    refused = await error(client.runs.StartRun(start(budget=agent_pb2.Budget(**asked))))
+    assert [violation.field for violation in refused.field_violations] == [field]
+    assert not executor.state.new_runs
+
+
+async def test_budget_that_cannot_be_kept_is_refused(executor: Executor, client: Client) -> None:
+    endless = limited()
+    endless.model.ClearField("parameters")
+    executor.state.add_agent("ws1", endless, "b" * 64)
+    refused = await error(client.runs.StartRun(start(budget=agent_pb2.Budget(max_output_tokens=9))))
+    assert "max_output_tokens" in refused.message and "longest answer" in refused.message
+    unknown = limited()
+    unknown.model.name = "llama-of-our-own"
+    executor.state.add_agent("ws1", unknown, "c" * 64)
+    refused = await error(client.runs.StartRun(start(revision="c" * 64, budget=agent_pb2.Budget(max_cost_usd_nanos=9))))
+    assert "the price of openai/llama-of-our-own is not known" in refused.message
+    unknown.limits.budget.max_cost_usd_nanos = 9
+    refused = await error(client.agents.ApplyAgent(agent_api.ApplyAgentRequest(spec=unknown)))
+    assert [violation.field for violation in refused.field_violations] == ["limits.budget.max_cost_usd_nanos"]
+    unknown.model.price.input_usd_nanos_per_million_tokens = 10**9
+    await client.agents.ApplyAgent(agent_api.ApplyAgentRequest(spec=unknown))
+
+
+async def test_what_is_left_of_a_budget_is_read_from_the_journal(executor: Executor, client: Client) -> None:
+    run = executor.state.add_run("ws1")
+    assert not (await client.runs.GetRunBudget(api.GetRunBudgetRequest(run_id=run.run.run_id))).lines
+    run.events[0].changes[0].run_created.budget.max_model_calls = 2
+    intent = run_pb2.ModelIntent(reserved=run_pb2.Reservation())
+    await executor.state.append(run, run_pb2.Change(step_started=run_pb2.StepStarted(step=1, model=intent)))
+    [line] = (await client.runs.GetRunBudget(api.GetRunBudgetRequest(run_id=run.run.run_id))).lines
+    assert line == run_pb2.BudgetLine(limit="max_model_calls", max=2, reserved=1, left=1)
+    missing = await error(client.runs.GetRunBudget(api.GetRunBudgetRequest(run_id=new_uuid7())))
+    assert missing.reason == Reason.RUN_NOT_FOUND
 
 
 # ------------------------------------------------------------------------------------------------------------- watch

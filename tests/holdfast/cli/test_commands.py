@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.cli.app import app
 from holdfast.cli.console import EPILOG, ExitCode
 from holdfast.errors import FieldViolation, InvalidArgument, PermissionDenied, Unavailable
@@ -210,6 +210,29 @@ async def test_expired_run_has_an_exit_code_of_its_own(executor: FakeExecutor, h
     assert (await holdfast("tail", "r")).exit_code == ExitCode.RUN_EXPIRED
     refused = await holdfast("run", "support", "hi", "--ttl", "soon")
     assert (refused.exit_code, "90s" in refused.stderr) == (ExitCode.USAGE, True)
+
+
+async def test_budget_is_given_shown_and_has_an_exit_code(executor: FakeExecutor, holdfast: Invoke) -> None:
+    events = [event("r", 1), ended("r", 2, run_pb2.RUN_STATE_BUDGET_EXCEEDED)]
+    executor.add_run("r", events).run.agent = "support"
+    executor.budgets["r"] = [
+        run_pb2.BudgetLine(
+            limit="max_cost_usd_nanos", max=10**9, used=250_000_000, reserved=50_000_000, left=7 * 10**8
+        ),
+        run_pb2.BudgetLine(limit="max_tool_calls", max=3, used=3),
+    ]
+    limits = ("--max-cost", "$0.25", "--max-tokens", "1000", "--max-model-calls", "4", "--max-tool-calls", "3")
+    assert (await holdfast("run", "support", "hi", *limits)).exit_code == ExitCode.RUN_BUDGET_EXCEEDED
+    assert executor.started[0].budget == agent_pb2.Budget(
+        max_cost_usd_nanos=250_000_000, max_total_tokens=1_000, max_model_calls=4, max_tool_calls=3
+    )
+    shown = (await holdfast("runs", "get", "r")).stdout
+    assert "BUDGET_EXCEEDED" in shown
+    assert "cost_usd_nanos $1.00  $0.2500 $0.0500  $0.7000".split() == shown.splitlines()[-2].split()
+    told = json.loads((await holdfast("runs", "get", "r", "--json")).stdout)
+    assert told["budget"][1] == {"limit": "max_tool_calls", "max": "3", "used": "3"}
+    refused = await holdfast("run", "support", "hi", "--max-cost", "a lot")
+    assert (refused.exit_code, "0.25" in refused.stderr) == (ExitCode.USAGE, True)
 
 
 async def test_apply_stores_every_agent_of_every_file(executor: FakeExecutor, holdfast: Invoke, tmp_path: Path) -> None:

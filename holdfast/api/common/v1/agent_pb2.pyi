@@ -51,19 +51,37 @@ class AgentSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., model: _Optional[_Union[ModelSpec, _Mapping]] = ..., instructions: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[ToolSpec, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ...) -> None: ...
 
 class RunLimits(_message.Message):
-    __slots__ = ("max_steps", "max_concurrent_runs", "max_depth", "max_children")
+    __slots__ = ("max_steps", "max_concurrent_runs", "max_depth", "max_children", "budget")
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_CONCURRENT_RUNS_FIELD_NUMBER: _ClassVar[int]
     MAX_DEPTH_FIELD_NUMBER: _ClassVar[int]
     MAX_CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     max_steps: int
     max_concurrent_runs: int
     max_depth: int
     max_children: int
-    def __init__(self, max_steps: _Optional[int] = ..., max_concurrent_runs: _Optional[int] = ..., max_depth: _Optional[int] = ..., max_children: _Optional[int] = ...) -> None: ...
+    budget: Budget
+    def __init__(self, max_steps: _Optional[int] = ..., max_concurrent_runs: _Optional[int] = ..., max_depth: _Optional[int] = ..., max_children: _Optional[int] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
+
+class Budget(_message.Message):
+    __slots__ = ("max_cost_usd_nanos", "max_input_tokens", "max_output_tokens", "max_total_tokens", "max_model_calls", "max_tool_calls")
+    MAX_COST_USD_NANOS_FIELD_NUMBER: _ClassVar[int]
+    MAX_INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    max_cost_usd_nanos: int
+    max_input_tokens: int
+    max_output_tokens: int
+    max_total_tokens: int
+    max_model_calls: int
+    max_tool_calls: int
+    def __init__(self, max_cost_usd_nanos: _Optional[int] = ..., max_input_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., max_model_calls: _Optional[int] = ..., max_tool_calls: _Optional[int] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("provider", "name", "connection", "parameters", "timeout", "retry", "script")
+    __slots__ = ("provider", "name", "connection", "parameters", "timeout", "retry", "script", "price")
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONNECTION_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +89,7 @@ class ModelSpec(_message.Message):
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     RETRY_FIELD_NUMBER: _ClassVar[int]
     SCRIPT_FIELD_NUMBER: _ClassVar[int]
+    PRICE_FIELD_NUMBER: _ClassVar[int]
     provider: str
     name: str
     connection: str
@@ -78,7 +97,16 @@ class ModelSpec(_message.Message):
     timeout: _duration_pb2.Duration
     retry: RetryPolicy
     script: Script
-    def __init__(self, provider: _Optional[str] = ..., name: _Optional[str] = ..., connection: _Optional[str] = ..., parameters: _Optional[_Union[ModelParameters, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry: _Optional[_Union[RetryPolicy, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ...) -> None: ...
+    price: ModelPrice
+    def __init__(self, provider: _Optional[str] = ..., name: _Optional[str] = ..., connection: _Optional[str] = ..., parameters: _Optional[_Union[ModelParameters, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry: _Optional[_Union[RetryPolicy, _Mapping]] = ..., script: _Optional[_Union[Script, _Mapping]] = ..., price: _Optional[_Union[ModelPrice, _Mapping]] = ...) -> None: ...
+
+class ModelPrice(_message.Message):
+    __slots__ = ("input_usd_nanos_per_million_tokens", "output_usd_nanos_per_million_tokens")
+    INPUT_USD_NANOS_PER_MILLION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_USD_NANOS_PER_MILLION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    input_usd_nanos_per_million_tokens: int
+    output_usd_nanos_per_million_tokens: int
+    def __init__(self, input_usd_nanos_per_million_tokens: _Optional[int] = ..., output_usd_nanos_per_million_tokens: _Optional[int] = ...) -> None: ...
 
 class ModelParameters(_message.Message):
     __slots__ = ("temperature", "top_p", "max_output_tokens", "stop_sequences", "seed", "reasoning_effort")

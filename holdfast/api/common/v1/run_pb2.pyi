@@ -25,6 +25,7 @@ class RunState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUN_STATE_CANCELLED: _ClassVar[RunState]
     RUN_STATE_PAUSED: _ClassVar[RunState]
     RUN_STATE_EXPIRED: _ClassVar[RunState]
+    RUN_STATE_BUDGET_EXCEEDED: _ClassVar[RunState]
 
 class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -90,6 +91,7 @@ RUN_STATE_FAILED: RunState
 RUN_STATE_CANCELLED: RunState
 RUN_STATE_PAUSED: RunState
 RUN_STATE_EXPIRED: RunState
+RUN_STATE_BUDGET_EXCEEDED: RunState
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_INTERACTIVE: Priority
 PRIORITY_BATCH: Priority
@@ -237,7 +239,7 @@ class Change(_message.Message):
     def __init__(self, run_created: _Optional[_Union[RunCreated, _Mapping]] = ..., run_claimed: _Optional[_Union[RunClaimed, _Mapping]] = ..., step_started: _Optional[_Union[StepStarted, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., attempt_failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., step_finished: _Optional[_Union[StepFinished, _Mapping]] = ..., step_in_doubt: _Optional[_Union[StepInDoubt, _Mapping]] = ..., run_state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., cancel_requested: _Optional[_Union[CancelRequested, _Mapping]] = ..., approval_requested: _Optional[_Union[ApprovalRequested, _Mapping]] = ..., approval_decided: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., approval_closed: _Optional[_Union[ApprovalClosed, _Mapping]] = ..., call_started: _Optional[_Union[CallStarted, _Mapping]] = ..., late_result: _Optional[_Union[LateResult, _Mapping]] = ..., run_erased: _Optional[_Union[RunErased, _Mapping]] = ..., pause_requested: _Optional[_Union[PauseRequested, _Mapping]] = ..., resume_requested: _Optional[_Union[ResumeRequested, _Mapping]] = ..., expiry_reached: _Optional[_Union[ExpiryReached, _Mapping]] = ..., child_ended: _Optional[_Union[ChildEnded, _Mapping]] = ...) -> None: ...
 
 class RunCreated(_message.Message):
-    __slots__ = ("session_id", "agent", "revision", "user_id", "input", "previous_run_id", "traceparent", "ttl", "parent_run_id", "parent_step", "parent_attempt", "root_run_id", "depth", "depth_limit")
+    __slots__ = ("session_id", "agent", "revision", "user_id", "input", "previous_run_id", "traceparent", "ttl", "parent_run_id", "parent_step", "parent_attempt", "root_run_id", "depth", "depth_limit", "budget")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +254,7 @@ class RunCreated(_message.Message):
     ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     DEPTH_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     agent: str
     revision: str
@@ -266,7 +269,8 @@ class RunCreated(_message.Message):
     root_run_id: str
     depth: int
     depth_limit: int
-    def __init__(self, session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., parent_run_id: _Optional[str] = ..., parent_step: _Optional[int] = ..., parent_attempt: _Optional[int] = ..., root_run_id: _Optional[str] = ..., depth: _Optional[int] = ..., depth_limit: _Optional[int] = ...) -> None: ...
+    budget: _agent_pb2.Budget
+    def __init__(self, session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., previous_run_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., parent_run_id: _Optional[str] = ..., parent_step: _Optional[int] = ..., parent_attempt: _Optional[int] = ..., root_run_id: _Optional[str] = ..., depth: _Optional[int] = ..., depth_limit: _Optional[int] = ..., budget: _Optional[_Union[_agent_pb2.Budget, _Mapping]] = ...) -> None: ...
 
 class RunClaimed(_message.Message):
     __slots__ = ("executor_id", "epoch")
@@ -289,14 +293,42 @@ class StepStarted(_message.Message):
     def __init__(self, step: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., model: _Optional[_Union[ModelIntent, _Mapping]] = ..., tool: _Optional[_Union[ToolIntent, _Mapping]] = ...) -> None: ...
 
 class ModelIntent(_message.Message):
-    __slots__ = ("provider", "model", "message_count")
+    __slots__ = ("provider", "model", "message_count", "reserved")
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_FIELD_NUMBER: _ClassVar[int]
     provider: str
     model: str
     message_count: int
-    def __init__(self, provider: _Optional[str] = ..., model: _Optional[str] = ..., message_count: _Optional[int] = ...) -> None: ...
+    reserved: Reservation
+    def __init__(self, provider: _Optional[str] = ..., model: _Optional[str] = ..., message_count: _Optional[int] = ..., reserved: _Optional[_Union[Reservation, _Mapping]] = ...) -> None: ...
+
+class Reservation(_message.Message):
+    __slots__ = ("cost_usd_nanos", "input_tokens", "output_tokens", "price_source")
+    COST_USD_NANOS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    cost_usd_nanos: int
+    input_tokens: int
+    output_tokens: int
+    price_source: str
+    def __init__(self, cost_usd_nanos: _Optional[int] = ..., input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., price_source: _Optional[str] = ...) -> None: ...
+
+class BudgetLine(_message.Message):
+    __slots__ = ("limit", "max", "used", "reserved", "left")
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    limit: str
+    max: int
+    used: int
+    reserved: int
+    left: int
+    def __init__(self, limit: _Optional[str] = ..., max: _Optional[int] = ..., used: _Optional[int] = ..., reserved: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
 
 class ToolIntent(_message.Message):
     __slots__ = ("tool", "call_id", "effect", "idempotency_key", "tool_kind", "due_time", "child_run_id")

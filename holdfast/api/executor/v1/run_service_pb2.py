@@ -24,67 +24,72 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from holdfast.api.common.v1 import agent_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_agent__pb2
 from holdfast.api.common.v1 import content_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_content__pb2
 from holdfast.api.common.v1 import run_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*holdfast/api/executor/v1/run_service.proto\x12\x18holdfast.api.executor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"\xcf\x02\n\x0fStartRunRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x32\n\x07message\x18\x04 \x01(\x0b\x32\x1f.holdfast.api.common.v1.MessageH\x00\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0f\n\x07user_id\x18\x06 \x01(\t\x12\x39\n\x0b\x62usy_policy\x18\x07 \x01(\x0e\x32$.holdfast.api.executor.v1.BusyPolicy\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x32\n\x08priority\x18\t \x01(\x0e\x32 .holdfast.api.common.v1.Priority\x12&\n\x03ttl\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05input\"<\n\x10StartRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"D\n\x10StartRunsRequest\x12\x30\n\x04runs\x18\x01 \x03(\x0b\x32\".holdfast.api.executor.v1.RunOrder\"a\n\x08RunOrder\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x36\n\x03run\x18\x02 \x01(\x0b\x32).holdfast.api.executor.v1.StartRunRequest\x12\x11\n\tawait_end\x18\x03 \x01(\x08\"I\n\x11StartRunsResponse\x12\x34\n\x07\x61nswers\x18\x01 \x03(\x0b\x32#.holdfast.api.executor.v1.RunAnswer\"\xb7\x01\n\tRunAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12/\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1b.holdfast.api.common.v1.RunH\x00\x12,\n\x05\x65nded\x18\x03 \x01(\x0b\x32\x1b.holdfast.api.common.v1.RunH\x00\x12\x37\n\x07refused\x18\x04 \x01(\x0b\x32$.holdfast.api.executor.v1.RunRefusalH\x00\x42\x06\n\x04kind\"z\n\nRunRefusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\x0eWaitRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\";\n\x0fWaitRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\":\n\x0eGetRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"\x97\x02\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12\x30\n\x06states\x18\x06 \x03(\x0e\x32 .holdfast.api.common.v1.RunState\x12\x31\n\rcreated_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rparent_run_id\x18\x1c \x01(\t\x12\x13\n\x0broot_run_id\x18\x1d \x01(\t\x12\x18\n\x10include_children\x18\x1e \x01(\x08\"V\n\x10ListRunsResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.holdfast.api.common.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\x12\x13\n\x0b\x65vents_only\x18\x03 \x01(\x08\"\xaa\x01\n\x10WatchRunResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.EventH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.holdfast.api.common.v1.DeltaH\x00\x12.\n\x04\x62\x65\x61t\x18\x03 \x01(\x0b\x32\x1e.holdfast.api.executor.v1.BeatH\x00\x42\x06\n\x04kind\"\x18\n\x04\x42\x65\x61t\x12\x10\n\x08last_seq\x18\x01 \x01(\x03\"F\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"=\n\x11\x43\x61ncelRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"E\n\x0fPauseRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"<\n\x10PauseRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"F\n\x10ResumeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"=\n\x11ResumeRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\".\n\x0eGetBlobRequest\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"-\n\x0fGetBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x03*Z\n\nBusyPolicy\x12\x1b\n\x17\x42USY_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42USY_POLICY_ENQUEUE\x10\x01\x12\x16\n\x12\x42USY_POLICY_REJECT\x10\x02\x32\xef\x07\n\nRunService\x12\x61\n\x08StartRun\x12).holdfast.api.executor.v1.StartRunRequest\x1a*.holdfast.api.executor.v1.StartRunResponse\x12h\n\tStartRuns\x12*.holdfast.api.executor.v1.StartRunsRequest\x1a+.holdfast.api.executor.v1.StartRunsResponse(\x01\x30\x01\x12^\n\x07WaitRun\x12(.holdfast.api.executor.v1.WaitRunRequest\x1a).holdfast.api.executor.v1.WaitRunResponse\x12[\n\x06GetRun\x12\'.holdfast.api.executor.v1.GetRunRequest\x1a(.holdfast.api.executor.v1.GetRunResponse\x12\x61\n\x08ListRuns\x12).holdfast.api.executor.v1.ListRunsRequest\x1a*.holdfast.api.executor.v1.ListRunsResponse\x12\x63\n\x08WatchRun\x12).holdfast.api.executor.v1.WatchRunRequest\x1a*.holdfast.api.executor.v1.WatchRunResponse0\x01\x12\x64\n\tCancelRun\x12*.holdfast.api.executor.v1.CancelRunRequest\x1a+.holdfast.api.executor.v1.CancelRunResponse\x12\x61\n\x08PauseRun\x12).holdfast.api.executor.v1.PauseRunRequest\x1a*.holdfast.api.executor.v1.PauseRunResponse\x12\x64\n\tResumeRun\x12*.holdfast.api.executor.v1.ResumeRunRequest\x1a+.holdfast.api.executor.v1.ResumeRunResponse\x12`\n\x07GetBlob\x12(.holdfast.api.executor.v1.GetBlobRequest\x1a).holdfast.api.executor.v1.GetBlobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*holdfast/api/executor/v1/run_service.proto\x12\x18holdfast.api.executor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"holdfast/api/common/v1/agent.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"\xff\x02\n\x0fStartRunRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x32\n\x07message\x18\x04 \x01(\x0b\x32\x1f.holdfast.api.common.v1.MessageH\x00\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0f\n\x07user_id\x18\x06 \x01(\t\x12\x39\n\x0b\x62usy_policy\x18\x07 \x01(\x0e\x32$.holdfast.api.executor.v1.BusyPolicy\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x32\n\x08priority\x18\t \x01(\x0e\x32 .holdfast.api.common.v1.Priority\x12&\n\x03ttl\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x06\x62udget\x18\x33 \x01(\x0b\x32\x1e.holdfast.api.common.v1.BudgetB\x07\n\x05input\"<\n\x10StartRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"D\n\x10StartRunsRequest\x12\x30\n\x04runs\x18\x01 \x03(\x0b\x32\".holdfast.api.executor.v1.RunOrder\"a\n\x08RunOrder\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x36\n\x03run\x18\x02 \x01(\x0b\x32).holdfast.api.executor.v1.StartRunRequest\x12\x11\n\tawait_end\x18\x03 \x01(\x08\"I\n\x11StartRunsResponse\x12\x34\n\x07\x61nswers\x18\x01 \x03(\x0b\x32#.holdfast.api.executor.v1.RunAnswer\"\xb7\x01\n\tRunAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12/\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1b.holdfast.api.common.v1.RunH\x00\x12,\n\x05\x65nded\x18\x03 \x01(\x0b\x32\x1b.holdfast.api.common.v1.RunH\x00\x12\x37\n\x07refused\x18\x04 \x01(\x0b\x32$.holdfast.api.executor.v1.RunRefusalH\x00\x42\x06\n\x04kind\"z\n\nRunRefusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\x0eWaitRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\";\n\x0fWaitRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\":\n\x0eGetRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"%\n\x13GetRunBudgetRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"I\n\x14GetRunBudgetResponse\x12\x31\n\x05lines\x18\x01 \x03(\x0b\x32\".holdfast.api.common.v1.BudgetLine\"\x97\x02\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12\x30\n\x06states\x18\x06 \x03(\x0e\x32 .holdfast.api.common.v1.RunState\x12\x31\n\rcreated_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rparent_run_id\x18\x1c \x01(\t\x12\x13\n\x0broot_run_id\x18\x1d \x01(\t\x12\x18\n\x10include_children\x18\x1e \x01(\x08\"V\n\x10ListRunsResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.holdfast.api.common.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\x12\x13\n\x0b\x65vents_only\x18\x03 \x01(\x08\"\xaa\x01\n\x10WatchRunResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.EventH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.holdfast.api.common.v1.DeltaH\x00\x12.\n\x04\x62\x65\x61t\x18\x03 \x01(\x0b\x32\x1e.holdfast.api.executor.v1.BeatH\x00\x42\x06\n\x04kind\"\x18\n\x04\x42\x65\x61t\x12\x10\n\x08last_seq\x18\x01 \x01(\x03\"F\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"=\n\x11\x43\x61ncelRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"E\n\x0fPauseRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"<\n\x10PauseRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"F\n\x10ResumeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"=\n\x11ResumeRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\".\n\x0eGetBlobRequest\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"-\n\x0fGetBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x03*Z\n\nBusyPolicy\x12\x1b\n\x17\x42USY_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42USY_POLICY_ENQUEUE\x10\x01\x12\x16\n\x12\x42USY_POLICY_REJECT\x10\x02\x32\xde\x08\n\nRunService\x12\x61\n\x08StartRun\x12).holdfast.api.executor.v1.StartRunRequest\x1a*.holdfast.api.executor.v1.StartRunResponse\x12h\n\tStartRuns\x12*.holdfast.api.executor.v1.StartRunsRequest\x1a+.holdfast.api.executor.v1.StartRunsResponse(\x01\x30\x01\x12^\n\x07WaitRun\x12(.holdfast.api.executor.v1.WaitRunRequest\x1a).holdfast.api.executor.v1.WaitRunResponse\x12[\n\x06GetRun\x12\'.holdfast.api.executor.v1.GetRunRequest\x1a(.holdfast.api.executor.v1.GetRunResponse\x12m\n\x0cGetRunBudget\x12-.holdfast.api.executor.v1.GetRunBudgetRequest\x1a..holdfast.api.executor.v1.GetRunBudgetResponse\x12\x61\n\x08ListRuns\x12).holdfast.api.executor.v1.ListRunsRequest\x1a*.holdfast.api.executor.v1.ListRunsResponse\x12\x63\n\x08WatchRun\x12).holdfast.api.executor.v1.WatchRunRequest\x1a*.holdfast.api.executor.v1.WatchRunResponse0\x01\x12\x64\n\tCancelRun\x12*.holdfast.api.executor.v1.CancelRunRequest\x1a+.holdfast.api.executor.v1.CancelRunResponse\x12\x61\n\x08PauseRun\x12).holdfast.api.executor.v1.PauseRunRequest\x1a*.holdfast.api.executor.v1.PauseRunResponse\x12\x64\n\tResumeRun\x12*.holdfast.api.executor.v1.ResumeRunRequest\x1a+.holdfast.api.executor.v1.ResumeRunResponse\x12`\n\x07GetBlob\x12(.holdfast.api.executor.v1.GetBlobRequest\x1a).holdfast.api.executor.v1.GetBlobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.api.executor.v1.run_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BUSYPOLICY']._serialized_start=2493
-  _globals['_BUSYPOLICY']._serialized_end=2583
-  _globals['_STARTRUNREQUEST']._serialized_start=210
-  _globals['_STARTRUNREQUEST']._serialized_end=545
-  _globals['_STARTRUNRESPONSE']._serialized_start=547
-  _globals['_STARTRUNRESPONSE']._serialized_end=607
-  _globals['_STARTRUNSREQUEST']._serialized_start=609
-  _globals['_STARTRUNSREQUEST']._serialized_end=677
-  _globals['_RUNORDER']._serialized_start=679
-  _globals['_RUNORDER']._serialized_end=776
-  _globals['_STARTRUNSRESPONSE']._serialized_start=778
-  _globals['_STARTRUNSRESPONSE']._serialized_end=851
-  _globals['_RUNANSWER']._serialized_start=854
-  _globals['_RUNANSWER']._serialized_end=1037
-  _globals['_RUNREFUSAL']._serialized_start=1039
-  _globals['_RUNREFUSAL']._serialized_end=1161
-  _globals['_WAITRUNREQUEST']._serialized_start=1163
-  _globals['_WAITRUNREQUEST']._serialized_end=1195
-  _globals['_WAITRUNRESPONSE']._serialized_start=1197
-  _globals['_WAITRUNRESPONSE']._serialized_end=1256
-  _globals['_GETRUNREQUEST']._serialized_start=1258
-  _globals['_GETRUNREQUEST']._serialized_end=1289
-  _globals['_GETRUNRESPONSE']._serialized_start=1291
-  _globals['_GETRUNRESPONSE']._serialized_end=1349
-  _globals['_LISTRUNSREQUEST']._serialized_start=1352
-  _globals['_LISTRUNSREQUEST']._serialized_end=1631
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1633
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1719
-  _globals['_WATCHRUNREQUEST']._serialized_start=1721
-  _globals['_WATCHRUNREQUEST']._serialized_end=1794
-  _globals['_WATCHRUNRESPONSE']._serialized_start=1797
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1967
-  _globals['_BEAT']._serialized_start=1969
-  _globals['_BEAT']._serialized_end=1993
-  _globals['_CANCELRUNREQUEST']._serialized_start=1995
-  _globals['_CANCELRUNREQUEST']._serialized_end=2065
-  _globals['_CANCELRUNRESPONSE']._serialized_start=2067
-  _globals['_CANCELRUNRESPONSE']._serialized_end=2128
-  _globals['_PAUSERUNREQUEST']._serialized_start=2130
-  _globals['_PAUSERUNREQUEST']._serialized_end=2199
-  _globals['_PAUSERUNRESPONSE']._serialized_start=2201
-  _globals['_PAUSERUNRESPONSE']._serialized_end=2261
-  _globals['_RESUMERUNREQUEST']._serialized_start=2263
-  _globals['_RESUMERUNREQUEST']._serialized_end=2333
-  _globals['_RESUMERUNRESPONSE']._serialized_start=2335
-  _globals['_RESUMERUNRESPONSE']._serialized_end=2396
-  _globals['_GETBLOBREQUEST']._serialized_start=2398
-  _globals['_GETBLOBREQUEST']._serialized_end=2444
-  _globals['_GETBLOBRESPONSE']._serialized_start=2446
-  _globals['_GETBLOBRESPONSE']._serialized_end=2491
-  _globals['_RUNSERVICE']._serialized_start=2586
-  _globals['_RUNSERVICE']._serialized_end=3593
+  _globals['_BUSYPOLICY']._serialized_start=2691
+  _globals['_BUSYPOLICY']._serialized_end=2781
+  _globals['_STARTRUNREQUEST']._serialized_start=246
+  _globals['_STARTRUNREQUEST']._serialized_end=629
+  _globals['_STARTRUNRESPONSE']._serialized_start=631
+  _globals['_STARTRUNRESPONSE']._serialized_end=691
+  _globals['_STARTRUNSREQUEST']._serialized_start=693
+  _globals['_STARTRUNSREQUEST']._serialized_end=761
+  _globals['_RUNORDER']._serialized_start=763
+  _globals['_RUNORDER']._serialized_end=860
+  _globals['_STARTRUNSRESPONSE']._serialized_start=862
+  _globals['_STARTRUNSRESPONSE']._serialized_end=935
+  _globals['_RUNANSWER']._serialized_start=938
+  _globals['_RUNANSWER']._serialized_end=1121
+  _globals['_RUNREFUSAL']._serialized_start=1123
+  _globals['_RUNREFUSAL']._serialized_end=1245
+  _globals['_WAITRUNREQUEST']._serialized_start=1247
+  _globals['_WAITRUNREQUEST']._serialized_end=1279
+  _globals['_WAITRUNRESPONSE']._serialized_start=1281
+  _globals['_WAITRUNRESPONSE']._serialized_end=1340
+  _globals['_GETRUNREQUEST']._serialized_start=1342
+  _globals['_GETRUNREQUEST']._serialized_end=1373
+  _globals['_GETRUNRESPONSE']._serialized_start=1375
+  _globals['_GETRUNRESPONSE']._serialized_end=1433
+  _globals['_GETRUNBUDGETREQUEST']._serialized_start=1435
+  _globals['_GETRUNBUDGETREQUEST']._serialized_end=1472
+  _globals['_GETRUNBUDGETRESPONSE']._serialized_start=1474
+  _globals['_GETRUNBUDGETRESPONSE']._serialized_end=1547
+  _globals['_LISTRUNSREQUEST']._serialized_start=1550
+  _globals['_LISTRUNSREQUEST']._serialized_end=1829
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1831
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1917
+  _globals['_WATCHRUNREQUEST']._serialized_start=1919
+  _globals['_WATCHRUNREQUEST']._serialized_end=1992
+  _globals['_WATCHRUNRESPONSE']._serialized_start=1995
+  _globals['_WATCHRUNRESPONSE']._serialized_end=2165
+  _globals['_BEAT']._serialized_start=2167
+  _globals['_BEAT']._serialized_end=2191
+  _globals['_CANCELRUNREQUEST']._serialized_start=2193
+  _globals['_CANCELRUNREQUEST']._serialized_end=2263
+  _globals['_CANCELRUNRESPONSE']._serialized_start=2265
+  _globals['_CANCELRUNRESPONSE']._serialized_end=2326
+  _globals['_PAUSERUNREQUEST']._serialized_start=2328
+  _globals['_PAUSERUNREQUEST']._serialized_end=2397
+  _globals['_PAUSERUNRESPONSE']._serialized_start=2399
+  _globals['_PAUSERUNRESPONSE']._serialized_end=2459
+  _globals['_RESUMERUNREQUEST']._serialized_start=2461
+  _globals['_RESUMERUNREQUEST']._serialized_end=2531
+  _globals['_RESUMERUNRESPONSE']._serialized_start=2533
+  _globals['_RESUMERUNRESPONSE']._serialized_end=2594
+  _globals['_GETBLOBREQUEST']._serialized_start=2596
+  _globals['_GETBLOBREQUEST']._serialized_end=2642
+  _globals['_GETBLOBRESPONSE']._serialized_start=2644
+  _globals['_GETBLOBRESPONSE']._serialized_end=2689
+  _globals['_RUNSERVICE']._serialized_start=2784
+  _globals['_RUNSERVICE']._serialized_end=3902
 # @@protoc_insertion_point(module_scope)

@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from holdfast.api.common.v1 import agent_pb2 as _agent_pb2
 from holdfast.api.common.v1 import content_pb2 as _content_pb2
 from holdfast.api.common.v1 import run_pb2 as _run_pb2
 from google.protobuf.internal import containers as _containers
@@ -23,7 +24,7 @@ BUSY_POLICY_ENQUEUE: BusyPolicy
 BUSY_POLICY_REJECT: BusyPolicy
 
 class StartRunRequest(_message.Message):
-    __slots__ = ("agent", "revision", "text", "message", "session_id", "user_id", "busy_policy", "request_id", "priority", "ttl")
+    __slots__ = ("agent", "revision", "text", "message", "session_id", "user_id", "busy_policy", "request_id", "priority", "ttl", "budget")
     AGENT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +35,7 @@ class StartRunRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     agent: str
     revision: str
     text: str
@@ -44,7 +46,8 @@ class StartRunRequest(_message.Message):
     request_id: str
     priority: _run_pb2.Priority
     ttl: _duration_pb2.Duration
-    def __init__(self, agent: _Optional[str] = ..., revision: _Optional[str] = ..., text: _Optional[str] = ..., message: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., busy_policy: _Optional[_Union[BusyPolicy, str]] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_run_pb2.Priority, str]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    budget: _agent_pb2.Budget
+    def __init__(self, agent: _Optional[str] = ..., revision: _Optional[str] = ..., text: _Optional[str] = ..., message: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., busy_policy: _Optional[_Union[BusyPolicy, str]] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_run_pb2.Priority, str]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., budget: _Optional[_Union[_agent_pb2.Budget, _Mapping]] = ...) -> None: ...
 
 class StartRunResponse(_message.Message):
     __slots__ = ("run",)
@@ -123,6 +126,18 @@ class GetRunResponse(_message.Message):
     RUN_FIELD_NUMBER: _ClassVar[int]
     run: _run_pb2.Run
     def __init__(self, run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ...) -> None: ...
+
+class GetRunBudgetRequest(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class GetRunBudgetResponse(_message.Message):
+    __slots__ = ("lines",)
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    lines: _containers.RepeatedCompositeFieldContainer[_run_pb2.BudgetLine]
+    def __init__(self, lines: _Optional[_Iterable[_Union[_run_pb2.BudgetLine, _Mapping]]] = ...) -> None: ...
 
 class ListRunsRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "agent", "session_id", "user_id", "states", "created_after", "parent_run_id", "root_run_id", "include_children")

@@ -56,6 +56,11 @@ class RunServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunResponse.FromString,
                 _registered_method=True)
+        self.GetRunBudget = channel.unary_unary(
+                '/holdfast.api.executor.v1.RunService/GetRunBudget',
+                request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunBudgetRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunBudgetResponse.FromString,
+                _registered_method=True)
         self.ListRuns = channel.unary_unary(
                 '/holdfast.api.executor.v1.RunService/ListRuns',
                 request_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.ListRunsRequest.SerializeToString,
@@ -122,6 +127,14 @@ class RunServiceServicer(object):
 
     def GetRun(self, request, context):
         """One run with its output. Errors: NOT_FOUND (RUN_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRunBudget(self, request, context):
+        """What of a run's budget is used, reserved and left, by its newest event. It reads the whole journal of the run.
+        Errors: NOT_FOUND (RUN_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,6 +216,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.GetRun,
                     request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunResponse.SerializeToString,
+            ),
+            'GetRunBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRunBudget,
+                    request_deserializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunBudgetRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunBudgetResponse.SerializeToString,
             ),
             'ListRuns': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRuns,
@@ -345,6 +363,33 @@ class RunService(object):
             '/holdfast.api.executor.v1.RunService/GetRun',
             holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunRequest.SerializeToString,
             holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRunBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.executor.v1.RunService/GetRunBudget',
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunBudgetRequest.SerializeToString,
+            holdfast_dot_api_dot_executor_dot_v1_dot_run__service__pb2.GetRunBudgetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class RunServiceStub:
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]
     """One run with its output. Errors: NOT_FOUND (RUN_NOT_FOUND)."""
+    GetRunBudget: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunBudgetRequest, _run_service_pb2.GetRunBudgetResponse]
+    """What of a run's budget is used, reserved and left, by its newest event. It reads the whole journal of the run.
+    Errors: NOT_FOUND (RUN_NOT_FOUND).
+    """
     ListRuns: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]
     """Runs, newest first."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.WatchRunResponse]
@@ -109,6 +113,16 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_run_service_pb2.GetRunRequest, _abc.Awaitable[_run_service_pb2.GetRunResponse]],
     ) -> _abc.Awaitable[_run_service_pb2.GetRunResponse]:
         """One run with its output. Errors: NOT_FOUND (RUN_NOT_FOUND)."""
+
+    @_abc_1.abstractmethod
+    def GetRunBudget(
+        self,
+        request: _run_service_pb2.GetRunBudgetRequest,
+        context: _aio.ServicerContext[_run_service_pb2.GetRunBudgetRequest, _abc.Awaitable[_run_service_pb2.GetRunBudgetResponse]],
+    ) -> _abc.Awaitable[_run_service_pb2.GetRunBudgetResponse]:
+        """What of a run's budget is used, reserved and left, by its newest event. It reads the whole journal of the run.
+        Errors: NOT_FOUND (RUN_NOT_FOUND).
+        """
 
     @_abc_1.abstractmethod
     def ListRuns(

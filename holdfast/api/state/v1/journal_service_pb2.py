@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from holdfast.api.common.v1 import agent_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_agent__pb2
 from holdfast.api.common.v1 import content_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_content__pb2
 from holdfast.api.common.v1 import run_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+holdfast/api/state/v1/journal_service.proto\x12\x15holdfast.api.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"\x8b\x01\n\x11\x43heckpointRequest\x12\x34\n\noperations\x18\x01 \x03(\x0b\x32 .holdfast.api.state.v1.Operation\x12-\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Delta\x12\x11\n\twithdrawn\x18\x03 \x03(\x04\"\xc0\x01\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x37\n\ntransition\x18\x02 \x01(\x0b\x32!.holdfast.api.state.v1.TransitionH\x00\x12\x30\n\x07new_run\x18\x03 \x01(\x0b\x32\x1d.holdfast.api.state.v1.NewRunH\x00\x12\x34\n\tawait_end\x18\x04 \x01(\x0b\x32\x1f.holdfast.api.state.v1.AwaitEndH\x00\x42\x06\n\x04kind\"0\n\x08\x41waitEnd\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"M\n\x12\x43heckpointResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.holdfast.api.state.v1.OperationResult\"\xcf\x01\n\x0fOperationResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x35\n\tcommitted\x18\x02 \x01(\x0b\x32 .holdfast.api.state.v1.CommittedH\x00\x12\x31\n\x07refused\x18\x03 \x01(\x0b\x32\x1e.holdfast.api.state.v1.RefusedH\x00\x12*\n\x03run\x18\x04 \x01(\x0b\x32\x1b.holdfast.api.common.v1.RunH\x00\x12\x12\n\nis_claimed\x18\x05 \x01(\x08\x42\x06\n\x04kind\"B\n\tCommitted\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8c\x02\n\nTransition\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0b\n\x03seq\x18\x04 \x01(\x03\x12/\n\x07\x63hanges\x18\x05 \x03(\x0b\x32\x1e.holdfast.api.common.v1.Change\x12+\n\x05\x62lobs\x18\x06 \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12-\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32\x1e.holdfast.api.state.v1.NewCall\x12/\n\x08\x63hildren\x18\x1c \x03(\x0b\x32\x1d.holdfast.api.state.v1.NewRun\"\x90\x03\n\x07NewCall\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estart_deadline\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x61gent\x18\n \x01(\t\x12\x0f\n\x07user_id\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\t\x12\x1e\n\x16last_heartbeat_details\x18\r \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x0e \x01(\t\"\xa4\x04\n\x06NewRun\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x16\n\x0enew_session_id\x18\x04 \x01(\t\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x0f\n\x07user_id\x18\x07 \x01(\t\x12\x34\n\x05input\x18\x08 \x01(\x0b\x32%.holdfast.api.common.v1.StoredMessage\x12+\n\x05\x62lobs\x18\t \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12\x18\n\x10reject_when_busy\x18\n \x01(\x08\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x0c \x01(\x0c\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12)\n\x04lane\x18\x0e \x01(\x0e\x32\x1b.holdfast.api.state.v1.Lane\x12\x13\n\x0b\x61gent_limit\x18\x0f \x01(\x05\x12\r\n\x05label\x18\x10 \x01(\t\x12\x11\n\tclaim_for\x18\x11 \x01(\t\x12\x16\n\trun_grant\x18\x12 \x01(\tB\x03\x80\x01\x01\x12&\n\x03ttl\x18\x13 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x06parent\x18( \x01(\x0b\x32!.holdfast.api.state.v1.ParentStep\"t\n\nParentStep\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0broot_run_id\x18\x04 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\x05\x12\x13\n\x0b\x64\x65pth_limit\x18\x06 \x01(\x05\"F\n\rAppendRequest\x12\x35\n\ntransition\x18\x01 \x01(\x0b\x32!.holdfast.api.state.v1.Transition\"E\n\x0e\x41ppendResponse\x12\x33\n\tcommitted\x18\x01 \x01(\x0b\x32 .holdfast.api.state.v1.Committed\"B\n\x10\x43reateRunRequest\x12.\n\x07new_run\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.state.v1.NewRun\"=\n\x11\x43reateRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"f\n\x12ReadJournalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x17\n\x0finline_messages\x18\x04 \x01(\x08\"D\n\x13ReadJournalResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Event\"c\n\x13WatchJournalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x13\n\x0b\x65vents_only\x18\x04 \x01(\x08\"\x97\x01\n\x14WatchJournalResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.EventH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.holdfast.api.common.v1.DeltaH\x00\x12\x17\n\rbeat_last_seq\x18\x03 \x01(\x03H\x00\x42\x06\n\x04kind\"E\n\x0fReadBlobRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x03\".\n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x03*R\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x0e\n\nLANE_CHILD\x10\x01\x12\x14\n\x10LANE_INTERACTIVE\x10\x02\x12\x0e\n\nLANE_BATCH\x10\x03\x32\xe0\x04\n\x0eJournalService\x12\x65\n\nCheckpoint\x12(.holdfast.api.state.v1.CheckpointRequest\x1a).holdfast.api.state.v1.CheckpointResponse(\x01\x30\x01\x12U\n\x06\x41ppend\x12$.holdfast.api.state.v1.AppendRequest\x1a%.holdfast.api.state.v1.AppendResponse\x12^\n\tCreateRun\x12\'.holdfast.api.state.v1.CreateRunRequest\x1a(.holdfast.api.state.v1.CreateRunResponse\x12\x66\n\x0bReadJournal\x12).holdfast.api.state.v1.ReadJournalRequest\x1a*.holdfast.api.state.v1.ReadJournalResponse0\x01\x12i\n\x0cWatchJournal\x12*.holdfast.api.state.v1.WatchJournalRequest\x1a+.holdfast.api.state.v1.WatchJournalResponse0\x01\x12]\n\x08ReadBlob\x12&.holdfast.api.state.v1.ReadBlobRequest\x1a\'.holdfast.api.state.v1.ReadBlobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+holdfast/api/state/v1/journal_service.proto\x12\x15holdfast.api.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"holdfast/api/common/v1/agent.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"\x8b\x01\n\x11\x43heckpointRequest\x12\x34\n\noperations\x18\x01 \x03(\x0b\x32 .holdfast.api.state.v1.Operation\x12-\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Delta\x12\x11\n\twithdrawn\x18\x03 \x03(\x04\"\xc0\x01\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x37\n\ntransition\x18\x02 \x01(\x0b\x32!.holdfast.api.state.v1.TransitionH\x00\x12\x30\n\x07new_run\x18\x03 \x01(\x0b\x32\x1d.holdfast.api.state.v1.NewRunH\x00\x12\x34\n\tawait_end\x18\x04 \x01(\x0b\x32\x1f.holdfast.api.state.v1.AwaitEndH\x00\x42\x06\n\x04kind\"0\n\x08\x41waitEnd\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"M\n\x12\x43heckpointResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.holdfast.api.state.v1.OperationResult\"\xcf\x01\n\x0fOperationResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x35\n\tcommitted\x18\x02 \x01(\x0b\x32 .holdfast.api.state.v1.CommittedH\x00\x12\x31\n\x07refused\x18\x03 \x01(\x0b\x32\x1e.holdfast.api.state.v1.RefusedH\x00\x12*\n\x03run\x18\x04 \x01(\x0b\x32\x1b.holdfast.api.common.v1.RunH\x00\x12\x12\n\nis_claimed\x18\x05 \x01(\x08\x42\x06\n\x04kind\"B\n\tCommitted\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\x0bretry_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8c\x02\n\nTransition\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0b\n\x03seq\x18\x04 \x01(\x03\x12/\n\x07\x63hanges\x18\x05 \x03(\x0b\x32\x1e.holdfast.api.common.v1.Change\x12+\n\x05\x62lobs\x18\x06 \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12-\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32\x1e.holdfast.api.state.v1.NewCall\x12/\n\x08\x63hildren\x18\x1c \x03(\x0b\x32\x1d.holdfast.api.state.v1.NewRun\"\x90\x03\n\x07NewCall\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estart_deadline\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11heartbeat_timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x61gent\x18\n \x01(\t\x12\x0f\n\x07user_id\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\t\x12\x1e\n\x16last_heartbeat_details\x18\r \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x0e \x01(\t\"\xd4\x04\n\x06NewRun\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x16\n\x0enew_session_id\x18\x04 \x01(\t\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x0f\n\x07user_id\x18\x07 \x01(\t\x12\x34\n\x05input\x18\x08 \x01(\x0b\x32%.holdfast.api.common.v1.StoredMessage\x12+\n\x05\x62lobs\x18\t \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12\x18\n\x10reject_when_busy\x18\n \x01(\x08\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x1b\n\x13request_fingerprint\x18\x0c \x01(\x0c\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12)\n\x04lane\x18\x0e \x01(\x0e\x32\x1b.holdfast.api.state.v1.Lane\x12\x13\n\x0b\x61gent_limit\x18\x0f \x01(\x05\x12\r\n\x05label\x18\x10 \x01(\t\x12\x11\n\tclaim_for\x18\x11 \x01(\t\x12\x16\n\trun_grant\x18\x12 \x01(\tB\x03\x80\x01\x01\x12&\n\x03ttl\x18\x13 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x06\x62udget\x18< \x01(\x0b\x32\x1e.holdfast.api.common.v1.Budget\x12\x31\n\x06parent\x18( \x01(\x0b\x32!.holdfast.api.state.v1.ParentStep\"t\n\nParentStep\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0broot_run_id\x18\x04 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\x05\x12\x13\n\x0b\x64\x65pth_limit\x18\x06 \x01(\x05\"F\n\rAppendRequest\x12\x35\n\ntransition\x18\x01 \x01(\x0b\x32!.holdfast.api.state.v1.Transition\"E\n\x0e\x41ppendResponse\x12\x33\n\tcommitted\x18\x01 \x01(\x0b\x32 .holdfast.api.state.v1.Committed\"B\n\x10\x43reateRunRequest\x12.\n\x07new_run\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.state.v1.NewRun\"=\n\x11\x43reateRunResponse\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x1b.holdfast.api.common.v1.Run\"f\n\x12ReadJournalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x17\n\x0finline_messages\x18\x04 \x01(\x08\"D\n\x13ReadJournalResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Event\"c\n\x13WatchJournalRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x03\x12\x13\n\x0b\x65vents_only\x18\x04 \x01(\x08\"\x97\x01\n\x14WatchJournalResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.EventH\x00\x12.\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1d.holdfast.api.common.v1.DeltaH\x00\x12\x17\n\rbeat_last_seq\x18\x03 \x01(\x03H\x00\x42\x06\n\x04kind\"E\n\x0fReadBlobRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x03\".\n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x03*R\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x0e\n\nLANE_CHILD\x10\x01\x12\x14\n\x10LANE_INTERACTIVE\x10\x02\x12\x0e\n\nLANE_BATCH\x10\x03\x32\xe0\x04\n\x0eJournalService\x12\x65\n\nCheckpoint\x12(.holdfast.api.state.v1.CheckpointRequest\x1a).holdfast.api.state.v1.CheckpointResponse(\x01\x30\x01\x12U\n\x06\x41ppend\x12$.holdfast.api.state.v1.AppendRequest\x1a%.holdfast.api.state.v1.AppendResponse\x12^\n\tCreateRun\x12\'.holdfast.api.state.v1.CreateRunRequest\x1a(.holdfast.api.state.v1.CreateRunResponse\x12\x66\n\x0bReadJournal\x12).holdfast.api.state.v1.ReadJournalRequest\x1a*.holdfast.api.state.v1.ReadJournalResponse0\x01\x12i\n\x0cWatchJournal\x12*.holdfast.api.state.v1.WatchJournalRequest\x1a+.holdfast.api.state.v1.WatchJournalResponse0\x01\x12]\n\x08ReadBlob\x12&.holdfast.api.state.v1.ReadBlobRequest\x1a\'.holdfast.api.state.v1.ReadBlobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,50 +38,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NEWRUN'].fields_by_name['run_grant']._loaded_options = None
   _globals['_NEWRUN'].fields_by_name['run_grant']._serialized_options = b'\200\001\001'
-  _globals['_LANE']._serialized_start=3222
-  _globals['_LANE']._serialized_end=3304
-  _globals['_CHECKPOINTREQUEST']._serialized_start=208
-  _globals['_CHECKPOINTREQUEST']._serialized_end=347
-  _globals['_OPERATION']._serialized_start=350
-  _globals['_OPERATION']._serialized_end=542
-  _globals['_AWAITEND']._serialized_start=544
-  _globals['_AWAITEND']._serialized_end=592
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=594
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=671
-  _globals['_OPERATIONRESULT']._serialized_start=674
-  _globals['_OPERATIONRESULT']._serialized_end=881
-  _globals['_COMMITTED']._serialized_start=883
-  _globals['_COMMITTED']._serialized_end=949
-  _globals['_REFUSED']._serialized_start=951
-  _globals['_REFUSED']._serialized_end=1055
-  _globals['_TRANSITION']._serialized_start=1058
-  _globals['_TRANSITION']._serialized_end=1326
-  _globals['_NEWCALL']._serialized_start=1329
-  _globals['_NEWCALL']._serialized_end=1729
-  _globals['_NEWRUN']._serialized_start=1732
-  _globals['_NEWRUN']._serialized_end=2280
-  _globals['_PARENTSTEP']._serialized_start=2282
-  _globals['_PARENTSTEP']._serialized_end=2398
-  _globals['_APPENDREQUEST']._serialized_start=2400
-  _globals['_APPENDREQUEST']._serialized_end=2470
-  _globals['_APPENDRESPONSE']._serialized_start=2472
-  _globals['_APPENDRESPONSE']._serialized_end=2541
-  _globals['_CREATERUNREQUEST']._serialized_start=2543
-  _globals['_CREATERUNREQUEST']._serialized_end=2609
-  _globals['_CREATERUNRESPONSE']._serialized_start=2611
-  _globals['_CREATERUNRESPONSE']._serialized_end=2672
-  _globals['_READJOURNALREQUEST']._serialized_start=2674
-  _globals['_READJOURNALREQUEST']._serialized_end=2776
-  _globals['_READJOURNALRESPONSE']._serialized_start=2778
-  _globals['_READJOURNALRESPONSE']._serialized_end=2846
-  _globals['_WATCHJOURNALREQUEST']._serialized_start=2848
-  _globals['_WATCHJOURNALREQUEST']._serialized_end=2947
-  _globals['_WATCHJOURNALRESPONSE']._serialized_start=2950
-  _globals['_WATCHJOURNALRESPONSE']._serialized_end=3101
-  _globals['_READBLOBREQUEST']._serialized_start=3103
-  _globals['_READBLOBREQUEST']._serialized_end=3172
-  _globals['_READBLOBRESPONSE']._serialized_start=3174
-  _globals['_READBLOBRESPONSE']._serialized_end=3220
-  _globals['_JOURNALSERVICE']._serialized_start=3307
-  _globals['_JOURNALSERVICE']._serialized_end=3915
+  _globals['_LANE']._serialized_start=3306
+  _globals['_LANE']._serialized_end=3388
+  _globals['_CHECKPOINTREQUEST']._serialized_start=244
+  _globals['_CHECKPOINTREQUEST']._serialized_end=383
+  _globals['_OPERATION']._serialized_start=386
+  _globals['_OPERATION']._serialized_end=578
+  _globals['_AWAITEND']._serialized_start=580
+  _globals['_AWAITEND']._serialized_end=628
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=630
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=707
+  _globals['_OPERATIONRESULT']._serialized_start=710
+  _globals['_OPERATIONRESULT']._serialized_end=917
+  _globals['_COMMITTED']._serialized_start=919
+  _globals['_COMMITTED']._serialized_end=985
+  _globals['_REFUSED']._serialized_start=987
+  _globals['_REFUSED']._serialized_end=1091
+  _globals['_TRANSITION']._serialized_start=1094
+  _globals['_TRANSITION']._serialized_end=1362
+  _globals['_NEWCALL']._serialized_start=1365
+  _globals['_NEWCALL']._serialized_end=1765
+  _globals['_NEWRUN']._serialized_start=1768
+  _globals['_NEWRUN']._serialized_end=2364
+  _globals['_PARENTSTEP']._serialized_start=2366
+  _globals['_PARENTSTEP']._serialized_end=2482
+  _globals['_APPENDREQUEST']._serialized_start=2484
+  _globals['_APPENDREQUEST']._serialized_end=2554
+  _globals['_APPENDRESPONSE']._serialized_start=2556
+  _globals['_APPENDRESPONSE']._serialized_end=2625
+  _globals['_CREATERUNREQUEST']._serialized_start=2627
+  _globals['_CREATERUNREQUEST']._serialized_end=2693
+  _globals['_CREATERUNRESPONSE']._serialized_start=2695
+  _globals['_CREATERUNRESPONSE']._serialized_end=2756
+  _globals['_READJOURNALREQUEST']._serialized_start=2758
+  _globals['_READJOURNALREQUEST']._serialized_end=2860
+  _globals['_READJOURNALRESPONSE']._serialized_start=2862
+  _globals['_READJOURNALRESPONSE']._serialized_end=2930
+  _globals['_WATCHJOURNALREQUEST']._serialized_start=2932
+  _globals['_WATCHJOURNALREQUEST']._serialized_end=3031
+  _globals['_WATCHJOURNALRESPONSE']._serialized_start=3034
+  _globals['_WATCHJOURNALRESPONSE']._serialized_end=3185
+  _globals['_READBLOBREQUEST']._serialized_start=3187
+  _globals['_READBLOBREQUEST']._serialized_end=3256
+  _globals['_READBLOBRESPONSE']._serialized_start=3258
+  _globals['_READBLOBRESPONSE']._serialized_end=3304
+  _globals['_JOURNALSERVICE']._serialized_start=3391
+  _globals['_JOURNALSERVICE']._serialized_end=3999
 # @@protoc_insertion_point(module_scope)

@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from holdfast.api.common.v1 import agent_pb2 as _agent_pb2
 from holdfast.api.common.v1 import content_pb2 as _content_pb2
 from holdfast.api.common.v1 import run_pb2 as _run_pb2
 from google.protobuf.internal import containers as _containers
@@ -147,7 +148,7 @@ class NewCall(_message.Message):
     def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., revision: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., call_id: _Optional[str] = ...) -> None: ...
 
 class NewRun(_message.Message):
-    __slots__ = ("workspace_id", "run_id", "session_id", "new_session_id", "agent", "revision", "user_id", "input", "blobs", "reject_when_busy", "request_id", "request_fingerprint", "traceparent", "lane", "agent_limit", "label", "claim_for", "run_grant", "ttl", "parent")
+    __slots__ = ("workspace_id", "run_id", "session_id", "new_session_id", "agent", "revision", "user_id", "input", "blobs", "reject_when_busy", "request_id", "request_fingerprint", "traceparent", "lane", "agent_limit", "label", "claim_for", "run_grant", "ttl", "budget", "parent")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +168,7 @@ class NewRun(_message.Message):
     CLAIM_FOR_FIELD_NUMBER: _ClassVar[int]
     RUN_GRANT_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     run_id: str
@@ -187,8 +189,9 @@ class NewRun(_message.Message):
     claim_for: str
     run_grant: str
     ttl: _duration_pb2.Duration
+    budget: _agent_pb2.Budget
     parent: ParentStep
-    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., new_session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., reject_when_busy: bool = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., agent_limit: _Optional[int] = ..., label: _Optional[str] = ..., claim_for: _Optional[str] = ..., run_grant: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., parent: _Optional[_Union[ParentStep, _Mapping]] = ...) -> None: ...
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., session_id: _Optional[str] = ..., new_session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., input: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., reject_when_busy: bool = ..., request_id: _Optional[str] = ..., request_fingerprint: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., agent_limit: _Optional[int] = ..., label: _Optional[str] = ..., claim_for: _Optional[str] = ..., run_grant: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., budget: _Optional[_Union[_agent_pb2.Budget, _Mapping]] = ..., parent: _Optional[_Union[ParentStep, _Mapping]] = ...) -> None: ...
 
 class ParentStep(_message.Message):
     __slots__ = ("run_id", "step", "attempt", "root_run_id", "depth", "depth_limit")

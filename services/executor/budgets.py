@@ -1,0 +1,151 @@
+"""What the next call needs of a run's budget, and whether that is left: decided from the journal alone (P4, P10).
+
+A model call needs, at most, the tokens that are sent and its longest answer. What is sent is estimated from above: what
+the provider counted of the same conversation before, answer included, and of what is new a token for each byte: a token
+stands for one byte at least. Instructions and tools get an allowance for what providers put around them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+from google.protobuf import json_format
+
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
+from services.executor import prices
+from services.executor.journal_view import RunView
+from services.executor.models.anthropic import DEFAULT_MAX_OUTPUT_TOKENS
+from services.executor.tools.schema import canonical_json
+from services.shared.run_budgets import BUDGET_EXCEEDED, Amounts, Ledger, Shortfall
+
+# What providers put around a message, a tool, and tools at all.
+_TOKENS_AROUND_A_MESSAGE: Final = 16
+_TOKENS_AROUND_A_TOOL: Final = 32
+_TOKENS_AROUND_TOOLS: Final = 600
+
+_UNITS: Final = {
+    "max_cost_usd_nanos": "",
+    "max_input_tokens": " input tokens",
+    "max_output_tokens": " output tokens",
+    "max_total_tokens": " tokens",
+    "max_model_calls": " model calls",
+    "max_tool_calls": " tool calls",
+}
+
+
+class BudgetGuard:
+    """Says what a run's next calls need and whether it is left.
+
+    Args:
+        ledger: What was used and is reserved; of the run's view, so that each decision is seen by the next.
+        spec: The agent's definition.
+        tools: Its tools as the model sees them.
+        prior: The messages of the session's earlier runs.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        spec: agent_pb2.AgentSpec,
+        tools: Collection[agent_pb2.ToolSpec],
+        prior: Sequence[content_pb2.Message],
+    ) -> None:
+        self._ledger = ledger
+        self._spec = spec
+        self._tools = tools
+        self._prior = prior
+
+    def reservation(self, view: RunView, now: datetime) -> run_pb2.Reservation | None:
+        """What the next model call may use at most; None when its price is not known."""
+        model = self._spec.model
+        reserved = run_pb2.Reservation(input_tokens=self._input_tokens(view), output_tokens=longest_answer(model) or 0)
+        if self._ledger.limits_cost:
+            usage = content_pb2.Usage(input_tokens=reserved.input_tokens, output_tokens=reserved.output_tokens)
+            cost, source = prices.price_of(model, model.name, usage, "", now)
+            if cost is None:
+                return None
+            reserved.cost_usd_nanos, reserved.price_source = cost, source
+        return reserved
+
+    def shortfall(self, reserved: run_pb2.Reservation) -> Shortfall | None:
+        """What a model call lacks; None when it fits."""
+        return self._ledger.shortfall(
+            Amounts(reserved.cost_usd_nanos, reserved.input_tokens, reserved.output_tokens, model_calls=1)
+        )
+
+    def shortfall_of_attempt(self, step: int) -> Shortfall | None:
+        """What another attempt of an open model step lacks; None when it fits."""
+        return self._ledger.shortfall(self._ledger.reservation_of(step))
+
+    def shortfall_of_tool_calls(self, count: int) -> Shortfall | None:
+        """What so many calls of tools lack; None when they fit."""
+        return self._ledger.shortfall(Amounts(tool_calls=count))
+
+    def _input_tokens(self, view: RunView) -> int:
+        last, turn = self._ledger.last_answer, view.turn
+        if last is not None and last.input_tokens > 0 and turn is not None:
+            return last.input_tokens + last.output_tokens + _tokens_of(turn.results.values())
+        asked = len(self._spec.instructions.encode()) + _TOKENS_AROUND_A_MESSAGE + _tokens_of_tools(self._tools)
+        return asked + _tokens_of(self._prior) + _tokens_of(view.conversation())
+
+
+def _tokens_of(messages: Iterable[content_pb2.Message]) -> int:
+    return sum(message.ByteSize() + _TOKENS_AROUND_A_MESSAGE for message in messages)
+
+
+def _tokens_of_tools(tools: Collection[agent_pb2.ToolSpec]) -> int:
+    if not tools:
+        return 0
+    tokens = _TOKENS_AROUND_TOOLS
+    for tool in tools:
+        schema = canonical_json(json_format.MessageToDict(tool.input_schema))
+        tokens += len(f"{tool.name}{tool.description}{schema}".encode()) + _TOKENS_AROUND_A_TOOL
+    return tokens
+
+
+def longest_answer(model: agent_pb2.ModelSpec) -> int | None:
+    """How many tokens an answer of the model can have; None when nothing limits it."""
+    if model.parameters.HasField("max_output_tokens"):
+        return model.parameters.max_output_tokens
+    return DEFAULT_MAX_OUTPUT_TOKENS if model.provider == "anthropic" else None
+
+
+async def prepare(ledger: Ledger, spec: agent_pb2.AgentSpec) -> None:
+    """Loads what the guard needs for its decisions, which themselves wait for nothing."""
+    if ledger.limits_cost and not spec.model.HasField("price"):
+        await asyncio.to_thread(prices.load)
+
+
+def exceeded_failure(short: Shortfall) -> content_pb2.Failure:
+    """Why a run ends: the limit, what is used of it, and what the next call would have needed."""
+    unit = _UNITS[short.limit]
+    held = f" and {_amount(short, short.reserved)} reserved" if short.reserved else ""
+    return content_pb2.Failure(
+        reason=BUDGET_EXCEEDED,
+        message=(
+            f"The run's budget has no room for what comes next: of {_amount(short, short.max)}{unit} "
+            f"(limits.budget.{short.limit}) {_amount(short, short.used)} are used{held}, and "
+            f"{_amount(short, short.needed)} more could be needed."
+        ),
+        failure_class=content_pb2.FAILURE_CLASS_PERMANENT,
+    )
+
+
+def price_unknown_failure(model: agent_pb2.ModelSpec) -> content_pb2.Failure:
+    """Why a run ends whose cost is limited and whose model has no price any more."""
+    return content_pb2.Failure(
+        reason="PRICE_UNKNOWN",
+        message=f"The run's cost is limited, and no price of {model.provider}/{model.name} is known (model.price).",
+        failure_class=content_pb2.FAILURE_CLASS_PERMANENT,
+    )
+
+
+def _amount(short: Shortfall, amount: int) -> str:
+    if short.limit != "max_cost_usd_nanos":
+        return f"{amount:,}"
+    dollars = f"{amount / 1e9:,.9f}".rstrip("0")
+    whole, _, cents = dollars.partition(".")
+    return f"${whole}.{cents.ljust(2, '0')}"

@@ -1,0 +1,164 @@
+"""Runs with a budget, with real processes: what a call may use is reserved before it is made, whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import pytest
+
+from holdfast import Agent, Budget, Limits, RunBudgetExceeded
+from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.cli.console import ExitCode
+from holdfast.errors import Unavailable
+from holdfast.ids import new_uuid7
+from holdfast.runs import RunHandle
+from holdfast.testing import call, scripted, turn
+from tests.suite.histories import changes_of, check_history, read_history, results_of
+from tests.suite.stages import Stage, until_change
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.promise("P10")]
+
+EXCEEDED = run_pb2.RUN_STATE_BUDGET_EXCEEDED
+
+
+def priced(*turns: Any, loop: bool = False, longest: int = 100) -> agent_pb2.ModelSpec:
+    """A scripted model whose words cost: $1 for a million sent, $10 for a million received."""
+    model = scripted(*turns, loop=loop)
+    model.parameters.max_output_tokens = longest
+    model.price.input_usd_nanos_per_million_tokens = 10**9
+    model.price.output_usd_nanos_per_million_tokens = 10**10
+    return model
+
+
+def left_of(lines: list[run_pb2.BudgetLine], limit: str) -> run_pb2.BudgetLine:
+    return next(line for line in lines if line.limit == limit)
+
+
+def spender(**budget: Any) -> Agent:
+    """Calls a tool again and again."""
+    limits = Limits(max_steps=1_000, budget=Budget(**budget))
+    return Agent("spender", model=priced(call("noop", a=1), loop=True), tools=["noop"], limits=limits)
+
+
+async def test_run_stops_before_it_has_spent_more_than_its_budget(stage: Stage) -> None:
+    async with asyncio.timeout(60):
+        handle = await stage.start(spender(max_cost_usd=0.0025))
+        with pytest.raises(RunBudgetExceeded, match="max_cost_usd_nanos"):
+            await handle.result()
+        run = await handle.get()
+        line = left_of(await handle.budget(), "max_cost_usd_nanos")
+        events = await read_history(handle)
+        tree = await stage.client.trace.tree(handle.id, min_seq=run.last_seq, timeout=30)
+        listed = [run async for run in stage.client.runs.list(agent="spender", states=[EXCEEDED])]
+        in_trace = [run async for run in stage.client.trace.list(agent="spender", states=[EXCEEDED])]
+    check_history(events)
+    assert (run.state, run.failure.reason) == (EXCEEDED, "BUDGET_EXCEEDED")
+    # The scripted model tells what it used, so that the cost is exact, and the last call did not fit.
+    assert line.used == run.usage.cost_usd_nanos > 0
+    assert (line.reserved, line.left) == (0, line.max - line.used)
+    started = changes_of(events, "step_started")
+    intents = [one.step_started.model for one in started if one.step_started.WhichOneof("intent") == "model"]
+    assert len(intents) > 2 and all(intent.reserved.cost_usd_nanos > 0 for intent in intents)
+    assert line.left < intents[-1].reserved.cost_usd_nanos + 100 * 10_000
+    assert tree.run.state == EXCEEDED
+    assert tree.spans[0].attributes["holdfast.budget.left.max_cost_usd_nanos"] == line.left
+    assert [run.run_id for run in listed] == [run.run_id for run in in_trace] == [handle.id]
+
+
+@pytest.mark.promise("P7")
+async def test_calls_beyond_the_limit_are_not_made_and_the_conversation_can_go_on(stage: Stage) -> None:
+    agent = Agent(
+        "caller",
+        model=priced(turn("", call("pay_twice", n=1), call("pay_twice", n=2)), "done"),
+        tools=[stage.tool("pay_twice")],
+    )
+    async with asyncio.timeout(60):
+        handle = await stage.start(agent, budget=Budget(max_tool_calls=1))
+        assert (await handle.wait()).state == EXCEEDED
+        behind = await stage.client.start(agent, "and then", session_id=handle.run.session_id)
+        assert await behind.result() == "done"
+    view = check_history(await read_history(handle))
+    assert "budget" in results_of(view)["pay_twice"].content
+    assert stage.http.of(handle.id, "/pay_twice") == []
+    assert len(stage.http.of(behind.id, "/pay_twice")) == 2
+
+
+@pytest.mark.promise("P2")
+@pytest.mark.parametrize("has_room", [True, False], ids=["room for another", "no room"])
+async def test_executor_that_dies_in_a_model_call_has_spent_its_reservation(stage: Stage, has_room: bool) -> None:
+    slow = turn("slow")
+    slow.delay.FromMilliseconds(1_500)
+    agent = Agent(f"dying-{'rich' if has_room else 'poor'}", model=priced(slow))
+    async with asyncio.timeout(80):
+        await stage.client.apply(agent)
+        # What one attempt reserves: instructions and the text, a token for a byte, and the longest answer.
+        handle = await stage.client.start(agent, "go", budget=Budget(max_output_tokens=250 if has_room else 150))
+        await until_change(handle, lambda change: change.HasField("step_started"))
+        await stage.suite.kill("executor")
+        await stage.suite.restart("executor")
+        run = await handle.wait()
+        line = left_of(await handle.budget(), "max_output_tokens")
+    events = await read_history(handle)
+    check_history(events)
+    [lost] = changes_of(events, "attempt_failed")
+    assert lost.attempt_failed.failure.reason == "EXECUTOR_LOST"
+    if has_room:
+        assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+        assert line.used == 100 + run.usage.output_tokens
+    else:
+        # Another attempt might have been paid as well: it was not made.
+        assert run.state == EXCEEDED
+        assert line.used == 100
+        assert not changes_of(events, "attempt_started")
+
+
+@pytest.mark.parametrize("point", ["executor.before_commit", "executor.after_commit", "executor.after_intent"])
+async def test_run_ends_at_the_same_limit_wherever_its_executor_dies(stage: Stage, point: str) -> None:
+    async with asyncio.timeout(80):
+        await stage.client.apply(spender(max_model_calls=4))
+        await stage.suite.kill("executor")
+        await stage.suite.restart("executor", settings={"HOLDFAST_CRASH_POINT": f"{point}:5"})
+        request_id = new_uuid7()
+        starting = asyncio.create_task(_started(stage, request_id))
+        assert await stage.suite.wait_for_exit("executor") == 137
+        await stage.suite.restart("executor", settings={"HOLDFAST_CRASH_POINT": ""})
+        handle = await starting
+        run = await handle.wait()
+    events = await read_history(handle)
+    check_history(events)
+    assert run.state == EXCEEDED
+    line = left_of(await handle.budget(), "max_model_calls")
+    assert (line.used, line.left) == (4, 0)
+
+
+async def _started(stage: Stage, request_id: str) -> RunHandle:
+    """Starts one run, however often its executor dies before it answers."""
+    while True:
+        try:
+            return await stage.client.start("spender", "go", request_id=request_id)
+        except Unavailable:
+            continue
+
+
+async def test_command_gives_a_budget_and_says_how_the_run_ended(stage: Stage) -> None:
+    await stage.client.apply(spender())
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "holdfast.cli", "run", "spender", "go", "--max-cost", "0.0025", "--json"),
+        env=stage.environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert process.returncode == ExitCode.RUN_BUDGET_EXCEEDED, err.decode()
+    assert "RUN_STATE_BUDGET_EXCEEDED" in out.decode().splitlines()[-1]
+
+
+async def test_doctor_finds_every_budget_kept(stage: Stage) -> None:
+    async with asyncio.timeout(60):
+        await (await stage.start(spender(max_model_calls=2))).wait()
+        report = await stage.command("doctor", "--data", str(stage.suite.data))
+    [check] = [check for check in report["checks"] if check["name"] == "budgets_hold"]
+    assert (check["result"], check["examined"] >= 1) == ("OK", True), check
