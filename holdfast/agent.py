@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.errors import InvalidArgument
 from holdfast.times import to_duration
-from holdfast.tool import Effect, Tool, as_tool, effect_class
+from holdfast.tool import Effect, Tool, as_tool, effect_class, set_approval
 
 if TYPE_CHECKING:
     from holdfast.agent_files import Locator
@@ -146,7 +146,9 @@ class Agent:
         return tuple(as_tool(tool) for tool in self.tools if isinstance(tool, Tool) or _is_function(tool))
 
     def fill_from(self, tools: Iterable[Tool[Any, Any]]) -> list[str]:
-        """Completes worker tools that lack a schema, description, effect or connection with those of the Python tools.
+        """Completes worker tools that lack a schema, description, effect, connection or approval policy.
+
+        They get those of the Python tools.
 
         What the definition declares itself stays as it is.
 
@@ -174,6 +176,8 @@ class Agent:
                 spec.timeout.CopyFrom(source.timeout)
             if not spec.HasField("auth") and source.HasField("auth"):
                 spec.auth.CopyFrom(source.auth)
+            if not spec.HasField("approval") and source.HasField("approval"):
+                spec.approval.CopyFrom(source.approval)
             spec.worker.SetInParent()
             if spec.SerializeToString(deterministic=True) != before:
                 filled.append(spec.name)
@@ -196,6 +200,8 @@ def http_tool(
     timeout: float | None = None,
     connection: str = "",
     scopes: Sequence[str] = (),
+    approval: bool | str = False,
+    approval_expires_after: float | None = None,
 ) -> agent_pb2.ToolSpec:
     """Returns a tool that is an HTTP endpoint; the idempotency key travels as `Idempotency-Key`.
 
@@ -212,6 +218,10 @@ def http_tool(
         connection: Name of the connection, or of the integration, whose credential is put into each request; that of
             the run's user, or one that the workspace shares.
         scopes: Permissions that the tool needs, in the provider's words.
+        approval: True: a person has to approve each call. A text: those for which this condition on the arguments
+            holds, in CEL, such as `args.amount > 100`.
+        approval_expires_after: How long a call waits for its approval before it is refused, in seconds; 72 h when not
+            given.
     """
     spec = agent_pb2.ToolSpec(
         name=name,
@@ -226,6 +236,7 @@ def http_tool(
     if connection:
         spec.auth.connection = connection
         spec.auth.scopes.extend(scopes)
+    set_approval(spec, approval, approval_expires_after)
     return spec
 
 

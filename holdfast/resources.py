@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, cast
 
@@ -26,6 +26,7 @@ from holdfast.transport import Transport
 
 Resolution = Literal["done", "not_done", "tell_model", "fail_run"]
 Priority = Literal["interactive", "batch"]
+Scope = Literal["once", "run", "session"]
 
 _PAGE_SIZE: Final = 200
 _PRIORITIES: Final = {"interactive": run_pb2.PRIORITY_INTERACTIVE, "batch": run_pb2.PRIORITY_BATCH}
@@ -213,7 +214,7 @@ class Sessions:
 
 
 class Approvals:
-    """Questions to people: those an agent asks, and those about calls whose outcome nobody knows."""
+    """Questions to people: those an agent asks, calls that wait for approval, and calls whose outcome nobody knows."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -255,6 +256,65 @@ class Approvals:
         """As `answer`, with the answer as JSON text."""
         request = approval_service_pb2.DecideApprovalRequest(
             approval_id=approval_id, answer_json=answer_json, comment=comment, request_id=new_uuid7()
+        )
+        return (await self._transport.call("executor", self._stub.DecideApproval, request)).approval
+
+    async def approve(
+        self,
+        approval_id: str,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        scope: Scope = "once",
+        arguments_sha256: str = "",
+        comment: str = "",
+    ) -> run_pb2.Approval:
+        """Lets a call be made that waits for approval; its run goes on.
+
+        Args:
+            approval_id: The question.
+            arguments: Make it with these instead; the model is told.
+            scope: `once`: this call. `run`: also all later calls of the tool in this run, whatever their arguments.
+                `session`: also in later runs of the session, while the tool is defined as it is now.
+            arguments_sha256: Hash of the arguments that were seen (`Approval.arguments_sha256`): a call with any others
+                is not approved.
+            comment: For the record.
+
+        Raises:
+            FailedPrecondition: It was decided otherwise before, or is about other arguments (APPROVAL_HASH_MISMATCH).
+            InvalidArgument: The arguments do not fit the tool.
+        """
+        request = approval_service_pb2.DecideApprovalRequest(
+            approval_id=approval_id,
+            verdict=run_pb2.APPROVAL_VERDICT_APPROVED,
+            scope=f"APPROVAL_SCOPE_{scope.upper()}",
+            edited_arguments_json="" if arguments is None else json.dumps(arguments, ensure_ascii=False),
+            arguments_sha256=arguments_sha256,
+            comment=comment,
+            request_id=new_uuid7(),
+        )
+        return (await self._transport.call("executor", self._stub.DecideApproval, request)).approval
+
+    async def reject(
+        self, approval_id: str, reason: str = "", *, arguments_sha256: str = "", comment: str = ""
+    ) -> run_pb2.Approval:
+        """Refuses a call that waits for approval; its run goes on, and the model is told.
+
+        Args:
+            approval_id: The question.
+            reason: Why, for the model.
+            arguments_sha256: As for `approve`.
+            comment: For the record.
+
+        Raises:
+            FailedPrecondition: As `approve`.
+        """
+        request = approval_service_pb2.DecideApprovalRequest(
+            approval_id=approval_id,
+            verdict=run_pb2.APPROVAL_VERDICT_REJECTED,
+            reason=reason,
+            arguments_sha256=arguments_sha256,
+            comment=comment,
+            request_id=new_uuid7(),
         )
         return (await self._transport.call("executor", self._stub.DecideApproval, request)).approval
 

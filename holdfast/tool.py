@@ -222,6 +222,8 @@ class Tool(Generic[P, R]):
         timeout: How long one attempt may take, in seconds; None leaves it to the runtime (60 s).
         connection: Name of the connection, or integration, whose credential it asks for; empty for none.
         scopes: Permissions that it needs there.
+        approval: Whether a person has to approve its calls, or the condition (CEL) under which one has to.
+        approval_expires_after: How long a call waits for that, in seconds; None leaves it to the runtime (72 h).
         function: The function.
         is_async: Whether the function is a coroutine function.
     """
@@ -236,6 +238,8 @@ class Tool(Generic[P, R]):
         timeout: float | None = None,
         connection: str = "",
         scopes: Sequence[str] = (),
+        approval: bool | str = False,
+        approval_expires_after: float | None = None,
     ) -> None:
         self.__name__: str = ""
         if effect not in EFFECTS:
@@ -252,6 +256,10 @@ class Tool(Generic[P, R]):
             raise ValueError("scopes are those of a connection; name it with connection=")
         if isinstance(scopes, str):
             raise ValueError(f"scopes={scopes!r}: expected a list")
+        if approval_expires_after is not None and not approval_expires_after > 0:
+            raise ValueError(f"approval_expires_after={approval_expires_after!r}: expected a number of seconds above 0")
+        if approval_expires_after is not None and not approval:
+            raise ValueError("approval_expires_after is that of an approval; ask for one with approval=")
         signature = read_signature(function, injected_type=ToolContext)
         self.function = function
         self.description = signature.description if description is None else description
@@ -260,6 +268,8 @@ class Tool(Generic[P, R]):
         self.timeout = timeout
         self.connection = connection
         self.scopes = tuple(scopes)
+        self.approval = approval
+        self.approval_expires_after = approval_expires_after
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         self._signature = signature
         functools.update_wrapper(self, function)
@@ -303,6 +313,7 @@ class Tool(Generic[P, R]):
         if self.connection:
             spec.auth.connection = self.connection
             spec.auth.scopes.extend(self.scopes)
+        set_approval(spec, self.approval, self.approval_expires_after)
         return spec
 
     def served(self) -> ServedTool:
@@ -314,6 +325,20 @@ class Tool(Generic[P, R]):
         )
         served.input_schema.update(self.input_schema)
         return served
+
+
+def set_approval(spec: ToolSpec, approval: bool | str, expires_after: float | None) -> None:
+    """Puts an approval policy into a definition: none for False, each call for True, a condition (CEL) for a text."""
+    from holdfast.times import to_duration
+
+    if approval is False:
+        return
+    if approval is True:
+        spec.approval.always = True
+    else:
+        spec.approval.condition = approval
+    if expires_after is not None:
+        spec.approval.expire_after.CopyFrom(to_duration(expires_after))
 
 
 def effect_class(effect: Effect) -> Any:
@@ -336,6 +361,8 @@ def tool(
     timeout: float | None = None,
     connection: str = "",
     scopes: Sequence[str] = (),
+    approval: bool | str = False,
+    approval_expires_after: float | None = None,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -349,6 +376,8 @@ def tool(
     timeout: float | None = None,
     connection: str = "",
     scopes: Sequence[str] = (),
+    approval: bool | str = False,
+    approval_expires_after: float | None = None,
 ) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
     """Makes a tool of a sync or async function: its schema comes from the signature and the Google-style docstring.
 
@@ -372,6 +401,10 @@ def tool(
         connection: Name of the connection, or of the integration, whose credential the tool asks for with
             `ToolContext.credential`: that of the run's user, or one that the workspace shares.
         scopes: Permissions that the tool needs there, in the provider's words.
+        approval: True: a person has to approve each call. A text: those for which this condition on the arguments
+            holds, in CEL, such as `args.amount > 100`.
+        approval_expires_after: How long a call waits for its approval before it is refused, in seconds; 72 h when not
+            given.
     """
 
     def decorate(function: Callable[P, R]) -> Tool[P, R]:
@@ -383,6 +416,8 @@ def tool(
             timeout=timeout,
             connection=connection,
             scopes=scopes,
+            approval=approval,
+            approval_expires_after=approval_expires_after,
         )
 
     return decorate if function is None else decorate(function)

@@ -87,6 +87,8 @@ _ORDER: Final = (
     "runs",
     "cancel",
     "approvals",
+    "approve",
+    "reject",
     "answer",
     "sessions",
     "trace",

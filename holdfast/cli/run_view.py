@@ -22,9 +22,17 @@ _WAITS: Final[Mapping[int, str]] = {
     run_pb2.WAIT_REASON_TOOL: "for a worker",
     run_pb2.WAIT_REASON_TIMER: "for its time",
     run_pb2.WAIT_REASON_AUTH: "for a sign-in",
+    run_pb2.WAIT_REASON_APPROVAL: "for a person's approval of a call",
 }
 
-PERSON: Final = frozenset({run_pb2.WAIT_REASON_INPUT, run_pb2.WAIT_REASON_IN_DOUBT, run_pb2.WAIT_REASON_AUTH})
+PERSON: Final = frozenset(
+    {
+        run_pb2.WAIT_REASON_INPUT,
+        run_pb2.WAIT_REASON_IN_DOUBT,
+        run_pb2.WAIT_REASON_AUTH,
+        run_pb2.WAIT_REASON_APPROVAL,
+    }
+)
 """Reasons to wait that only somebody can end."""
 
 
@@ -179,6 +187,9 @@ class RunView:
     async def _on_approval_decided(self, decided: run_pb2.ApprovalDecided, event: RunEvent) -> None:
         self._open_steps.pop(decided.step, None)
         said = decided.answer_json
+        if decided.verdict:
+            self._line(Text.assemble((f"  {decided.step:>3} ⚖ ", "magenta"), verdict_text(decided)))
+            return
         if decided.resolution:
             word = short_name(run_pb2.InDoubtResolution, decided.resolution, "IN_DOUBT_RESOLUTION_")
             said = f"{word.lower().replace('_', ' ')} {said}".strip()
@@ -274,8 +285,8 @@ _MARKS: Final[Mapping[int, tuple[str, str]]] = {
 }
 
 
-def question_lines(approval: run_pb2.Approval) -> list[Text]:
-    """Returns a question and the commands that answer it."""
+def question_lines(approval: run_pb2.Approval, *, is_whole: bool = False) -> list[Text]:
+    """Returns a question and the commands that decide it; of a call, all of its arguments if it is to be whole."""
     lines = [Text.assemble(("  ? ", "bold magenta"), (approval.prompt, "bold"))]
     if approval.kind == run_pb2.APPROVAL_KIND_IN_DOUBT:
         if approval.tool and approval.tool not in approval.prompt:
@@ -284,11 +295,39 @@ def question_lines(approval: run_pb2.Approval) -> list[Text]:
         lines += [Text(f"    holdfast answer {approval.approval_id} {choice}", style="magenta") for choice in choices]
     elif approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN:
         lines += _sign_in_lines(approval)
+    elif approval.kind == run_pb2.APPROVAL_KIND_TOOL_CALL:
+        lines += _call_lines(approval, is_whole=is_whole)
     else:
         if approval.HasField("answer_schema"):
             lines.append(Text(f"    answer as JSON that fits {_schema(approval)}", style="dim"))
         lines.append(Text(f'    holdfast answer {approval.approval_id} "…"', style="magenta"))
     return lines
+
+
+def _call_lines(approval: run_pb2.Approval, *, is_whole: bool) -> list[Text]:
+    shown = approval.arguments_json if is_whole else _short(approval.arguments_json)
+    lines = [
+        Text(f"    {approval.tool} {shown}"),
+        Text(f"    sha256 {approval.arguments_sha256}", style="dim"),
+    ]
+    if shown != approval.arguments_json or approval.arguments_shortened:
+        lines.append(Text(f"    the whole of it: holdfast approvals {approval.approval_id}", style="dim"))
+    choices = ("approve", "reject")
+    for choice, more in zip(choices, ("[--arguments JSON] [--for run|session]", "[--reason TEXT]"), strict=True):
+        lines.append(Text(f"    holdfast {choice} {approval.approval_id}   {more}", style="magenta"))
+    return lines
+
+
+def verdict_text(decided: run_pb2.ApprovalDecided) -> str:
+    """Returns what somebody said about a call that waited for approval."""
+    by = f" by {decided.decided_by}" if decided.decided_by else ""
+    if decided.verdict == run_pb2.APPROVAL_VERDICT_REJECTED:
+        return f"rejected{by}" + (f": {_short(decided.reason)}" if decided.reason else "")
+    scope = ""
+    if decided.scope in (run_pb2.APPROVAL_SCOPE_RUN, run_pb2.APPROVAL_SCOPE_SESSION):
+        scope = f" for the {short_name(run_pb2.ApprovalScope, decided.scope, 'APPROVAL_SCOPE_').lower()}"
+    edited = f" with {_short(decided.edited_arguments_json)}" if decided.edited_arguments_json else ""
+    return f"approved{scope}{by}{edited}"
 
 
 def _sign_in_lines(approval: run_pb2.Approval) -> list[Text]:

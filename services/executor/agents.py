@@ -18,8 +18,9 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.errors import FieldViolation, InvalidArgument, Reason
+from services.executor.approval_conditions import condition_problem
 from services.executor.budget_rules import budget_problems
-from services.executor.tools.builtin import BUILTINS
+from services.executor.tools.builtin import ASK_USER, BUILTINS, SLEEP_UNTIL
 from services.executor.tools.http import METHODS
 from services.executor.tools.schema import canonical_json, schema_problems, struct_to_dict
 from services.executor.tools.url_template import UrlTemplate
@@ -229,6 +230,8 @@ class _Validation:
             self._add(f"{path}.max_output_bytes", f"expected 0 (which means 32,768) to {MAX_SHOWN_BYTES}")
         if tool.HasField("auth"):
             self._check_auth(f"{path}.auth", tool)
+        if tool.HasField("approval"):
+            self._check_approval(f"{path}.approval", tool)
         match tool.WhichOneof("kind"):
             case "http":
                 self._check_http(f"{path}.http", tool)
@@ -247,6 +250,18 @@ class _Validation:
         for index, scope in enumerate(tool.auth.scopes):
             if not _SCOPE.fullmatch(scope):
                 self._add(f"{path}.scopes[{index}]", "expected a permission of the provider, without spaces (RFC 6749)")
+
+    def _check_approval(self, path: str, tool: agent_pb2.ToolSpec) -> None:
+        if tool.WhichOneof("kind") == "builtin" and tool.builtin.name in (ASK_USER, SLEEP_UNTIL):
+            self._add(path, f"expected none: {tool.builtin.name} does nothing that a person could approve")
+        match tool.approval.WhichOneof("when"):
+            case "condition":
+                problem = condition_problem(tool.approval.condition)
+                if problem:
+                    self._add(f"{path}.condition", problem)
+            case None:
+                self._add(path, "expected always or condition")
+        self._check_duration(f"{path}.expire_after", tool.approval, "expire_after")
 
     def _check_http(self, path: str, tool: agent_pb2.ToolSpec) -> None:
         http = tool.http

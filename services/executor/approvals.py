@@ -8,11 +8,16 @@ from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.api.executor.v1 import approval_service_pb2 as approval_pb2
 from holdfast.api.state.v1 import run_store_service_pb2 as store
 from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceStub
-from holdfast.errors import InvalidArgument, Reason
+from holdfast.errors import FailedPrecondition, InvalidArgument, Reason
+from services.executor.call_approvals import MAX_EDITED_ARGUMENTS_BYTES, sha256_of
+from services.executor.idempotency import idempotency_key
 from services.executor.revisions import RevisionCache
+from services.executor.tools.builtin import effective_tool
 from services.executor.tools.schema import (
+    ArgumentsRefused,
     ResultRefused,
     canonical_json,
+    check_arguments,
     check_result,
     describe_json_error,
     misfit,
@@ -51,11 +56,16 @@ async def decision_of(
         request: What the person says.
         workspace_id: The workspace of both.
         runs: Where the question's run is.
-        revisions: Where the definition of a tool in doubt is.
+        revisions: Where the definition of the question's tool is.
 
     Raises:
         InvalidArgument: The decision does not fit the question.
+        FailedPrecondition: APPROVAL_HASH_MISMATCH: it is about other arguments than those of the call.
     """
+    if approval.kind == run_pb2.APPROVAL_KIND_TOOL_CALL:
+        return await _verdict_on(approval, request, workspace_id, runs, revisions)
+    if request.verdict or request.edited_arguments_json or request.scope or request.reason or request.arguments_sha256:
+        raise InvalidArgument("only a call that waits for approval is approved or rejected", field="verdict")
     size = len(request.answer_json.encode())
     if size > MAX_ANSWER_BYTES:
         raise InvalidArgument(
@@ -84,6 +94,70 @@ async def decision_of(
     elif request.answer_json:
         raise InvalidArgument("only a call that is DONE has a result", field="answer_json")
     return decision
+
+
+async def _verdict_on(
+    approval: run_pb2.Approval,
+    request: approval_pb2.DecideApprovalRequest,
+    workspace_id: str,
+    runs: RunStoreServiceStub,
+    revisions: RevisionCache,
+) -> run_pb2.ApprovalDecided:
+    if request.answer_json or request.resolution:
+        field = "answer_json" if request.answer_json else "resolution"
+        raise InvalidArgument("the call wants a verdict: APPROVED or REJECTED", field=field)
+    if request.verdict not in (run_pb2.APPROVAL_VERDICT_APPROVED, run_pb2.APPROVAL_VERDICT_REJECTED):
+        raise InvalidArgument("expected APPROVED or REJECTED", field="verdict")
+    if request.scope not in run_pb2.ApprovalScope.values():
+        raise InvalidArgument("expected ONCE, RUN or SESSION", field="scope")
+    if request.arguments_sha256 and request.arguments_sha256.lower() != approval.arguments_sha256:
+        raise FailedPrecondition(
+            "the arguments of the call are not those that were seen; read the question again",
+            reason=Reason.APPROVAL_HASH_MISMATCH,
+            metadata={"arguments_sha256": approval.arguments_sha256},
+        )
+    decision = run_pb2.ApprovalDecided(
+        approval_id=approval.approval_id, verdict=request.verdict, arguments_sha256=approval.arguments_sha256
+    )
+    if request.verdict == run_pb2.APPROVAL_VERDICT_REJECTED:
+        if request.scope or request.edited_arguments_json:
+            field = "scope" if request.scope else "edited_arguments_json"
+            raise InvalidArgument("only a call that is APPROVED has one", field=field)
+        decision.reason = request.reason
+        return decision
+    if request.reason:
+        raise InvalidArgument("only a call that is REJECTED has one; use comment", field="reason")
+    decision.scope = request.scope or run_pb2.APPROVAL_SCOPE_ONCE
+    if request.edited_arguments_json:
+        tool = effective_tool(await _tool_of(approval, workspace_id, runs, revisions))
+        edited = _edited_arguments(tool, request.edited_arguments_json)
+        edited_sha256 = sha256_of(edited)
+        # The same arguments in another form are no edit.
+        if edited_sha256 != approval.arguments_sha256:
+            if decision.scope != run_pb2.APPROVAL_SCOPE_ONCE:
+                raise InvalidArgument("edited arguments are approved once", field="scope")
+            decision.edited_arguments_json, decision.arguments_sha256 = edited, edited_sha256
+            decision.idempotency_key = idempotency_key(approval.run_id, approval.step, approval.tool, edited)
+    return decision
+
+
+def _edited_arguments(tool: agent_pb2.ToolSpec, arguments_json: str) -> str:
+    size = len(arguments_json.encode())
+    if size > MAX_EDITED_ARGUMENTS_BYTES:
+        raise InvalidArgument(
+            f"the arguments have {size} bytes; the limit is {MAX_EDITED_ARGUMENTS_BYTES}",
+            reason=Reason.MESSAGE_TOO_LARGE,
+            field="edited_arguments_json",
+            metadata={"limit_bytes": str(MAX_EDITED_ARGUMENTS_BYTES), "message_bytes": str(size)},
+        )
+    try:
+        return canonical_json(check_arguments(tool, arguments_json))
+    except ArgumentsRefused as refused:
+        raise InvalidArgument(
+            f"the edited arguments do not fit the tool\n{refused.failure.message}",
+            field="edited_arguments_json",
+            description=refused.failure.message,
+        ) from refused
 
 
 def _answer_to(approval: run_pb2.Approval, answer: str) -> str:

@@ -10,6 +10,7 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.executor.v1 import tool_worker_service_pb2 as worker_pb2
 from holdfast.api.state.v1 import call_queue_service_pb2 as queue_pb2
 from holdfast.errors import HoldfastError, InvalidArgument, LeaseLost, Reason
+from services.executor.call_approvals import edited_note
 from services.executor.call_credentials import CallCredentials, check_call, tool_of
 from services.executor.revisions import RevisionCache
 from services.executor.state_stubs import StateStubs
@@ -119,7 +120,8 @@ def _outcome_of(
         parse_result(tool, request.result_json)
     except ResultRefused as refused:
         return _refused(call, refused.failure, request)
-    settled = settle_result(tool, call.call_id, request.result_json)
+    note = edited_note(call.arguments_json) if call.arguments_edited else ""
+    settled = settle_result(tool, call.call_id, request.result_json, note=note)
     finished = run_pb2.StepFinished(
         step=call.step,
         attempt=call.attempt,

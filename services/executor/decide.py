@@ -13,8 +13,9 @@ from google.protobuf.duration_pb2 import Duration
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.ids import new_uuid7
-from services.executor import retries
+from services.executor import call_approvals, retries
 from services.executor.budgets import BudgetGuard, exceeded_failure, price_unknown_failure
+from services.executor.call_approvals import SessionApprovals
 from services.executor.idempotency import idempotency_key
 from services.executor.journal_view import RunView, StepView, to_datetime, to_timestamp
 from services.executor.tools.builtin import due_time_of, effective_tools, question_of
@@ -40,12 +41,14 @@ WORKER_START_TIMEOUT = "WORKER_START_TIMEOUT"
 # Of several things that a run waits for, the one that is named: what people can do something about comes first.
 _WAIT_REASONS = (
     run_pb2.WAIT_REASON_INPUT,
+    run_pb2.WAIT_REASON_APPROVAL,
     run_pb2.WAIT_REASON_AUTH,
     run_pb2.WAIT_REASON_IN_DOUBT,
     run_pb2.WAIT_REASON_TOOL,
     run_pb2.WAIT_REASON_TIMER,
 )
 _REASON_OF_QUESTION = {
+    run_pb2.APPROVAL_KIND_TOOL_CALL: run_pb2.WAIT_REASON_APPROVAL,
     run_pb2.APPROVAL_KIND_SIGN_IN: run_pb2.WAIT_REASON_AUTH,
     run_pb2.APPROVAL_KIND_IN_DOUBT: run_pb2.WAIT_REASON_IN_DOUBT,
 }
@@ -88,6 +91,7 @@ class Planner:
         epoch: The lease.
         executor_id: Who drives.
         prior: The messages of the session's earlier runs.
+        session_approvals: What earlier runs of the session were allowed for the rest of it.
         new_id: Makes ids of questions.
     """
 
@@ -100,6 +104,7 @@ class Planner:
         epoch: int,
         executor_id: str,
         prior: Sequence[content_pb2.Message] = (),
+        session_approvals: SessionApprovals | None = None,
         new_id: Callable[[], str] = new_uuid7,
     ) -> None:
         self._view = view
@@ -111,6 +116,7 @@ class Planner:
         self._prior_messages = len(prior)
         self._budget = BudgetGuard(view.ledger, spec, self._tools.values(), prior) if view.ledger is not None else None
         self._is_over_budget = False
+        self._session_approvals = session_approvals or SessionApprovals()
         self._new_id = new_id
         self._plan = Plan()
 
@@ -281,8 +287,21 @@ class Planner:
         number = self._view.step_count + 1
         builtin = tool.builtin.name if tool.WhichOneof("kind") == "builtin" else ""
         kind = run_pb2.STEP_KIND_WAIT if builtin in ("ask_user", "sleep_until") else run_pb2.STEP_KIND_TOOL
-        change = self._start_of(call, tool, number, kind, canonical_json(arguments))
+        arguments_json = canonical_json(arguments)
+        change = self._start_of(call, tool, number, kind, arguments_json)
         intent = change.step_started.tool
+        if tool.HasField("approval"):
+            gate = call_approvals.gate_of(
+                tool,
+                arguments,
+                run_approvals=self._view.run_approvals,
+                session_approvals=self._session_approvals,
+            )
+            if gate is not None and not gate.approval_id:
+                self._append(change)
+                self._ask_approval(number, tool, arguments_json, gate.prompt, now)
+                return
+            intent.approval_id = gate.approval_id if gate is not None else ""
         question: run_pb2.Approval | None = None
         if builtin == "sleep_until":
             intent.due_time.CopyFrom(to_timestamp(due_time_of(arguments, now)))
@@ -296,9 +315,18 @@ class Planner:
         if question is not None:
             self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
         elif intent.tool_kind == "worker":
-            self._queue_call(step, call, tool, now, not_before=None)
+            self._queue_call(step, tool, now, not_before=None)
         elif kind == run_pb2.STEP_KIND_TOOL:
             self._run_here(step, tool, arguments)
+
+    def _ask_approval(
+        self, number: int, tool: agent_pb2.ToolSpec, arguments_json: str, prompt: str, now: datetime
+    ) -> None:
+        question = self._question(
+            number, run_pb2.APPROVAL_KIND_TOOL_CALL, prompt, now, call_approvals.expires_after(tool)
+        )
+        self._plan.blobs.extend(call_approvals.fill_question(question, tool, arguments_json))
+        self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
 
     def _refuse_call(self, call: content_pb2.ToolCall, failure: content_pb2.Failure, state: run_pb2.StepState) -> None:
         number = self._view.step_count + 1
@@ -422,8 +450,7 @@ class Planner:
             started.not_before.CopyFrom(to_timestamp(not_before))
         self._add(attempt_started=started)
         if step.tool is not None and step.is_worker_call:
-            call = self._view.call_of(step.tool.call_id)
-            self._queue_call(step, call, self._tools[step.tool.tool], now, not_before)
+            self._queue_call(step, self._tools[step.tool.tool], now, not_before)
         else:
             self._dispatch(step)
 
@@ -432,8 +459,7 @@ class Planner:
             self._run_here(step, None, None)
         else:
             tool = self._tools[step.tool.tool]
-            call = self._view.call_of(step.tool.call_id)
-            self._run_here(step, tool, check_arguments(tool, call.arguments_json))
+            self._run_here(step, tool, check_arguments(tool, self._view.arguments_of(step)))
 
     def _doubt(self, step: StepView, failure: content_pb2.Failure, now: datetime) -> None:
         assert step.tool is not None
@@ -452,9 +478,7 @@ class Planner:
             question = self._question(step.number, run_pb2.APPROVAL_KIND_IN_DOUBT, prompt, now)
             question.tool = step.tool.tool
             # Short: the questions of a whole turn are one event, and events are small. The call itself has all of it.
-            question.arguments_json = shorten(
-                self._view.call_of(step.tool.call_id).arguments_json, MAX_QUESTION_ARGUMENTS_BYTES
-            )
+            question.arguments_json = shorten(self._view.arguments_of(step), MAX_QUESTION_ARGUMENTS_BYTES)
             self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
 
     def _answer(self, step: StepView, now: datetime) -> None:
@@ -475,9 +499,14 @@ class Planner:
             if step.failure is not None:
                 # Of a call in doubt, or one that lacks a sign-in: what the model has to know is that.
                 failure = step.failure
+            elif step.is_held:
+                failure = call_approvals.expired_failure()
             self._fail_step(step, failure)
             return
         step.question = None
+        if question.approval.kind == run_pb2.APPROVAL_KIND_TOOL_CALL:
+            self._after_approval(step, decision, now)
+            return
         if question.approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN:
             self._after_sign_in(step, decision, now)
             return
@@ -494,6 +523,16 @@ class Planner:
             self._fail(doubt)
         else:
             self._finish_with_failure(step, doubt, run_pb2.STEP_STATE_FAILED)
+
+    def _after_approval(self, step: StepView, decision: run_pb2.ApprovalDecided, now: datetime) -> None:
+        assert step.tool is not None
+        tool = self._tools[step.tool.tool]
+        arguments = check_arguments(tool, self._view.arguments_of(step))
+        refusal = call_approvals.refusal_of(decision, canonical_json(arguments))
+        if refusal is not None:
+            self._fail_step(step, refusal)
+        else:
+            self._begin_attempt(step, step.attempt, None, now)
 
     def _after_sign_in(self, step: StepView, decision: run_pb2.ApprovalDecided, now: datetime) -> None:
         failure = step.failure
@@ -565,6 +604,7 @@ class Planner:
         may_have_happened = (
             step is not None
             and step.tool is not None
+            and not step.is_held
             and (
                 step.state == run_pb2.STEP_STATE_IN_DOUBT or (step.tool.tool_kind != "builtin" and step.failure is None)
             )
@@ -587,7 +627,6 @@ class Planner:
     def _queue_call(
         self,
         step: StepView,
-        call: content_pb2.ToolCall,
         tool: agent_pb2.ToolSpec,
         now: datetime,
         not_before: datetime | None,
@@ -597,9 +636,10 @@ class Planner:
         new_call = journal_pb2.NewCall(
             step=step.number,
             attempt=step.attempt,
-            tool=call.tool,
-            call_id=call.call_id,
-            arguments_json=canonical_json(check_arguments(tool, call.arguments_json)),
+            tool=step.tool.tool,
+            call_id=step.tool.call_id,
+            arguments_json=canonical_json(check_arguments(tool, self._view.arguments_of(step))),
+            arguments_edited=bool(step.edited_arguments_json),
             idempotency_key=step.tool.idempotency_key,
             start_deadline=to_timestamp((not_before or now) + start_timeout),
             timeout=_duration(tool, "timeout", DEFAULT_TOOL_TIMEOUT),
@@ -612,7 +652,14 @@ class Planner:
             new_call.not_before.CopyFrom(to_timestamp(not_before))
         self._plan.calls.append(new_call)
 
-    def _question(self, step: int, kind: run_pb2.ApprovalKind, prompt: str, now: datetime) -> run_pb2.Approval:
+    def _question(
+        self,
+        step: int,
+        kind: run_pb2.ApprovalKind,
+        prompt: str,
+        now: datetime,
+        expires_after: timedelta = QUESTION_EXPIRES_AFTER,
+    ) -> run_pb2.Approval:
         return run_pb2.Approval(
             approval_id=self._new_id(),
             run_id=self._run_id,
@@ -620,12 +667,14 @@ class Planner:
             kind=kind,
             state=run_pb2.APPROVAL_STATE_PENDING,
             prompt=prompt,
-            expire_time=to_timestamp(now + QUESTION_EXPIRES_AFTER),
+            expire_time=to_timestamp(now + expires_after),
         )
 
     def _succeed(self, step: StepView, result_json: str) -> None:
         assert step.tool is not None
-        settled = settle_result(self._tools[step.tool.tool], step.tool.call_id, result_json)
+        settled = settle_result(
+            self._tools[step.tool.tool], step.tool.call_id, result_json, note=call_approvals.note_of(step)
+        )
         finished = run_pb2.StepFinished(
             step=step.number,
             attempt=step.attempt,
@@ -639,7 +688,7 @@ class Planner:
     def _finish_with_failure(self, step: StepView, failure: content_pb2.Failure, state: run_pb2.StepState) -> None:
         assert step.tool is not None
         tool = self._tools.get(step.tool.tool) or agent_pb2.ToolSpec(name=step.tool.tool)
-        settled = settle_failure(tool, step.tool.call_id, failure)
+        settled = settle_failure(tool, step.tool.call_id, failure, note=call_approvals.note_of(step))
         self._plan.blobs.extend(settled.blobs)
         self._add(
             step_finished=run_pb2.StepFinished(

@@ -20,6 +20,7 @@ from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.errors import Conflict, DeadlineExceeded, InvalidArgument, LeaseLost, ResourceExhausted, Unavailable
 from services.executor import budgets, retries
+from services.executor.call_approvals import SessionApprovals, has_policies
 from services.executor.decide import LocalCall, Outcome, Plan, Planner
 from services.executor.journal_view import Joined, RunView
 from services.executor.local_calls import LocalCalls, RunContext
@@ -106,6 +107,7 @@ class Driver:
         self._view = RunView()
         self._planner: Planner | None = None
         self._prior: list[content_pb2.Message] = []
+        self._session_approvals = SessionApprovals()
         self._context: RunContext | None = None
         self._outcomes: list[Outcome] = []
         self._running: dict[int, _Running] = {}
@@ -290,7 +292,7 @@ class Driver:
         timeout = until_due
         if may_park:
             # Nothing of the run is under way here. A worker may answer in a moment; a person will not.
-            has_worker_call = any(step.is_worker_call for step in self._view.open_steps.values())
+            has_worker_call = any(step.is_worker_call and not step.is_held for step in self._view.open_steps.values())
             timeout = self._parts.park_after_seconds if has_worker_call else 0.0
             if until_due is not None and until_due <= LONGEST_WAIT_IN_MEMORY.total_seconds():
                 timeout = max(timeout, until_due)
@@ -356,6 +358,10 @@ class Driver:
                 self._prior = await self._parts.reader.messages_before(
                     self._workspace_id, created.session_id, self.run_id
                 )
+                if has_policies(spec):
+                    self._session_approvals = SessionApprovals(
+                        await self._parts.reader.session_approvals(self._workspace_id, created.session_id)
+                    )
             self._context = RunContext(
                 self._workspace_id, self.run_id, created.agent, spec, view.input_text(), created.user_id
             )
@@ -371,6 +377,7 @@ class Driver:
             epoch=self.epoch,
             executor_id=self._parts.executor_id,
             prior=self._prior,
+            session_approvals=self._session_approvals,
         )
 
     async def _read_on(self) -> None:

@@ -65,6 +65,10 @@ class StepView:
     question: Question | None = None
     # What the current attempt lacked.
     sign_in: run_pb2.SignInNeeded | None = None
+    # It needs approval, and no attempt was announced since: nobody can have dispatched it.
+    is_held: bool = False
+    # Those that a person approved instead of the model's; empty for the model's.
+    edited_arguments_json: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -147,6 +151,8 @@ class RunView:
         # What is left to spend; None in a run without a budget.
         self.ledger: Ledger | None = None
         self.questions: dict[str, StepView] = {}
+        # Decisions that hold for all calls of a tool in this run, by tool.
+        self.run_approvals: dict[str, str] = {}
         self._conversation: list[content_pb2.Message] = []
         self._steps_by_call: dict[str, int] = {}
 
@@ -192,6 +198,11 @@ class RunView:
             return len(self._conversation)
         return len(self._conversation) + 1 + sum(call.call_id in turn.results for call in turn.calls)
 
+    def arguments_of(self, step: StepView) -> str:
+        """What a tool step of the current turn is called with: what the model wrote, unless a person edited it."""
+        assert step.tool is not None
+        return step.edited_arguments_json or self.call_of(step.tool.call_id).arguments_json
+
     def call_of(self, call_id: str) -> content_pb2.ToolCall:
         """The model's call that a step of the current turn answers."""
         assert self.turn is not None, "a tool step belongs to a turn"
@@ -229,6 +240,7 @@ class RunView:
             step.sign_in = None
             # A question about the attempt before is answered by this one; it must not be answered again (P5).
             step.question = None
+            step.is_held = False
             step.not_before = to_datetime(started.not_before) if started.HasField("not_before") else None
         elif kind == "attempt_failed":
             failed = change.attempt_failed
@@ -248,10 +260,14 @@ class RunView:
             step = self.steps[approval.step]
             step.question = Question(approval)
             self.questions[approval.approval_id] = step
+            if approval.kind == run_pb2.APPROVAL_KIND_TOOL_CALL:
+                step.is_held = True
+                step.dispatch_epoch = 0
         elif kind == "approval_decided":
             asked = self.questions.get(change.approval_decided.approval_id)
             if asked is not None and asked.question is not None:
                 asked.question.decision = change.approval_decided
+                self._decide(asked, change.approval_decided)
         elif kind == "approval_closed":
             self.questions.pop(change.approval_closed.approval_id, None)
         elif kind == "cancel_requested":
@@ -277,6 +293,18 @@ class RunView:
                     step.dispatch_epoch = 0
         if self.ledger is not None:
             self.ledger.take(kind or "", change)
+
+    def _decide(self, step: StepView, decision: run_pb2.ApprovalDecided) -> None:
+        if step.tool is None or decision.verdict != run_pb2.APPROVAL_VERDICT_APPROVED:
+            return
+        if decision.edited_arguments_json:
+            step.edited_arguments_json = decision.edited_arguments_json
+            intent = run_pb2.ToolIntent()
+            intent.CopyFrom(step.tool)
+            intent.idempotency_key = decision.idempotency_key
+            step.tool = intent
+        if decision.scope in (run_pb2.APPROVAL_SCOPE_RUN, run_pb2.APPROVAL_SCOPE_SESSION):
+            self.run_approvals[step.tool.tool] = decision.approval_id
 
     def _start_step(self, started: run_pb2.StepStarted, epoch: int) -> None:
         tool = started.tool if started.WhichOneof("intent") == "tool" else None

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
+from services.executor.call_approvals import note_of
 from services.executor.credentials import (
     REJECTED,
     SCOPE_INSUFFICIENT,
@@ -86,7 +87,8 @@ class LocalCalls:
         """Executes a call that takes no time."""
         if call.tool is not None:
             assert call.step.tool is not None
-            return _tool_outcome(call, settle_value(call.tool, call.step.tool.call_id, call.arguments), 0.0)
+            settled = settle_value(call.tool, call.step.tool.call_id, call.arguments, note=note_of(call.step))
+            return _tool_outcome(call, settled, 0.0)
         model = self._models.get("scripted")
         assert isinstance(model, ScriptedModel)
         pieces: list[str] = []
@@ -180,7 +182,7 @@ class LocalCalls:
             return _failed(call, error.failure)
         except CredentialMissing as missing:
             return _failed(call, missing.failure, missing.sign_in)
-        settled = settle_result(tool, call.step.tool.call_id, result)
+        settled = settle_result(tool, call.step.tool.call_id, result, note=note_of(call.step))
         return _tool_outcome(call, settled, self._clock.monotonic() - started)
 
     async def _call_with_credential(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -250,6 +250,12 @@ class StateReader:
         request = journal_pb2.ReadBlobRequest(workspace_id=workspace_id, hash=body_hash)
         with calling("state"):
             return b"".join([piece.data async for piece in self._stubs.journal.ReadBlob(request, timeout=60)])
+
+    async def session_approvals(self, workspace_id: str, session_id: str) -> Sequence[run_pb2.SessionApproval]:
+        """The approvals that hold for all runs of a session."""
+        request = run_store_pb2.ListSessionApprovalsRequest(workspace_id=workspace_id, session_id=session_id)
+        with calling("state"):
+            return (await self._stubs.runs.ListSessionApprovals(request, timeout=30)).approvals
 
     async def messages_before(self, workspace_id: str, session_id: str, run_id: str) -> list[content_pb2.Message]:
         """The session's messages before a run, in order."""

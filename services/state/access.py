@@ -64,6 +64,7 @@ ACCESS: Final[Mapping[str, Access]] = {
             "GetApproval": _EXECUTOR,
             "ListApprovals": _EXECUTOR,
             "GetRunGrant": _EXECUTOR,
+            "ListSessionApprovals": _EXECUTOR,
             "ListSignIns": _EXECUTOR,
             "DecideApproval": _EXECUTOR,
         },

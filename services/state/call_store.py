@@ -97,6 +97,7 @@ def _leased(row: sa.Row[Any], lease: str) -> calls_pb2.LeasedCall:
         revision=new.revision,
         last_heartbeat_details=row.details,
         call_id=new.call_id,
+        arguments_edited=new.arguments_edited,
     )
 
 

@@ -139,6 +139,8 @@ class _OpenStep:
     attempt: int = 1
     # Whether the current attempt is known to have failed; what is in doubt is not.
     has_failed: bool = False
+    # It waits for approval, or has got it and no attempt was announced since: it was not dispatched.
+    is_held: bool = False
 
 
 class OpenEnds:
@@ -164,6 +166,11 @@ class OpenEnds:
                 case "attempt_started":
                     if (step := self._open.get(change.attempt_started.step)) is not None:
                         step.attempt, step.has_failed = change.attempt_started.attempt, False
+                        step.is_held = False
+                case "approval_requested":
+                    asked = change.approval_requested.approval
+                    if asked.kind == run_pb2.APPROVAL_KIND_TOOL_CALL and asked.step in self._open:
+                        self._open[asked.step].is_held = True
                 case "attempt_failed":
                     if (step := self._open.get(change.attempt_failed.step)) is not None:
                         step.has_failed = change.attempt_failed.attempt == step.attempt
@@ -205,7 +212,9 @@ class OpenEnds:
 
 
 def _finished(number: int, step: _OpenStep) -> run_pb2.Change:
-    may_have_happened = step.tool is not None and not step.has_failed and step.tool.tool_kind != "builtin"
+    may_have_happened = (
+        step.tool is not None and not step.has_failed and not step.is_held and step.tool.tool_kind != "builtin"
+    )
     failure = failure_of_open_call(EXPIRY, may_have_happened=may_have_happened)
     finished = run_pb2.StepFinished(
         step=number, attempt=step.attempt, state=run_pb2.STEP_STATE_CANCELLED, failure=failure

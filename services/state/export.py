@@ -21,7 +21,7 @@ from services.shared.database import Database
 from services.state import agent_store, journal
 from services.state import tables as t
 from services.state.rows import approval_of, run_of, stamp
-from services.state.run_store import check_ids
+from services.state.run_store import check_ids, list_session_approvals
 
 FRAME_BYTES: Final = 512 * 1024
 FRAME_RECORDS: Final = 500
@@ -175,7 +175,10 @@ def _sessions(connection: sa.Connection, scope: Scope, after: str) -> tuple[list
         run_count=row.run_count,
         create_time=stamp(row.created_at),
     )
-    return [Record(session=session)], ["runs", row.session_id, 0]
+    # As many as a decision made one of; a session has a few.
+    approvals = list_session_approvals(connection, scope.workspace_id, row.session_id)
+    records = [Record(session=session), *(Record(session_approval=approval) for approval in approvals)]
+    return records, ["runs", row.session_id, 0]
 
 
 def _runs(connection: sa.Connection, scope: Scope, session_id: str, after: int) -> tuple[list[Record], Place | None]:

@@ -391,7 +391,13 @@ def _delete_sessions(
     )
     if idle_before is not None:
         query = query.where(sa.func.coalesce(s.idle_since, s.created_at) < idle_before)
-    return connection.execute(query).rowcount
+    deleted = list(connection.execute(query.returning(s.session_id)).scalars())
+    if deleted:
+        a = t.session_approvals.c
+        connection.execute(
+            sa.delete(t.session_approvals).where(a.workspace_id == workspace_id, a.session_id.in_(deleted))
+        )
+    return len(deleted)
 
 
 # --------------------------------------------------------------------------------------------------- events

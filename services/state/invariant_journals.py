@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import sqlalchemy as sa
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from services.state import journal
 from services.state import tables as t
+from services.state.approval_check import CHECK
 from services.state.invariant_list import Findings
 from services.state.invariant_rows import MOST, RUN_COLUMNS
 from services.state.journal import CALL_OVER
@@ -68,6 +71,7 @@ def look_at_journals(connection: sa.Connection, run_ids: list[str]) -> Findings:
     _stored_questions(connection, found, checks)
     _open_calls(connection, found, checks)
     _children(connection, found, checks)
+    _approved_calls(connection, found, rows, checks)
     _stored_bodies(connection, found, rows, checks)
     return found
 
@@ -127,6 +131,30 @@ def _children(connection: sa.Connection, found: Findings, checks: dict[str, Jour
         if states.get(child) is None or states[child] in ENDED:
             what = "which is not there" if child not in states else "which is over"
             found.broken("children_are_told_of", f"run {run_id}: waits for the run {child}, {what}")
+
+
+def _approved_calls(
+    connection: sa.Connection, found: Findings, rows: dict[str, Any], checks: dict[str, JournalCheck]
+) -> None:
+    """Compares what workers were given with what was approved, and approvals for sessions with the stored ones."""
+    c = t.calls.c
+    for run_id, check in checks.items():
+        asked, by_session = check.approvals.asked, check.approvals.by_session
+        found.looked_at(CHECK, len(asked) + len(by_session))
+        if asked:
+            query = sa.select(c.step, c.body).where(c.run_id == run_id, c.step.in_(list(asked)))
+            for row in connection.execute(query):
+                arguments = journal_pb2.NewCall.FromString(row.body).arguments_json
+                if hashlib.sha256(arguments.encode()).hexdigest() != asked[row.step].approved_sha256:
+                    found.broken(CHECK, f"run {run_id}: the worker's call of step {row.step} is not the approved one")
+        if by_session:
+            a = t.session_approvals.c
+            session = (a.workspace_id == rows[run_id].workspace_id) & (a.session_id == rows[run_id].session_id)
+            known = connection.execute(sa.select(a.approval_id, a.tool).where(session)).all()
+            for approval_id, tool in sorted(by_session.items() - {(row.approval_id, row.tool) for row in known}):
+                found.broken(
+                    CHECK, f"run {run_id}: {tool} was called by the approval {approval_id}, which is not stored"
+                )
 
 
 def _stored_bodies(

@@ -117,6 +117,12 @@ CHECKS: Final[tuple[Check, ...]] = (
         f"People are asked for nothing, or nobody is asked. {_REPORT}",
     ),
     Check(
+        "approved_before_dispatch",
+        "A call that needs approval is asked about as it begins, and is made only after a stored approval of exactly "
+        "its arguments; one that needs none any more names the decision for its run or session.",
+        f"Something was done that nobody has allowed, or not in this form. {_REPORT}",
+    ),
+    Check(
         "calls_are_closed",
         "A worker's call is open only while its run is unfinished and its step has no result.",
         f"Workers execute what nobody waits for. {_REPORT}",

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from services.shared.run_budgets import Amounts, Ledger, ledger_of
+from services.state.approval_check import ApprovalCheck
 from services.state.transitions import ENDED
 
 TOTALS: Final = (
@@ -67,6 +68,8 @@ class JournalCheck:
         # Of a run with a budget; and the calls that an event begins, whose reservations must have fitted by its end.
         self._ledger: Ledger | None = None
         self._began_model = self._began_tool = False
+        self.approvals = ApprovalCheck(self._note)
+        """The calls that persons were asked about."""
         self.steps = 0
         self.calls = 0
         # By step.
@@ -96,11 +99,13 @@ class JournalCheck:
                 self._note("lease_epochs", f"event {seq} has epoch {epoch}, its row {self._run.epoch}")
             self._last_epoch = max(self._last_epoch, epoch)
         was_over = self._ended_as
+        self.approvals.next_event()
         for change in event.changes:
             kind = change.WhichOneof("kind")
             if was_over and kind not in _AFTER_THE_END:
                 self._note("nothing_after_the_end", f"event {seq} has {kind} after the run's end")
             self._take(kind or "", change)
+            self.approvals.take(kind or "", change)
         if self._began_model or self._began_tool:
             self._check_budget(seq)
 
@@ -130,6 +135,8 @@ class JournalCheck:
         elif kind == "approval_requested":
             approval = change.approval_requested.approval
             self.questions[approval.approval_id] = approval.step
+            if approval.arguments_shortened:
+                self.references.add(bytes.fromhex(approval.arguments_sha256))
         elif kind == "run_state_changed" and change.run_state_changed.state in ENDED:
             self._ended_as = change.run_state_changed.state
 

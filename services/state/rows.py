@@ -84,6 +84,17 @@ def approval_of(row: sa.Row[Any]) -> run_pb2.Approval:
     return approval
 
 
+def session_approval_of(row: sa.Row[Any]) -> run_pb2.SessionApproval:
+    """An approval for a session, from its row."""
+    return run_pb2.SessionApproval(
+        approval_id=row.approval_id,
+        run_id=row.run_id,
+        tool=row.tool,
+        tool_sha256=row.tool_sha256,
+        create_time=stamp(row.created_at),
+    )
+
+
 def session_of(row: sa.Row[Any]) -> run_store_pb2.StoredSession:
     """A session's row."""
     return run_store_pb2.StoredSession(

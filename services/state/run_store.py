@@ -18,11 +18,13 @@ from services.shared.database import Database
 from services.shared.stored_messages import stored_message_of
 from services.state import journal
 from services.state import tables as t
-from services.state.rows import approval_of, run_of, session_of
+from services.state.rows import approval_of, run_of, session_approval_of, session_of
 from services.state.transitions import ENDED
 
 INLINE_BLOB_LIMIT = 1024 * 1024
 FRAME_BYTES = 4 * 1024 * 1024
+# A page of them: there is one for each tool of an agent, or a few.
+MAX_SESSION_APPROVALS = 1_000
 _POSITION = re.compile(r"([0-9]{1,9})\.([0-9]{1,18})")
 
 
@@ -471,7 +473,8 @@ def decide_approval(
 
     Raises:
         NotFound: APPROVAL_NOT_FOUND.
-        FailedPrecondition: APPROVAL_ALREADY_DECIDED, also for one that expired or was cancelled.
+        FailedPrecondition: APPROVAL_ALREADY_DECIDED, also for one that expired or was cancelled. APPROVAL_HASH_MISMATCH
+            for an approval of other arguments than those that were asked about, unless it says that they were edited.
     """
     asked = _approval_row(connection, workspace_id, decision.approval_id)
     run = journal.find_run(connection, workspace_id, asked.run_id, lock=True)
@@ -480,15 +483,20 @@ def decide_approval(
     decision.step = asked.step
     if asked.state == run_pb2.APPROVAL_STATE_DECIDED:
         earlier = run_pb2.ApprovalDecided.FromString(asked.decision)
-        if (earlier.answer_json, earlier.resolution) == (decision.answer_json, decision.resolution):
+        if _same_decision(earlier, decision):
             return approval_of(asked), Written(None, asked.run_id)
     now = db.now(connection)
     # Also when nobody has closed it yet: what was not decided in time is not decided.
-    expires = run_pb2.Approval.FromString(asked.body).expire_time
+    question = run_pb2.Approval.FromString(asked.body)
+    expires = question.expire_time
     has_expired = expires.ToMicroseconds() != 0 and expires.ToDatetime(tzinfo=UTC) <= now
     if asked.state != run_pb2.APPROVAL_STATE_PENDING or has_expired:
         raise FailedPrecondition(
             "the question is decided, has expired, or its run was cancelled", reason=Reason.APPROVAL_ALREADY_DECIDED
+        )
+    if not decision.edited_arguments_json and decision.arguments_sha256 != question.arguments_sha256:
+        raise FailedPrecondition(
+            "the decision is about other arguments than the question", reason=Reason.APPROVAL_HASH_MISMATCH
         )
     connection.execute(
         sa.update(t.approvals)
@@ -499,8 +507,37 @@ def decide_approval(
             decided_at=now,
         )
     )
+    if decision.verdict == run_pb2.APPROVAL_VERDICT_APPROVED and decision.scope == run_pb2.APPROVAL_SCOPE_SESSION:
+        connection.execute(
+            sa.insert(t.session_approvals).values(
+                workspace_id=workspace_id,
+                session_id=run.session_id,
+                approval_id=decision.approval_id,
+                run_id=asked.run_id,
+                tool=question.tool,
+                tool_sha256=question.tool_sha256,
+                created_at=now,
+            )
+        )
     outside = journal.append_outside(connection, db, run, [run_pb2.Change(approval_decided=decision)])
     return get_approval(connection, workspace_id, decision.approval_id), Written(outside, asked.run_id)
+
+
+def _same_decision(one: run_pb2.ApprovalDecided, other: run_pb2.ApprovalDecided) -> bool:
+    """Whether two say the same, whoever said it and whatever else they noted."""
+    said = ("answer_json", "resolution", "verdict", "reason", "edited_arguments_json", "arguments_sha256", "scope")
+    return all(getattr(one, name) == getattr(other, name) for name in said)
+
+
+def list_session_approvals(
+    connection: sa.Connection, workspace_id: str, session_id: str, limit: int = MAX_SESSION_APPROVALS
+) -> list[run_pb2.SessionApproval]:
+    """The approvals that hold for all runs of a session, oldest first; the newest of them where there are too many."""
+    check_ids(workspace_id=workspace_id, session_id=session_id)
+    a = t.session_approvals.c
+    query = sa.select(t.session_approvals).where(a.workspace_id == workspace_id, a.session_id == session_id)
+    rows = connection.execute(query.order_by(a.approval_id.desc()).limit(limit)).all()
+    return [session_approval_of(row) for row in reversed(rows)]
 
 
 def _approval_row(connection: sa.Connection, workspace_id: str, approval_id: str) -> sa.Row[Any]:

@@ -229,6 +229,21 @@ approvals = sa.Table(
     ),
 )
 
+# Approvals that hold for all runs of a session. Invariant: a row is stored with the decision, and goes with its
+# session.
+session_approvals = sa.Table(
+    "session_approvals",
+    metadata,
+    sa.Column("workspace_id", _id(), primary_key=True),
+    sa.Column("session_id", _id(), primary_key=True),
+    sa.Column("approval_id", _id(), primary_key=True),
+    sa.Column("run_id", _id(), nullable=False),
+    sa.Column("tool", sa.Text, nullable=False),
+    # Of the tool's definition, lower-case hex: it holds for no other one.
+    sa.Column("tool_sha256", sa.Text, nullable=False),
+    sa.Column("created_at", Timestamp(), nullable=False),
+)
+
 # The right of a run to use connections, signed by auth; a run of an agent that uses none has no row.
 run_grants = sa.Table(
     "run_grants",

@@ -12,7 +12,7 @@ from services.executor.budgets import longest_answer
 from services.executor.decide import Outcome, Plan
 from services.executor.journal_view import RunView
 from services.shared.run_budgets import Amounts
-from tests.executor.test_decide import Drive, Journal, agent, kinds, last_state, results_by_call
+from tests.executor.driving import Drive, Journal, agent, kinds, last_state, results_by_call
 
 pytestmark = pytest.mark.promise("P10")
 
@@ -93,7 +93,7 @@ def test_conversation_before_the_run_is_counted() -> None:
     journal = journal_with(max_total_tokens=10**6)
     alone = reserved_of(journal.claim().plan())
     journal = journal_with(max_total_tokens=10**6)
-    behind = reserved_of(Drive(_claimed(journal), said).plan())
+    behind = reserved_of(Drive(_claimed(journal), prior=said).plan())
     assert behind.input_tokens >= alone.input_tokens + 3 * 1_000
 
 

@@ -84,6 +84,7 @@ class FakeState:
         self.sessions: dict[tuple[str, str], run_store.StoredSession] = {}
         self.runs: dict[tuple[str, str], FakeRun] = {}
         self.approvals: dict[tuple[str, str], run_pb2.Approval] = {}
+        self.session_approvals: dict[tuple[str, str], list[run_pb2.SessionApproval]] = {}
         self.blobs: dict[tuple[str, bytes], bytes] = {}
         self.calls: list[FakeCall] = []
         self.late: list[run_pb2.LateResult] = []
@@ -125,6 +126,7 @@ class FakeState:
                     "ListApprovals",
                     "DecideApproval",
                     "GetRunGrant",
+                    "ListSessionApprovals",
                     "ListSignIns",
                 ),
                 "JournalService": ("Checkpoint", "Append", "CreateRun", "ReadJournal", "WatchJournal", "ReadBlob"),
@@ -473,6 +475,13 @@ class FakeRunStore(RunStoreServiceServicer):
         grants = [new.run_grant for new in self.state.new_runs if new.run_id == request.run_id]
         return run_store.GetRunGrantResponse(run_grant=grants[0] if grants else "")
 
+    async def ListSessionApprovals(
+        self, request: run_store.ListSessionApprovalsRequest, context: Any
+    ) -> run_store.ListSessionApprovalsResponse:
+        return run_store.ListSessionApprovalsResponse(
+            approvals=self.state.session_approvals.get((request.workspace_id, request.session_id), ())
+        )
+
     async def ListSignIns(self, request: run_store.ListSignInsRequest, context: Any) -> run_store.ListSignInsResponse:
         pending = [
             run_store.StoredSignIn(workspace_id=workspace_id, approval=approval)
@@ -491,7 +500,9 @@ class FakeRunStore(RunStoreServiceServicer):
         approval = self._approval(request.workspace_id, request.decision.approval_id)
         if approval.state == run_pb2.APPROVAL_STATE_DECIDED:
             first, second = approval.decision, request.decision
-            if (first.answer_json, first.resolution) != (second.answer_json, second.resolution):
+            said = (first.answer_json, first.resolution, first.verdict, first.reason, first.arguments_sha256)
+            again = (second.answer_json, second.resolution, second.verdict, second.reason, second.arguments_sha256)
+            if said != again:
                 raise FailedPrecondition("it is decided", reason=Reason.APPROVAL_ALREADY_DECIDED)
         else:
             approval.state = run_pb2.APPROVAL_STATE_DECIDED

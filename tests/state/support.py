@@ -114,6 +114,38 @@ def asks(step: int, approval_id: str, *, expires: datetime = FUTURE) -> run_pb2.
     return run_pb2.Change(approval_requested=run_pb2.ApprovalRequested(approval=approval))
 
 
+def asks_about_call(
+    step: int, approval_id: str, arguments: str = "{}", tool: str = "refund", **fields: Any
+) -> tuple[run_pb2.Change, run_pb2.Change]:
+    """A call that needs approval: its step and its question."""
+    intent = run_pb2.ToolIntent(tool=tool, call_id=f"call-{step}", tool_kind="worker")
+    begun = run_pb2.StepStarted(step=step, kind=run_pb2.STEP_KIND_TOOL, tool=intent)
+    approval = run_pb2.Approval(
+        approval_id=approval_id,
+        step=step,
+        kind=run_pb2.APPROVAL_KIND_TOOL_CALL,
+        prompt="May refund be called?",
+        tool=tool,
+        arguments_json=arguments,
+        arguments_sha256=hashlib.sha256(arguments.encode()).hexdigest(),
+        tool_sha256="d" * 64,
+        **fields,
+    )
+    approval.expire_time.FromDatetime(FUTURE)
+    asked = run_pb2.ApprovalRequested(approval=approval)
+    return run_pb2.Change(step_started=begun), run_pb2.Change(approval_requested=asked)
+
+
+def approves(approval_id: str, arguments: str = "{}", **fields: Any) -> run_pb2.ApprovalDecided:
+    return run_pb2.ApprovalDecided(
+        approval_id=approval_id,
+        verdict=run_pb2.APPROVAL_VERDICT_APPROVED,
+        arguments_sha256=hashlib.sha256(arguments.encode()).hexdigest(),
+        decided_by="key-1",
+        **fields,
+    )
+
+
 def new_call(step: int, attempt: int = 1, tool: str = "refund", **fields: Any) -> pb.NewCall:
     call = pb.NewCall(step=step, attempt=attempt, tool=tool, arguments_json="{}", idempotency_key="k", agent="support")
     call.start_deadline.FromDatetime(fields.pop("start_deadline", FUTURE))
@@ -252,6 +284,13 @@ class Store:
     async def kinds(self, run: Held) -> list[str]:
         """The kinds of all changes of the run's journal."""
         return [str(change.WhichOneof("kind")) for event in await self.events(run) for change in event.changes]
+
+    async def decide(self, run: Held, decision: run_pb2.ApprovalDecided) -> run_pb2.Approval:
+        """Decides a question of a run, which goes on from there."""
+        approval, written = await self.db.write(run_store.decide_approval, self.db, run.workspace, decision)
+        if written.outside is not None:
+            run.last_seq = written.outside.seq
+        return approval
 
     async def cancel(self, run: Held) -> run_pb2.Run:
         cancelled, _ = await self.db.write(

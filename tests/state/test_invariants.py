@@ -21,7 +21,7 @@ from holdfast.api.state.v1 import operator_service_pb2 as pb
 from holdfast.api.state.v1.operator_service_pb2_grpc import OperatorServiceStub
 from holdfast.errors import InvalidArgument, PermissionDenied, from_rpc_error
 from holdfast.ids import new_uuid7
-from services.state import housekeeping_store
+from services.state import housekeeping_store, run_store
 from services.state import tables as t
 from services.state.change_feed import read_feed
 from services.state.housekeeping_store import Erasure
@@ -36,7 +36,9 @@ from tests.state.support import (
     WAITING,
     Held,
     Store,
+    approves,
     asks,
+    asks_about_call,
     attempt_failed,
     becomes,
     blob,
@@ -123,6 +125,16 @@ async def parent_of(store: Store) -> tuple[Held, str]:
     return parent, child.run_id
 
 
+async def approved_run(store: Store, **fields: Any) -> Held:
+    """A run whose one call was approved and is with its workers."""
+    run = await store.claimed()
+    question = new_uuid7()
+    await store.advance(run, *asks_about_call(1, question))
+    await store.decide(run, approves(question, **fields))
+    await store.advance(run, begins_attempt(1, 1), calls=[new_call(1)])
+    return run
+
+
 @pytest.fixture(scope="module")
 def module_database(postgres_url: str) -> Iterator[str]:
     """A PostgreSQL database for all damage: the migrations take longer than most tests."""
@@ -179,6 +191,7 @@ async def test_a_healthy_database_has_no_violation(store: Store) -> None:
     await waiting_run(store, asks(1, new_uuid7()))
     await waiting_run(store, wait={"wake": FUTURE})
     await waiting_run(store, calls=[new_call(1)])
+    await approved_run(store)
     await parent_of(store)
     for _ in range(2):
         await store.create()
@@ -189,13 +202,13 @@ async def test_a_healthy_database_has_no_violation(store: Store) -> None:
     assert {name: finding.examples for name, finding in found.items() if finding.violations} == {}
     assert {name for name, finding in found.items() if finding.incomplete_because} == set()
     looked_at = {name: finding.examined for name, finding in found.items()}
-    assert looked_at["dense_sequences"] == 12
-    assert looked_at["a_way_forward"] == 9
+    assert looked_at["dense_sequences"] == 13
+    assert looked_at["a_way_forward"] == 10
     assert looked_at["budgets_hold"] == 1
     assert looked_at["bodies_are_there"] == looked_at["no_orphan_bodies"] == 1
-    assert looked_at["session_chains"] == 9
+    assert looked_at["session_chains"] == 10
     told = sum([len(await store.events(run)) for run in (ended, spent, second, third)])
-    assert looked_at["feed_in_order"] == told + 13
+    assert looked_at["feed_in_order"] == told + 17
     assert min(looked_at.values()) > 0, "every check has looked at something"
 
 
@@ -437,6 +450,51 @@ async def question_lost(store: Store) -> None:
     await change(store, sa.delete(t.approvals))
 
 
+async def made_without_approval(store: Store) -> None:
+    run = await store.claimed()
+    await store.advance(run, *asks_about_call(1, new_uuid7()))
+    await store.advance(run, begins_attempt(1, 1))
+
+
+async def made_although_rejected(store: Store) -> None:
+    run = await store.claimed()
+    question = new_uuid7()
+    await store.advance(run, *asks_about_call(1, question))
+    no = approves(question)
+    no.verdict = run_pb2.APPROVAL_VERDICT_REJECTED
+    await store.decide(run, no)
+    await store.advance(run, finished(1))
+
+
+async def made_with_other_arguments(store: Store) -> None:
+    await approved_run(store)
+    other = new_call(1)
+    other.arguments_json = '{"amount":9}'
+    await change(store, sa.update(t.calls).values(body=other.SerializeToString()))
+
+
+async def asked_about_too_late(store: Store) -> None:
+    run = await store.claimed()
+    begun, asked = asks_about_call(1, new_uuid7())
+    await store.advance(run, begun)
+    await store.advance(run, asked)
+
+
+async def made_by_an_approval_of_nobody(store: Store) -> None:
+    run = await store.claimed()
+    begun, _ = asks_about_call(1, new_uuid7())
+    begun.step_started.tool.approval_id = new_uuid7()
+    await store.advance(run, begun)
+
+
+async def made_by_an_approval_that_held_once(store: Store) -> None:
+    run = await approved_run(store)
+    asked = (await store.db.read(run_store.list_approvals, store.workspace, 1, "", run.run_id, 0))[0]
+    begun, _ = asks_about_call(2, new_uuid7())
+    begun.step_started.tool.approval_id = asked.approval_id
+    await store.advance(run, begun)
+
+
 async def call_of_an_ended_run(store: Store) -> None:
     await run_of_everything(store)
     await change(store, sa.update(t.calls).values(state=1))
@@ -551,6 +609,12 @@ DAMAGE: dict[Callable[[Store], Any], set[str]] = {
     tools_called_beyond_the_limit: {"budgets_hold"},
     question_of_an_ended_run: {"questions_are_open"},
     question_lost: {"questions_are_open"},
+    made_without_approval: {"approved_before_dispatch"},
+    made_although_rejected: {"approved_before_dispatch"},
+    made_with_other_arguments: {"approved_before_dispatch"},
+    asked_about_too_late: {"approved_before_dispatch"},
+    made_by_an_approval_of_nobody: {"approved_before_dispatch"},
+    made_by_an_approval_that_held_once: {"approved_before_dispatch"},
     call_of_an_ended_run: {"calls_are_closed", "calls_are_swept"},
     nobody_stops_an_orphan: {"children_are_told_of"},
     orphan_overdue: {"children_are_told_of"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from holdfast.api.auth.v1 import connect_service_pb2 as connect_pb2
 from holdfast.api.auth.v1.connect_service_pb2_grpc import ConnectServiceStub
@@ -10,15 +10,19 @@ from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1 import approval_service_pb2 as api
 from holdfast.api.executor.v1.approval_service_pb2_grpc import ApprovalServiceServicer
 from holdfast.api.state.v1 import run_store_service_pb2 as store
-from holdfast.errors import FailedPrecondition, InvalidArgument, Reason
+from holdfast.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from services.executor.approvals import decision_of
 from services.executor.revisions import RevisionCache
 from services.executor.servicers.fields import comment_field, optional_uuid_field, request_id_field, uuid_field
+from services.executor.state_client import StateReader
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import calling
 from services.shared.identity import current_identity, current_workspace
 from services.shared.interceptors import WORKSPACE_KEY
 from services.shared.paging import decode_page_token, encode_page_token, page_size
+
+MAX_WHOLE_ARGUMENTS_BYTES: Final = 2 * 1024 * 1024
+"""Longer arguments stay shortened: an answer has to fit into a message."""
 
 
 class ApprovalServicer(ApprovalServiceServicer):
@@ -35,13 +39,16 @@ class ApprovalServicer(ApprovalServiceServicer):
         self, state: StateStubs, revisions: RevisionCache, connect: ConnectServiceStub, *, page_key: bytes
     ) -> None:
         self._runs = state.runs
+        self._reader = StateReader(state)
         self._revisions = revisions
         self._connect = connect
         self._page_key = page_key
 
     async def GetApproval(self, request: api.GetApprovalRequest, context: Any) -> api.GetApprovalResponse:
         """One question."""
-        return api.GetApprovalResponse(approval=await self._approval(request.approval_id))
+        approval = await self._approval(request.approval_id)
+        await self._put_arguments(approval)
+        return api.GetApprovalResponse(approval=approval)
 
     async def ListApprovals(self, request: api.ListApprovalsRequest, context: Any) -> api.ListApprovalsResponse:
         """Questions, newest first."""
@@ -72,6 +79,7 @@ class ApprovalServicer(ApprovalServiceServicer):
         # The first decision counts and the same one is answered the same, so that state needs no request id.
         request_id_field(request.request_id)
         comment = comment_field("comment", request.comment)
+        comment_field("reason", request.reason)
         approval = await self._approval(request.approval_id)
         if approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN and not request.resolution:
             await self._confirm_sign_in(approval, request.answer_json)
@@ -99,6 +107,19 @@ class ApprovalServicer(ApprovalServiceServicer):
                 connect_pb2.ConfirmConnectRequest(session_id=session_id, confirm_code=answer.strip().strip('"')),
                 metadata=((WORKSPACE_KEY, current_workspace()),),
             )
+
+    async def _put_arguments(self, approval: run_pb2.Approval) -> None:
+        """Makes the arguments of a call whole that are stored as a body of their own."""
+        if not approval.arguments_shortened:
+            return
+        try:
+            body = await self._reader.read_blob(current_workspace(), bytes.fromhex(approval.arguments_sha256))
+        except NotFound:
+            # Its run was removed meanwhile.
+            return
+        if len(body) <= MAX_WHOLE_ARGUMENTS_BYTES:
+            approval.arguments_json = body.decode()
+            approval.arguments_shortened = False
 
     async def _approval(self, approval_id: str) -> run_pb2.Approval:
         approval_id = uuid_field("approval_id", approval_id, Reason.APPROVAL_NOT_FOUND)

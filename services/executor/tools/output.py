@@ -44,22 +44,25 @@ class SettledResult(NamedTuple):
     failure: content_pb2.Failure | None = None
 
 
-def settle_result(tool: agent_pb2.ToolSpec, call_id: str, result_json: str) -> SettledResult:
+def settle_result(tool: agent_pb2.ToolSpec, call_id: str, result_json: str, *, note: str = "") -> SettledResult:
     """Returns the result message of a call that its tool has answered.
 
     Args:
         tool: The tool.
         call_id: The model's id of the call.
         result_json: What the tool answered, JSON text.
+        note: What the model is told before it.
     """
     try:
         value = parse_result(tool, result_json)
     except ResultRefused as refused:
-        return _settle_refused(tool, call_id, refused.failure, result_json)
-    return settle_value(tool, call_id, value, result_json)
+        return _settle_refused(tool, call_id, refused.failure, result_json, note)
+    return settle_value(tool, call_id, value, result_json, note=note)
 
 
-def settle_value(tool: agent_pb2.ToolSpec, call_id: str, value: Any, result_json: str | None = None) -> SettledResult:
+def settle_value(
+    tool: agent_pb2.ToolSpec, call_id: str, value: Any, result_json: str | None = None, *, note: str = ""
+) -> SettledResult:
     """Returns the result message of a call whose result is a JSON value already.
 
     Args:
@@ -67,28 +70,32 @@ def settle_value(tool: agent_pb2.ToolSpec, call_id: str, value: Any, result_json
         call_id: The model's id of the call.
         value: What the tool answered.
         result_json: The same as the tool wrote it, where it wrote a text.
+        note: What the model is told before it.
     """
     try:
         check_result(tool, value)
     except ResultRefused as refused:
         said = canonical_json(value) if result_json is None else result_json
-        return _settle_refused(tool, call_id, refused.failure, said)
+        return _settle_refused(tool, call_id, refused.failure, said, note)
     text, media_type = _rendered(value)
     # Order matters: what is cut or stored under its hash first would be out of reach.
     text = PROCESS.exact(text, "journal")
-    return _settled(tool, call_id, text, media_type, is_error=False)
+    return _settled(tool, call_id, text, media_type, is_error=False, note=note)
 
 
-def settle_failure(tool: agent_pb2.ToolSpec, call_id: str, failure: content_pb2.Failure) -> SettledResult:
+def settle_failure(
+    tool: agent_pb2.ToolSpec, call_id: str, failure: content_pb2.Failure, *, note: str = ""
+) -> SettledResult:
     """Returns the one result message of a call that failed, was cancelled or is in doubt.
 
     Args:
         tool: The tool; for one that does not exist, only its name.
         call_id: The model's id of the call.
         failure: Why there is no result.
+        note: What the model is told before that.
     """
     text = shorten(PROCESS.exact(_told(failure), "journal"), min(_MAX_FAILURE_BYTES, _cap_of(tool)))
-    return _settled(tool, call_id, text, _TEXT, is_error=True)
+    return _settled(tool, call_id, text, _TEXT, is_error=True, note=note)
 
 
 def without_secrets(failure: content_pb2.Failure) -> content_pb2.Failure:
@@ -122,9 +129,9 @@ def parse_result(tool: agent_pb2.ToolSpec, result_json: str) -> Any:
 
 
 def _settle_refused(
-    tool: agent_pb2.ToolSpec, call_id: str, failure: content_pb2.Failure, result_json: str
+    tool: agent_pb2.ToolSpec, call_id: str, failure: content_pb2.Failure, result_json: str, note: str
 ) -> SettledResult:
-    settled = settle_failure(tool, call_id, failure)
+    settled = settle_failure(tool, call_id, failure, note=note)
     body = PROCESS.exact(result_json, "journal").encode(errors="replace")
     blobs, output = list(settled.blobs), None
     # What was refused is evidence of what the tool did; beyond the limit nothing is kept.
@@ -135,12 +142,14 @@ def _settle_refused(
     return SettledResult(settled.message, blobs, output, without_secrets(failure))
 
 
-def _settled(tool: agent_pb2.ToolSpec, call_id: str, text: str, media_type: str, *, is_error: bool) -> SettledResult:
+def _settled(
+    tool: agent_pb2.ToolSpec, call_id: str, text: str, media_type: str, *, is_error: bool, note: str
+) -> SettledResult:
     content = shorten(text, _cap_of(tool))
     # Each in its place: a message that is put into another one is copied.
     message = content_pb2.Message(role=content_pb2.ROLE_TOOL)
     result = message.parts.add().tool_result
-    result.call_id, result.tool, result.content, result.is_error = call_id, tool.name, content, is_error
+    result.call_id, result.tool, result.content, result.is_error = call_id, tool.name, note + content, is_error
     stored, blobs = store_message(message)
     output = None
     if content != text:

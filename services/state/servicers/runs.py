@@ -134,6 +134,12 @@ class RunStoreServicer(RunStoreServiceServicer):
         grant = await self._db.read(run_store.get_run_grant, request.workspace_id, request.run_id)
         return pb.GetRunGrantResponse(run_grant=grant)
 
+    async def ListSessionApprovals(
+        self, request: pb.ListSessionApprovalsRequest, context: Context
+    ) -> pb.ListSessionApprovalsResponse:
+        approvals = await self._db.read(run_store.list_session_approvals, request.workspace_id, request.session_id)
+        return pb.ListSessionApprovalsResponse(approvals=approvals)
+
     async def ListSignIns(self, request: pb.ListSignInsRequest, context: Context) -> pb.ListSignInsResponse:
         size = page_size(request)
         after = (request.after_workspace_id, request.after_approval_id) if request.after_approval_id else None

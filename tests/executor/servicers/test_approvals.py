@@ -12,6 +12,8 @@ from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.api.executor.v1 import approval_service_pb2 as api
 from holdfast.errors import HoldfastError, Reason, from_rpc_error
 from holdfast.ids import new_uuid7
+from services.executor.call_approvals import sha256_of
+from services.executor.idempotency import idempotency_key
 from tests.executor.servicers.conftest import Client, Executor
 
 DONE = run_pb2.IN_DOUBT_RESOLUTION_DONE
@@ -194,3 +196,127 @@ async def test_questions_come_in_pages_with_their_filters(executor: Executor, cl
     unknown: Any = 77
     refused = await error(client.approvals.ListApprovals(api.ListApprovalsRequest(state=unknown)))
     assert refused.reason == Reason.INVALID_FIELD
+
+
+# ------------------------------------------------------------------------------------------------- approvals of calls
+
+APPROVED = run_pb2.APPROVAL_VERDICT_APPROVED
+REJECTED = run_pb2.APPROVAL_VERDICT_REJECTED
+ARGUMENTS = '{"amount":5}'
+
+
+def ask_for_approval(executor: Executor, workspace: str = "ws1") -> run_pb2.Approval:
+    tool = agent_pb2.ToolSpec(name="refund")
+    tool.input_schema.update({"type": "object", "properties": {"amount": {"type": "integer", "maximum": 10}}})
+    executor.state.add_agent(workspace, agent_pb2.AgentSpec(name="support", tools=[tool]))
+    run = executor.state.add_run(workspace, agent="support", revision="a" * 64)
+    return ask(
+        executor,
+        kind=run_pb2.APPROVAL_KIND_TOOL_CALL,
+        tool="refund",
+        run_id=run.run.run_id,
+        step=2,
+        arguments_json=ARGUMENTS,
+        arguments_sha256=sha256_of(ARGUMENTS),
+    )
+
+
+async def test_an_approval_is_bound_to_the_arguments_and_to_who_decided(executor: Executor, client: Client) -> None:
+    approval = ask_for_approval(executor)
+    decided = await decide(client, approval, verdict=APPROVED, arguments_sha256=sha256_of(ARGUMENTS), comment="fine")
+    decision = decided.decision
+    assert (decision.verdict, decision.scope) == (APPROVED, run_pb2.APPROVAL_SCOPE_ONCE)
+    assert (decision.arguments_sha256, decision.edited_arguments_json) == (sha256_of(ARGUMENTS), "")
+    assert (decision.decided_by, decision.comment) == ("key-ws1", "fine")
+
+
+async def test_a_decision_about_other_arguments_than_those_of_the_call_is_refused(
+    executor: Executor, client: Client
+) -> None:
+    approval = ask_for_approval(executor)
+    refused = await error(decide(client, approval, verdict=APPROVED, arguments_sha256=sha256_of('{"amount":4}')))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, Reason.APPROVAL_HASH_MISMATCH)
+    assert refused.metadata["arguments_sha256"] == approval.arguments_sha256
+    assert approval.state == run_pb2.APPROVAL_STATE_PENDING
+
+
+async def test_edited_arguments_are_checked_hashed_and_given_a_key_of_their_own(
+    executor: Executor, client: Client
+) -> None:
+    approval = ask_for_approval(executor)
+    decided = await decide(client, approval, verdict=APPROVED, edited_arguments_json='{ "amount": 4.0 }')
+    assert decided.decision.edited_arguments_json == '{"amount":4}'
+    assert decided.decision.arguments_sha256 == sha256_of('{"amount":4}')
+    assert decided.decision.idempotency_key == idempotency_key(approval.run_id, 2, "refund", '{"amount":4}')
+
+
+async def test_the_same_arguments_in_another_form_are_no_edit(executor: Executor, client: Client) -> None:
+    approval = ask_for_approval(executor)
+    decided = await decide(
+        client,
+        approval,
+        verdict=APPROVED,
+        edited_arguments_json='{ "amount": 5.0 }',
+        scope=run_pb2.APPROVAL_SCOPE_RUN,
+    )
+    assert (decided.decision.edited_arguments_json, decided.decision.idempotency_key) == ("", "")
+    assert decided.decision.scope == run_pb2.APPROVAL_SCOPE_RUN
+
+
+async def test_a_rejection_keeps_its_reason_for_the_model(executor: Executor, client: Client) -> None:
+    decided = await decide(client, ask_for_approval(executor), verdict=REJECTED, reason="Too much.")
+    assert (decided.decision.verdict, decided.decision.reason) == (REJECTED, "Too much.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, "verdict"),
+        ({"verdict": 9}, "verdict"),
+        ({"verdict": APPROVED, "answer_json": "yes"}, "answer_json"),
+        ({"verdict": APPROVED, "resolution": DONE}, "resolution"),
+        ({"verdict": APPROVED, "reason": "because"}, "reason"),
+        ({"verdict": APPROVED, "scope": 9}, "scope"),
+        ({"verdict": APPROVED, "edited_arguments_json": "{"}, "edited_arguments_json"),
+        ({"verdict": APPROVED, "edited_arguments_json": "[]"}, "edited_arguments_json"),
+        ({"verdict": APPROVED, "edited_arguments_json": '{"amount": 11}'}, "edited_arguments_json"),
+        ({"verdict": APPROVED, "edited_arguments_json": '{"a": "' + "x" * 300_000 + '"}'}, "edited_arguments_json"),
+        (
+            {"verdict": APPROVED, "edited_arguments_json": '{"amount": 4}', "scope": run_pb2.APPROVAL_SCOPE_SESSION},
+            "scope",
+        ),
+        ({"verdict": REJECTED, "edited_arguments_json": "{}"}, "edited_arguments_json"),
+        ({"verdict": REJECTED, "scope": run_pb2.APPROVAL_SCOPE_RUN}, "scope"),
+        ({"verdict": REJECTED, "reason": "x" * 1_001}, "reason"),
+    ],
+)
+async def test_what_is_no_verdict_is_refused(
+    executor: Executor, client: Client, fields: dict[str, Any], field: str
+) -> None:
+    approval = ask_for_approval(executor)
+    refused = await error(decide(client, approval, **fields))
+    assert [violation.field for violation in refused.field_violations] == [field]
+    assert approval.state == run_pb2.APPROVAL_STATE_PENDING
+
+
+@pytest.mark.parametrize("fields", [{"verdict": APPROVED}, {"scope": 1}, {"reason": "no"}, {"arguments_sha256": "a"}])
+async def test_a_question_takes_no_verdict(executor: Executor, client: Client, fields: dict[str, Any]) -> None:
+    refused = await error(decide(client, ask(executor), answer_json="yes", **fields))
+    assert [violation.field for violation in refused.field_violations] == ["verdict"]
+
+
+async def test_nobody_of_another_workspace_decides(executor: Executor) -> None:
+    approval = ask_for_approval(executor)
+    stranger = await executor.client("ws2")
+    refused = await error(decide(stranger, approval, verdict=APPROVED))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, Reason.APPROVAL_NOT_FOUND)
+
+
+async def test_large_arguments_are_read_whole(executor: Executor, client: Client) -> None:
+    whole = json.dumps({"note": "n" * 10_000}, separators=(",", ":"))
+    approval = ask_for_approval(executor)
+    approval.arguments_json, approval.arguments_shortened = whole[:4_000], True
+    approval.arguments_sha256 = sha256_of(whole)
+    executor.state.blobs["ws1", bytes.fromhex(sha256_of(whole))] = whole.encode()
+    found = (await client.approvals.GetApproval(api.GetApprovalRequest(approval_id=approval.approval_id))).approval
+    assert (found.arguments_json, found.arguments_shortened) == (whole, False)

@@ -163,7 +163,7 @@ class RetryPolicy(_message.Message):
     def __init__(self, max_attempts: _Optional[int] = ..., initial_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., multiplier: _Optional[float] = ..., max_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ToolSpec(_message.Message):
-    __slots__ = ("name", "description", "input_schema", "output_schema", "effect", "in_doubt", "timeout", "start_timeout", "heartbeat_timeout", "retry", "max_output_bytes", "auth", "worker", "http", "builtin", "agent")
+    __slots__ = ("name", "description", "input_schema", "output_schema", "effect", "in_doubt", "timeout", "start_timeout", "heartbeat_timeout", "retry", "max_output_bytes", "auth", "approval", "worker", "http", "builtin", "agent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     INPUT_SCHEMA_FIELD_NUMBER: _ClassVar[int]
@@ -176,6 +176,7 @@ class ToolSpec(_message.Message):
     RETRY_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
     AUTH_FIELD_NUMBER: _ClassVar[int]
+    APPROVAL_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     HTTP_FIELD_NUMBER: _ClassVar[int]
     BUILTIN_FIELD_NUMBER: _ClassVar[int]
@@ -192,11 +193,22 @@ class ToolSpec(_message.Message):
     retry: RetryPolicy
     max_output_bytes: int
     auth: ToolAuth
+    approval: ApprovalPolicy
     worker: WorkerTool
     http: HttpTool
     builtin: BuiltinTool
     agent: AgentTool
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., input_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., output_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., effect: _Optional[_Union[EffectClass, str]] = ..., in_doubt: _Optional[_Union[InDoubtPolicy, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry: _Optional[_Union[RetryPolicy, _Mapping]] = ..., max_output_bytes: _Optional[int] = ..., auth: _Optional[_Union[ToolAuth, _Mapping]] = ..., worker: _Optional[_Union[WorkerTool, _Mapping]] = ..., http: _Optional[_Union[HttpTool, _Mapping]] = ..., builtin: _Optional[_Union[BuiltinTool, _Mapping]] = ..., agent: _Optional[_Union[AgentTool, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., input_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., output_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., effect: _Optional[_Union[EffectClass, str]] = ..., in_doubt: _Optional[_Union[InDoubtPolicy, str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., retry: _Optional[_Union[RetryPolicy, _Mapping]] = ..., max_output_bytes: _Optional[int] = ..., auth: _Optional[_Union[ToolAuth, _Mapping]] = ..., approval: _Optional[_Union[ApprovalPolicy, _Mapping]] = ..., worker: _Optional[_Union[WorkerTool, _Mapping]] = ..., http: _Optional[_Union[HttpTool, _Mapping]] = ..., builtin: _Optional[_Union[BuiltinTool, _Mapping]] = ..., agent: _Optional[_Union[AgentTool, _Mapping]] = ...) -> None: ...
+
+class ApprovalPolicy(_message.Message):
+    __slots__ = ("always", "condition", "expire_after")
+    ALWAYS_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_AFTER_FIELD_NUMBER: _ClassVar[int]
+    always: bool
+    condition: str
+    expire_after: _duration_pb2.Duration
+    def __init__(self, always: bool = ..., condition: _Optional[str] = ..., expire_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ToolAuth(_message.Message):
     __slots__ = ("connection", "scopes")

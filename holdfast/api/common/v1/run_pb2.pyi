@@ -42,6 +42,7 @@ class WaitReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WAIT_REASON_TIMER: _ClassVar[WaitReason]
     WAIT_REASON_AUTH: _ClassVar[WaitReason]
     WAIT_REASON_CHILD: _ClassVar[WaitReason]
+    WAIT_REASON_APPROVAL: _ClassVar[WaitReason]
 
 class StepKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -66,6 +67,7 @@ class ApprovalKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     APPROVAL_KIND_QUESTION: _ClassVar[ApprovalKind]
     APPROVAL_KIND_IN_DOUBT: _ClassVar[ApprovalKind]
     APPROVAL_KIND_SIGN_IN: _ClassVar[ApprovalKind]
+    APPROVAL_KIND_TOOL_CALL: _ClassVar[ApprovalKind]
 
 class ApprovalState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -82,6 +84,19 @@ class InDoubtResolution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IN_DOUBT_RESOLUTION_NOT_DONE: _ClassVar[InDoubtResolution]
     IN_DOUBT_RESOLUTION_TELL_MODEL: _ClassVar[InDoubtResolution]
     IN_DOUBT_RESOLUTION_FAIL_RUN: _ClassVar[InDoubtResolution]
+
+class ApprovalVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    APPROVAL_VERDICT_UNSPECIFIED: _ClassVar[ApprovalVerdict]
+    APPROVAL_VERDICT_APPROVED: _ClassVar[ApprovalVerdict]
+    APPROVAL_VERDICT_REJECTED: _ClassVar[ApprovalVerdict]
+
+class ApprovalScope(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    APPROVAL_SCOPE_UNSPECIFIED: _ClassVar[ApprovalScope]
+    APPROVAL_SCOPE_ONCE: _ClassVar[ApprovalScope]
+    APPROVAL_SCOPE_RUN: _ClassVar[ApprovalScope]
+    APPROVAL_SCOPE_SESSION: _ClassVar[ApprovalScope]
 RUN_STATE_UNSPECIFIED: RunState
 RUN_STATE_QUEUED: RunState
 RUN_STATE_RUNNING: RunState
@@ -102,6 +117,7 @@ WAIT_REASON_TOOL: WaitReason
 WAIT_REASON_TIMER: WaitReason
 WAIT_REASON_AUTH: WaitReason
 WAIT_REASON_CHILD: WaitReason
+WAIT_REASON_APPROVAL: WaitReason
 STEP_KIND_UNSPECIFIED: StepKind
 STEP_KIND_MODEL: StepKind
 STEP_KIND_TOOL: StepKind
@@ -117,6 +133,7 @@ APPROVAL_KIND_UNSPECIFIED: ApprovalKind
 APPROVAL_KIND_QUESTION: ApprovalKind
 APPROVAL_KIND_IN_DOUBT: ApprovalKind
 APPROVAL_KIND_SIGN_IN: ApprovalKind
+APPROVAL_KIND_TOOL_CALL: ApprovalKind
 APPROVAL_STATE_UNSPECIFIED: ApprovalState
 APPROVAL_STATE_PENDING: ApprovalState
 APPROVAL_STATE_DECIDED: ApprovalState
@@ -127,6 +144,13 @@ IN_DOUBT_RESOLUTION_DONE: InDoubtResolution
 IN_DOUBT_RESOLUTION_NOT_DONE: InDoubtResolution
 IN_DOUBT_RESOLUTION_TELL_MODEL: InDoubtResolution
 IN_DOUBT_RESOLUTION_FAIL_RUN: InDoubtResolution
+APPROVAL_VERDICT_UNSPECIFIED: ApprovalVerdict
+APPROVAL_VERDICT_APPROVED: ApprovalVerdict
+APPROVAL_VERDICT_REJECTED: ApprovalVerdict
+APPROVAL_SCOPE_UNSPECIFIED: ApprovalScope
+APPROVAL_SCOPE_ONCE: ApprovalScope
+APPROVAL_SCOPE_RUN: ApprovalScope
+APPROVAL_SCOPE_SESSION: ApprovalScope
 
 class Run(_message.Message):
     __slots__ = ("run_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "cancel_requested", "last_seq", "step_count", "usage", "failure", "output", "create_time", "update_time", "end_time", "wake_time", "previous_run_id", "priority", "pause_requested", "expire_time", "parent_run_id", "parent_step", "root_run_id", "depth")
@@ -331,7 +355,7 @@ class BudgetLine(_message.Message):
     def __init__(self, limit: _Optional[str] = ..., max: _Optional[int] = ..., used: _Optional[int] = ..., reserved: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
 
 class ToolIntent(_message.Message):
-    __slots__ = ("tool", "call_id", "effect", "idempotency_key", "tool_kind", "due_time", "child_run_id")
+    __slots__ = ("tool", "call_id", "effect", "idempotency_key", "tool_kind", "due_time", "child_run_id", "approval_id")
     TOOL_FIELD_NUMBER: _ClassVar[int]
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     EFFECT_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +363,7 @@ class ToolIntent(_message.Message):
     TOOL_KIND_FIELD_NUMBER: _ClassVar[int]
     DUE_TIME_FIELD_NUMBER: _ClassVar[int]
     CHILD_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     tool: str
     call_id: str
     effect: _agent_pb2.EffectClass
@@ -346,7 +371,8 @@ class ToolIntent(_message.Message):
     tool_kind: str
     due_time: _timestamp_pb2.Timestamp
     child_run_id: str
-    def __init__(self, tool: _Optional[str] = ..., call_id: _Optional[str] = ..., effect: _Optional[_Union[_agent_pb2.EffectClass, str]] = ..., idempotency_key: _Optional[str] = ..., tool_kind: _Optional[str] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., child_run_id: _Optional[str] = ...) -> None: ...
+    approval_id: str
+    def __init__(self, tool: _Optional[str] = ..., call_id: _Optional[str] = ..., effect: _Optional[_Union[_agent_pb2.EffectClass, str]] = ..., idempotency_key: _Optional[str] = ..., tool_kind: _Optional[str] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., child_run_id: _Optional[str] = ..., approval_id: _Optional[str] = ...) -> None: ...
 
 class AttemptStarted(_message.Message):
     __slots__ = ("step", "attempt", "not_before", "child_run_id")
@@ -469,7 +495,7 @@ class ChildEnded(_message.Message):
     def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., child_run_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ...) -> None: ...
 
 class Approval(_message.Message):
-    __slots__ = ("approval_id", "run_id", "step", "kind", "state", "prompt", "answer_schema", "tool", "arguments_json", "create_time", "expire_time", "decide_time", "decision", "sign_in")
+    __slots__ = ("approval_id", "run_id", "step", "kind", "state", "prompt", "answer_schema", "tool", "arguments_json", "create_time", "expire_time", "decide_time", "decision", "sign_in", "arguments_sha256", "arguments_shortened", "tool_sha256")
     APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -484,6 +510,9 @@ class Approval(_message.Message):
     DECIDE_TIME_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     SIGN_IN_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_SHORTENED_FIELD_NUMBER: _ClassVar[int]
+    TOOL_SHA256_FIELD_NUMBER: _ClassVar[int]
     approval_id: str
     run_id: str
     step: int
@@ -498,7 +527,10 @@ class Approval(_message.Message):
     decide_time: _timestamp_pb2.Timestamp
     decision: ApprovalDecided
     sign_in: SignInNeeded
-    def __init__(self, approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., kind: _Optional[_Union[ApprovalKind, str]] = ..., state: _Optional[_Union[ApprovalState, str]] = ..., prompt: _Optional[str] = ..., answer_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decide_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., sign_in: _Optional[_Union[SignInNeeded, _Mapping]] = ...) -> None: ...
+    arguments_sha256: str
+    arguments_shortened: bool
+    tool_sha256: str
+    def __init__(self, approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., kind: _Optional[_Union[ApprovalKind, str]] = ..., state: _Optional[_Union[ApprovalState, str]] = ..., prompt: _Optional[str] = ..., answer_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decide_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., sign_in: _Optional[_Union[SignInNeeded, _Mapping]] = ..., arguments_sha256: _Optional[str] = ..., arguments_shortened: bool = ..., tool_sha256: _Optional[str] = ...) -> None: ...
 
 class SignInNeeded(_message.Message):
     __slots__ = ("connection", "user_id", "scopes", "connect_url", "connect_session_id", "reason", "rejected_fingerprint")
@@ -525,20 +557,46 @@ class ApprovalRequested(_message.Message):
     def __init__(self, approval: _Optional[_Union[Approval, _Mapping]] = ...) -> None: ...
 
 class ApprovalDecided(_message.Message):
-    __slots__ = ("approval_id", "step", "answer_json", "resolution", "decided_by", "comment")
+    __slots__ = ("approval_id", "step", "answer_json", "resolution", "decided_by", "comment", "verdict", "reason", "edited_arguments_json", "arguments_sha256", "idempotency_key", "scope")
     APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     ANSWER_JSON_FIELD_NUMBER: _ClassVar[int]
     RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
     COMMENT_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EDITED_ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
     approval_id: str
     step: int
     answer_json: str
     resolution: InDoubtResolution
     decided_by: str
     comment: str
-    def __init__(self, approval_id: _Optional[str] = ..., step: _Optional[int] = ..., answer_json: _Optional[str] = ..., resolution: _Optional[_Union[InDoubtResolution, str]] = ..., decided_by: _Optional[str] = ..., comment: _Optional[str] = ...) -> None: ...
+    verdict: ApprovalVerdict
+    reason: str
+    edited_arguments_json: str
+    arguments_sha256: str
+    idempotency_key: str
+    scope: ApprovalScope
+    def __init__(self, approval_id: _Optional[str] = ..., step: _Optional[int] = ..., answer_json: _Optional[str] = ..., resolution: _Optional[_Union[InDoubtResolution, str]] = ..., decided_by: _Optional[str] = ..., comment: _Optional[str] = ..., verdict: _Optional[_Union[ApprovalVerdict, str]] = ..., reason: _Optional[str] = ..., edited_arguments_json: _Optional[str] = ..., arguments_sha256: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., scope: _Optional[_Union[ApprovalScope, str]] = ...) -> None: ...
+
+class SessionApproval(_message.Message):
+    __slots__ = ("approval_id", "run_id", "tool", "tool_sha256", "create_time")
+    APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FIELD_NUMBER: _ClassVar[int]
+    TOOL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    approval_id: str
+    run_id: str
+    tool: str
+    tool_sha256: str
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., tool: _Optional[str] = ..., tool_sha256: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ApprovalClosed(_message.Message):
     __slots__ = ("approval_id", "state")

@@ -54,7 +54,7 @@ class ExportedSession(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., run_count: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ExportRecord(_message.Message):
-    __slots__ = ("agent", "agent_revision", "session", "run", "event", "approval", "blob")
+    __slots__ = ("agent", "agent_revision", "session", "run", "event", "approval", "blob", "session_approval")
     AGENT_FIELD_NUMBER: _ClassVar[int]
     AGENT_REVISION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class ExportRecord(_message.Message):
     EVENT_FIELD_NUMBER: _ClassVar[int]
     APPROVAL_FIELD_NUMBER: _ClassVar[int]
     BLOB_FIELD_NUMBER: _ClassVar[int]
+    SESSION_APPROVAL_FIELD_NUMBER: _ClassVar[int]
     agent: _agent_pb2.Agent
     agent_revision: _agent_pb2.AgentRevision
     session: ExportedSession
@@ -69,7 +70,8 @@ class ExportRecord(_message.Message):
     event: _run_pb2.Event
     approval: _run_pb2.Approval
     blob: _content_pb2.Blob
-    def __init__(self, agent: _Optional[_Union[_agent_pb2.Agent, _Mapping]] = ..., agent_revision: _Optional[_Union[_agent_pb2.AgentRevision, _Mapping]] = ..., session: _Optional[_Union[ExportedSession, _Mapping]] = ..., run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ..., event: _Optional[_Union[_run_pb2.Event, _Mapping]] = ..., approval: _Optional[_Union[_run_pb2.Approval, _Mapping]] = ..., blob: _Optional[_Union[_content_pb2.Blob, _Mapping]] = ...) -> None: ...
+    session_approval: _run_pb2.SessionApproval
+    def __init__(self, agent: _Optional[_Union[_agent_pb2.Agent, _Mapping]] = ..., agent_revision: _Optional[_Union[_agent_pb2.AgentRevision, _Mapping]] = ..., session: _Optional[_Union[ExportedSession, _Mapping]] = ..., run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ..., event: _Optional[_Union[_run_pb2.Event, _Mapping]] = ..., approval: _Optional[_Union[_run_pb2.Approval, _Mapping]] = ..., blob: _Optional[_Union[_content_pb2.Blob, _Mapping]] = ..., session_approval: _Optional[_Union[_run_pb2.SessionApproval, _Mapping]] = ...) -> None: ...
 
 class DataCounts(_message.Message):
     __slots__ = ("sessions", "runs", "events", "blobs", "agents", "unfinished_runs", "connections")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from holdfast.api.common.v1 import run_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/holdfast/api/executor/v1/approval_service.proto\x12\x18holdfast.api.executor.v1\x1a holdfast/api/common/v1/run.proto\")\n\x12GetApprovalRequest\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\"I\n\x13GetApprovalResponse\x12\x32\n\x08\x61pproval\x18\x01 \x01(\x0b\x32 .holdfast.api.common.v1.Approval\"\x98\x01\n\x14ListApprovalsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x34\n\x05state\x18\x04 \x01(\x0e\x32%.holdfast.api.common.v1.ApprovalState\x12\x13\n\x0broot_run_id\x18\x19 \x01(\t\"e\n\x15ListApprovalsResponse\x12\x33\n\tapprovals\x18\x01 \x03(\x0b\x32 .holdfast.api.common.v1.Approval\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa5\x01\n\x15\x44\x65\x63ideApprovalRequest\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61nswer_json\x18\x02 \x01(\t\x12=\n\nresolution\x18\x03 \x01(\x0e\x32).holdfast.api.common.v1.InDoubtResolution\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"L\n\x16\x44\x65\x63ideApprovalResponse\x12\x32\n\x08\x61pproval\x18\x01 \x01(\x0b\x32 .holdfast.api.common.v1.Approval2\xe4\x02\n\x0f\x41pprovalService\x12j\n\x0bGetApproval\x12,.holdfast.api.executor.v1.GetApprovalRequest\x1a-.holdfast.api.executor.v1.GetApprovalResponse\x12p\n\rListApprovals\x12..holdfast.api.executor.v1.ListApprovalsRequest\x1a/.holdfast.api.executor.v1.ListApprovalsResponse\x12s\n\x0e\x44\x65\x63ideApproval\x12/.holdfast.api.executor.v1.DecideApprovalRequest\x1a\x30.holdfast.api.executor.v1.DecideApprovalResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/holdfast/api/executor/v1/approval_service.proto\x12\x18holdfast.api.executor.v1\x1a holdfast/api/common/v1/run.proto\")\n\x12GetApprovalRequest\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\"I\n\x13GetApprovalResponse\x12\x32\n\x08\x61pproval\x18\x01 \x01(\x0b\x32 .holdfast.api.common.v1.Approval\"\x98\x01\n\x14ListApprovalsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x34\n\x05state\x18\x04 \x01(\x0e\x32%.holdfast.api.common.v1.ApprovalState\x12\x13\n\x0broot_run_id\x18\x19 \x01(\t\"e\n\x15ListApprovalsResponse\x12\x33\n\tapprovals\x18\x01 \x03(\x0b\x32 .holdfast.api.common.v1.Approval\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xde\x02\n\x15\x44\x65\x63ideApprovalRequest\x12\x13\n\x0b\x61pproval_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61nswer_json\x18\x02 \x01(\t\x12=\n\nresolution\x18\x03 \x01(\x0e\x32).holdfast.api.common.v1.InDoubtResolution\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x38\n\x07verdict\x18\x06 \x01(\x0e\x32\'.holdfast.api.common.v1.ApprovalVerdict\x12\x18\n\x10\x61rguments_sha256\x18\x07 \x01(\t\x12\x1d\n\x15\x65\x64ited_arguments_json\x18\x08 \x01(\t\x12\x34\n\x05scope\x18\t \x01(\x0e\x32%.holdfast.api.common.v1.ApprovalScope\x12\x0e\n\x06reason\x18\n \x01(\t\"L\n\x16\x44\x65\x63ideApprovalResponse\x12\x32\n\x08\x61pproval\x18\x01 \x01(\x0b\x32 .holdfast.api.common.v1.Approval2\xe4\x02\n\x0f\x41pprovalService\x12j\n\x0bGetApproval\x12,.holdfast.api.executor.v1.GetApprovalRequest\x1a-.holdfast.api.executor.v1.GetApprovalResponse\x12p\n\rListApprovals\x12..holdfast.api.executor.v1.ListApprovalsRequest\x1a/.holdfast.api.executor.v1.ListApprovalsResponse\x12s\n\x0e\x44\x65\x63ideApproval\x12/.holdfast.api.executor.v1.DecideApprovalRequest\x1a\x30.holdfast.api.executor.v1.DecideApprovalResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,9 +41,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAPPROVALSRESPONSE']._serialized_start=384
   _globals['_LISTAPPROVALSRESPONSE']._serialized_end=485
   _globals['_DECIDEAPPROVALREQUEST']._serialized_start=488
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=653
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=655
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=731
-  _globals['_APPROVALSERVICE']._serialized_start=734
-  _globals['_APPROVALSERVICE']._serialized_end=1090
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=838
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=840
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=916
+  _globals['_APPROVALSERVICE']._serialized_start=919
+  _globals['_APPROVALSERVICE']._serialized_end=1275
 # @@protoc_insertion_point(module_scope)

@@ -42,18 +42,28 @@ class ListApprovalsResponse(_message.Message):
     def __init__(self, approvals: _Optional[_Iterable[_Union[_run_pb2.Approval, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class DecideApprovalRequest(_message.Message):
-    __slots__ = ("approval_id", "answer_json", "resolution", "comment", "request_id")
+    __slots__ = ("approval_id", "answer_json", "resolution", "comment", "request_id", "verdict", "arguments_sha256", "edited_arguments_json", "scope", "reason")
     APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     ANSWER_JSON_FIELD_NUMBER: _ClassVar[int]
     RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     COMMENT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EDITED_ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     approval_id: str
     answer_json: str
     resolution: _run_pb2.InDoubtResolution
     comment: str
     request_id: str
-    def __init__(self, approval_id: _Optional[str] = ..., answer_json: _Optional[str] = ..., resolution: _Optional[_Union[_run_pb2.InDoubtResolution, str]] = ..., comment: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    verdict: _run_pb2.ApprovalVerdict
+    arguments_sha256: str
+    edited_arguments_json: str
+    scope: _run_pb2.ApprovalScope
+    reason: str
+    def __init__(self, approval_id: _Optional[str] = ..., answer_json: _Optional[str] = ..., resolution: _Optional[_Union[_run_pb2.InDoubtResolution, str]] = ..., comment: _Optional[str] = ..., request_id: _Optional[str] = ..., verdict: _Optional[_Union[_run_pb2.ApprovalVerdict, str]] = ..., arguments_sha256: _Optional[str] = ..., edited_arguments_json: _Optional[str] = ..., scope: _Optional[_Union[_run_pb2.ApprovalScope, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class DecideApprovalResponse(_message.Message):
     __slots__ = ("approval",)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ApprovalServiceStub(object):
-    """Stored questions to people: those an agent asks, and those about calls whose outcome nobody knows.
+    """Stored questions to people: those an agent asks, calls that wait for approval, and calls whose outcome nobody knows.
     """
 
     def __init__(self, channel):
@@ -53,11 +53,11 @@ class ApprovalServiceStub(object):
 
 
 class ApprovalServiceServicer(object):
-    """Stored questions to people: those an agent asks, and those about calls whose outcome nobody knows.
+    """Stored questions to people: those an agent asks, calls that wait for approval, and calls whose outcome nobody knows.
     """
 
     def GetApproval(self, request, context):
-        """One question. Errors: NOT_FOUND (APPROVAL_NOT_FOUND).
+        """One question, with the arguments of a call whole. Errors: NOT_FOUND (APPROVAL_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,7 +73,8 @@ class ApprovalServiceServicer(object):
     def DecideApproval(self, request, context):
         """Decides a question; its run goes on. The first decision counts: the same one again is answered the same,
         another one is FAILED_PRECONDITION (APPROVAL_ALREADY_DECIDED). Errors: NOT_FOUND (APPROVAL_NOT_FOUND);
-        INVALID_ARGUMENT when the answer does not fit its schema.
+        INVALID_ARGUMENT when the answer, or the edited arguments, do not fit their schema; FAILED_PRECONDITION
+        (APPROVAL_HASH_MISMATCH) when the arguments are not those that the caller has seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,7 +107,7 @@ def add_ApprovalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ApprovalService(object):
-    """Stored questions to people: those an agent asks, and those about calls whose outcome nobody knows.
+    """Stored questions to people: those an agent asks, calls that wait for approval, and calls whose outcome nobody knows.
     """
 
     @staticmethod

@@ -13,21 +13,22 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ApprovalServiceStub:
-    """Stored questions to people: those an agent asks, and those about calls whose outcome nobody knows."""
+    """Stored questions to people: those an agent asks, calls that wait for approval, and calls whose outcome nobody knows."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetApproval: _aio.UnaryUnaryMultiCallable[_approval_service_pb2.GetApprovalRequest, _approval_service_pb2.GetApprovalResponse]
-    """One question. Errors: NOT_FOUND (APPROVAL_NOT_FOUND)."""
+    """One question, with the arguments of a call whole. Errors: NOT_FOUND (APPROVAL_NOT_FOUND)."""
     ListApprovals: _aio.UnaryUnaryMultiCallable[_approval_service_pb2.ListApprovalsRequest, _approval_service_pb2.ListApprovalsResponse]
     """Questions, newest first."""
     DecideApproval: _aio.UnaryUnaryMultiCallable[_approval_service_pb2.DecideApprovalRequest, _approval_service_pb2.DecideApprovalResponse]
     """Decides a question; its run goes on. The first decision counts: the same one again is answered the same,
     another one is FAILED_PRECONDITION (APPROVAL_ALREADY_DECIDED). Errors: NOT_FOUND (APPROVAL_NOT_FOUND);
-    INVALID_ARGUMENT when the answer does not fit its schema.
+    INVALID_ARGUMENT when the answer, or the edited arguments, do not fit their schema; FAILED_PRECONDITION
+    (APPROVAL_HASH_MISMATCH) when the arguments are not those that the caller has seen.
     """
 
 class ApprovalServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Stored questions to people: those an agent asks, and those about calls whose outcome nobody knows."""
+    """Stored questions to people: those an agent asks, calls that wait for approval, and calls whose outcome nobody knows."""
 
     @_abc_1.abstractmethod
     def GetApproval(
@@ -35,7 +36,7 @@ class ApprovalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _approval_service_pb2.GetApprovalRequest,
         context: _aio.ServicerContext[_approval_service_pb2.GetApprovalRequest, _abc.Awaitable[_approval_service_pb2.GetApprovalResponse]],
     ) -> _abc.Awaitable[_approval_service_pb2.GetApprovalResponse]:
-        """One question. Errors: NOT_FOUND (APPROVAL_NOT_FOUND)."""
+        """One question, with the arguments of a call whole. Errors: NOT_FOUND (APPROVAL_NOT_FOUND)."""
 
     @_abc_1.abstractmethod
     def ListApprovals(
@@ -53,7 +54,8 @@ class ApprovalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_approval_service_pb2.DecideApprovalResponse]:
         """Decides a question; its run goes on. The first decision counts: the same one again is answered the same,
         another one is FAILED_PRECONDITION (APPROVAL_ALREADY_DECIDED). Errors: NOT_FOUND (APPROVAL_NOT_FOUND);
-        INVALID_ARGUMENT when the answer does not fit its schema.
+        INVALID_ARGUMENT when the answer, or the edited arguments, do not fit their schema; FAILED_PRECONDITION
+        (APPROVAL_HASH_MISMATCH) when the arguments are not those that the caller has seen.
         """
 
 def add_ApprovalServiceServicer_to_server(servicer: ApprovalServiceServicer, server: _aio.Server) -> None: ...

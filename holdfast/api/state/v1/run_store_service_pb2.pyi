@@ -289,6 +289,20 @@ class GetRunGrantResponse(_message.Message):
     run_grant: str
     def __init__(self, run_grant: _Optional[str] = ...) -> None: ...
 
+class ListSessionApprovalsRequest(_message.Message):
+    __slots__ = ("workspace_id", "session_id")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    session_id: str
+    def __init__(self, workspace_id: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
+
+class ListSessionApprovalsResponse(_message.Message):
+    __slots__ = ("approvals",)
+    APPROVALS_FIELD_NUMBER: _ClassVar[int]
+    approvals: _containers.RepeatedCompositeFieldContainer[_run_pb2.SessionApproval]
+    def __init__(self, approvals: _Optional[_Iterable[_Union[_run_pb2.SessionApproval, _Mapping]]] = ...) -> None: ...
+
 class ListSignInsRequest(_message.Message):
     __slots__ = ("workspace_id", "page_size", "after_workspace_id", "after_approval_id")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]

@@ -100,6 +100,11 @@ class RunStoreServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantResponse.FromString,
                 _registered_method=True)
+        self.ListSessionApprovals = channel.unary_unary(
+                '/holdfast.api.state.v1.RunStoreService/ListSessionApprovals',
+                request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSessionApprovalsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSessionApprovalsResponse.FromString,
+                _registered_method=True)
         self.ListSignIns = channel.unary_unary(
                 '/holdfast.api.state.v1.RunStoreService/ListSignIns',
                 request_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSignInsRequest.SerializeToString,
@@ -192,8 +197,8 @@ class RunStoreServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DecideApproval(self, request, context):
-        """Writes ApprovalDecided and wakes the run. Errors: NOT_FOUND (APPROVAL_NOT_FOUND), FAILED_PRECONDITION
-        (APPROVAL_ALREADY_DECIDED).
+        """Writes ApprovalDecided and wakes the run; an approval for the session is stored beside it. Errors: NOT_FOUND
+        (APPROVAL_NOT_FOUND), FAILED_PRECONDITION (APPROVAL_ALREADY_DECIDED, APPROVAL_HASH_MISMATCH).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +206,13 @@ class RunStoreServiceServicer(object):
 
     def GetRunGrant(self, request, context):
         """The grant of a run (NewRun.run_grant); empty when it has none. Errors: NOT_FOUND (RUN_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessionApprovals(self, request, context):
+        """Approvals that hold for all runs of a session (APPROVAL_SCOPE_SESSION), oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -280,6 +292,11 @@ def add_RunStoreServiceServicer_to_server(servicer, server):
                     servicer.GetRunGrant,
                     request_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantResponse.SerializeToString,
+            ),
+            'ListSessionApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessionApprovals,
+                    request_deserializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSessionApprovalsRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSessionApprovalsResponse.SerializeToString,
             ),
             'ListSignIns': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSignIns,
@@ -639,6 +656,33 @@ class RunStoreService(object):
             '/holdfast.api.state.v1.RunStoreService/GetRunGrant',
             holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantRequest.SerializeToString,
             holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.GetRunGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessionApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.state.v1.RunStoreService/ListSessionApprovals',
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSessionApprovalsRequest.SerializeToString,
+            holdfast_dot_api_dot_state_dot_v1_dot_run__store__service__pb2.ListSessionApprovalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

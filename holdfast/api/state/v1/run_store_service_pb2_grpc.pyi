@@ -45,11 +45,13 @@ class RunStoreServiceStub:
     ListApprovals: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.ListApprovalsRequest, _run_store_service_pb2.ListApprovalsResponse]
     """Questions, newest first."""
     DecideApproval: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.DecideApprovalRequest, _run_store_service_pb2.DecideApprovalResponse]
-    """Writes ApprovalDecided and wakes the run. Errors: NOT_FOUND (APPROVAL_NOT_FOUND), FAILED_PRECONDITION
-    (APPROVAL_ALREADY_DECIDED).
+    """Writes ApprovalDecided and wakes the run; an approval for the session is stored beside it. Errors: NOT_FOUND
+    (APPROVAL_NOT_FOUND), FAILED_PRECONDITION (APPROVAL_ALREADY_DECIDED, APPROVAL_HASH_MISMATCH).
     """
     GetRunGrant: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.GetRunGrantRequest, _run_store_service_pb2.GetRunGrantResponse]
     """The grant of a run (NewRun.run_grant); empty when it has none. Errors: NOT_FOUND (RUN_NOT_FOUND)."""
+    ListSessionApprovals: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.ListSessionApprovalsRequest, _run_store_service_pb2.ListSessionApprovalsResponse]
+    """Approvals that hold for all runs of a session (APPROVAL_SCOPE_SESSION), oldest first."""
     ListSignIns: _aio.UnaryUnaryMultiCallable[_run_store_service_pb2.ListSignInsRequest, _run_store_service_pb2.ListSignInsResponse]
     """Sign-ins that runs wait for, of one workspace or of all, by workspace and id."""
 
@@ -156,8 +158,8 @@ class RunStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_store_service_pb2.DecideApprovalRequest,
         context: _aio.ServicerContext[_run_store_service_pb2.DecideApprovalRequest, _abc.Awaitable[_run_store_service_pb2.DecideApprovalResponse]],
     ) -> _abc.Awaitable[_run_store_service_pb2.DecideApprovalResponse]:
-        """Writes ApprovalDecided and wakes the run. Errors: NOT_FOUND (APPROVAL_NOT_FOUND), FAILED_PRECONDITION
-        (APPROVAL_ALREADY_DECIDED).
+        """Writes ApprovalDecided and wakes the run; an approval for the session is stored beside it. Errors: NOT_FOUND
+        (APPROVAL_NOT_FOUND), FAILED_PRECONDITION (APPROVAL_ALREADY_DECIDED, APPROVAL_HASH_MISMATCH).
         """
 
     @_abc_1.abstractmethod
@@ -167,6 +169,14 @@ class RunStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_run_store_service_pb2.GetRunGrantRequest, _abc.Awaitable[_run_store_service_pb2.GetRunGrantResponse]],
     ) -> _abc.Awaitable[_run_store_service_pb2.GetRunGrantResponse]:
         """The grant of a run (NewRun.run_grant); empty when it has none. Errors: NOT_FOUND (RUN_NOT_FOUND)."""
+
+    @_abc_1.abstractmethod
+    def ListSessionApprovals(
+        self,
+        request: _run_store_service_pb2.ListSessionApprovalsRequest,
+        context: _aio.ServicerContext[_run_store_service_pb2.ListSessionApprovalsRequest, _abc.Awaitable[_run_store_service_pb2.ListSessionApprovalsResponse]],
+    ) -> _abc.Awaitable[_run_store_service_pb2.ListSessionApprovalsResponse]:
+        """Approvals that hold for all runs of a session (APPROVAL_SCOPE_SESSION), oldest first."""
 
     @_abc_1.abstractmethod
     def ListSignIns(
