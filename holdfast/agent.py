@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.errors import InvalidArgument
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from holdfast.agent_files import Locator
 
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+BudgetPolicy: TypeAlias = Literal["stop", "ask"]
+_BUDGET_POLICIES: Final[Mapping[str, agent_pb2.BudgetPolicy]] = {"ask": agent_pb2.BUDGET_POLICY_ASK}
 
 AnyTool: TypeAlias = "Tool[Any, Any] | agent_pb2.ToolSpec | str | Callable[..., Any]"
 
@@ -62,11 +65,13 @@ class Limits:
         max_steps: Model calls, tool calls and waits of one run together; 0 leaves it to the runtime (100).
         max_concurrent_runs: How many runs of the agent may be driven at once in the workspace; 0 is no limit.
         budget: What a run may use of models and tools.
+        on_budget_exceeded: `stop` ends the run before the call that has no room; `ask` asks a person for more.
     """
 
     max_steps: int = 0
     max_concurrent_runs: int = 0
     budget: Budget | Mapping[str, Any] | None = None
+    on_budget_exceeded: BudgetPolicy = "stop"
 
 
 class Agent:
@@ -119,6 +124,8 @@ class Agent:
             if given.budget is not None:
                 budget = given.budget if isinstance(given.budget, Budget) else Budget(**given.budget)
                 self.spec.limits.budget.CopyFrom(budget.message())
+            if given.on_budget_exceeded != "stop":
+                self.spec.limits.on_budget_exceeded = _BUDGET_POLICIES[given.on_budget_exceeded]
         check_spec(self.spec)
 
     @classmethod

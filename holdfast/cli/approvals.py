@@ -101,6 +101,8 @@ def answer(
             return await client.approvals.answer_json(approval.approval_id, read_text(text), comment=comment)
         if approval.kind == run_pb2.APPROVAL_KIND_SIGN_IN and chosen[0] in ("done", "not_done"):
             raise InvalidArgument("this wants a sign-in: give the code that the page shows, --tell-model or --fail")
+        if approval.kind == run_pb2.APPROVAL_KIND_BUDGET and chosen[0] != "fail_run":
+            raise InvalidArgument("this asks for more of a budget: say how much, or --fail")
         _check_is_no_call(approval)
         if approval.kind == run_pb2.APPROVAL_KIND_QUESTION:
             raise InvalidArgument(f"this is a question, and wants an answer: {approval.prompt}")

@@ -107,6 +107,9 @@ class RunView:
             name = "/".join(filter(None, (started.model.provider, started.model.model)))
             self._open_steps[started.step] = f"step {started.step}: {name}"
             return
+        if started.WhichOneof("intent") is None:
+            # A wait for a person's word on the run itself: the question says what about.
+            return
         tool = started.tool
         self._tools[started.step] = tool.tool
         call = self._calls.get(tool.call_id)
@@ -297,6 +300,11 @@ def question_lines(approval: run_pb2.Approval, *, is_whole: bool = False) -> lis
         lines += _sign_in_lines(approval)
     elif approval.kind == run_pb2.APPROVAL_KIND_TOOL_CALL:
         lines += _call_lines(approval, is_whole=is_whole)
+    elif approval.kind == run_pb2.APPROVAL_KIND_BUDGET:
+        more = "'$0.25'" if approval.budget.limit == "max_cost_usd_nanos" else str(approval.budget.needed)
+        lines += [
+            Text(f"    holdfast answer {approval.approval_id} {choice}", "magenta") for choice in (more, "--fail")
+        ]
     else:
         if approval.HasField("answer_schema"):
             lines.append(Text(f"    answer as JSON that fits {_schema(approval)}", style="dim"))

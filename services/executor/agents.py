@@ -148,6 +148,7 @@ class _Validation:
             self._add("limits.max_steps", f"expected 0 (which means 100) to {MAX_STEPS_LIMIT}")
         if not 0 <= spec.limits.max_concurrent_runs <= MAX_CONCURRENT_RUNS_LIMIT:
             self._add("limits.max_concurrent_runs", f"expected 0 (no limit) to {MAX_CONCURRENT_RUNS_LIMIT}")
+        self._check_enum("limits.on_budget_exceeded", spec.limits.on_budget_exceeded, agent_pb2.BudgetPolicy)
         for path, problem in budget_problems(spec):
             self._add(path, problem)
         return self._found

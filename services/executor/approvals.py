@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import Final
 
 from holdfast.api.common.v1 import agent_pb2, run_pb2
@@ -9,6 +11,7 @@ from holdfast.api.executor.v1 import approval_service_pb2 as approval_pb2
 from holdfast.api.state.v1 import run_store_service_pb2 as store
 from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceStub
 from holdfast.errors import FailedPrecondition, InvalidArgument, Reason
+from services.executor.budget_rules import LARGEST_LIMIT
 from services.executor.call_approvals import MAX_EDITED_ARGUMENTS_BYTES, sha256_of
 from services.executor.idempotency import idempotency_key
 from services.executor.revisions import RevisionCache
@@ -26,6 +29,8 @@ from services.executor.tools.schema import (
 from services.shared.channels import calling
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
+
+_DOLLARS: Final = re.compile(r"\$(\d{1,8}(?:\.\d{1,9})?)")
 
 _RESOLUTIONS: Final = (
     run_pb2.IN_DOUBT_RESOLUTION_DONE,
@@ -80,6 +85,9 @@ async def decision_of(
             raise InvalidArgument("expected TELL_MODEL or FAIL_RUN, or the confirm code", field="resolution")
         # A confirm code is used before this decision is stored, and is of no use to anybody afterwards.
         decision.answer_json = "null"
+        return decision
+    if approval.kind == run_pb2.APPROVAL_KIND_BUDGET:
+        decision.answer_json = _more_of(approval.budget.limit, request)
         return decision
     if approval.kind != run_pb2.APPROVAL_KIND_IN_DOUBT:
         if request.resolution != run_pb2.IN_DOUBT_RESOLUTION_UNSPECIFIED:
@@ -158,6 +166,26 @@ def _edited_arguments(tool: agent_pb2.ToolSpec, arguments_json: str) -> str:
             field="edited_arguments_json",
             description=refused.failure.message,
         ) from refused
+
+
+def _more_of(limit: str, request: approval_pb2.DecideApprovalRequest) -> str:
+    """How much is added to a limit, as JSON text; `null` where a run is to stop."""
+    if request.resolution == run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN and not request.answer_json:
+        return "null"
+    if request.resolution != run_pb2.IN_DOUBT_RESOLUTION_UNSPECIFIED:
+        raise InvalidArgument("expected how much is added as answer_json, or FAIL_RUN", field="resolution")
+    given = _json_or(request.answer_json, request.answer_json)
+    dollars = _DOLLARS.fullmatch(given.strip()) if isinstance(given, str) else None
+    if dollars is not None and limit == "max_cost_usd_nanos":
+        given = int(Decimal(dollars[1]) * 1_000_000_000)
+    elif isinstance(given, str) and given.strip().isdecimal():
+        given = int(given)
+    if not isinstance(given, int) or isinstance(given, bool) or not 0 < given <= LARGEST_LIMIT:
+        example = ' or "$0.25"' if limit == "max_cost_usd_nanos" else ""
+        raise InvalidArgument(
+            f"expected how much is added to {limit}: a whole number above 0{example}", field="answer_json"
+        )
+    return str(given)
 
 
 def _answer_to(approval: run_pb2.Approval, answer: str) -> str:

@@ -84,6 +84,14 @@ class BudgetGuard:
         """What so many calls of tools lack; None when they fit."""
         return self._ledger.shortfall(Amounts(tool_calls=count))
 
+    def question_about(self, short: Shortfall) -> run_pb2.BudgetShortfall | None:
+        """What a person is asked for; None when nobody is to be asked, or somebody was and gave nothing."""
+        if self._spec.limits.on_budget_exceeded != agent_pb2.BUDGET_POLICY_ASK or self._ledger.is_declined:
+            return None
+        return run_pb2.BudgetShortfall(
+            limit=short.limit, max=short.max, used=short.used, reserved=short.reserved, needed=short.needed
+        )
+
     def _input_tokens(self, view: RunView) -> int:
         last, turn = self._ledger.last_answer, view.turn
         if last is not None and last.input_tokens > 0 and turn is not None:

@@ -253,7 +253,7 @@ class Planner:
                 self._fail(price_unknown_failure(self._spec.model))
                 return
             if (short := self._budget.shortfall(reserved)) is not None:
-                self._exceed(short)
+                self._exceed(short, now)
                 return
             # Invariant: it is set aside by the event that lets the call be made (P10).
             intent.reserved.CopyFrom(reserved)
@@ -268,7 +268,7 @@ class Planner:
             self._fail(failure)
             return
         if self._budget is not None and (short := self._budget.shortfall_of_tool_calls(len(calls))) is not None:
-            self._exceed(short)
+            self._exceed(short, now)
             return
         for call in calls:
             tool = self._tools.get(call.tool)
@@ -443,7 +443,7 @@ class Planner:
                         step=step.number, attempt=step.attempt, state=run_pb2.STEP_STATE_FAILED, failure=step.failure
                     )
                 )
-                self._exceed(short)
+                self._exceed(short, now)
                 return
         started = run_pb2.AttemptStarted(step=step.number, attempt=attempt)
         if not_before is not None:
@@ -487,6 +487,9 @@ class Planner:
         assert question is not None
         approval_id = question.approval.approval_id
         decision = question.decision
+        if question.approval.kind == run_pb2.APPROVAL_KIND_BUDGET:
+            self._go_on_with_budget(step, approval_id, decision)
+            return
         if decision is None:
             self._add(
                 approval_closed=run_pb2.ApprovalClosed(approval_id=approval_id, state=run_pb2.APPROVAL_STATE_EXPIRED)
@@ -534,6 +537,16 @@ class Planner:
         else:
             self._begin_attempt(step, step.attempt, None, now)
 
+    def _go_on_with_budget(self, step: StepView, approval_id: str, decision: run_pb2.ApprovalDecided | None) -> None:
+        """What a person has given is in the ledger already; what comes next is decided anew by that."""
+        state = run_pb2.STEP_STATE_SUCCEEDED
+        if decision is None:
+            state = run_pb2.STEP_STATE_FAILED
+            self._add(
+                approval_closed=run_pb2.ApprovalClosed(approval_id=approval_id, state=run_pb2.APPROVAL_STATE_EXPIRED)
+            )
+        self._add(step_finished=run_pb2.StepFinished(step=step.number, attempt=step.attempt, state=state))
+
     def _after_sign_in(self, step: StepView, decision: run_pb2.ApprovalDecided, now: datetime) -> None:
         failure = step.failure
         assert failure is not None
@@ -559,8 +572,18 @@ class Planner:
             if not self._view.has_step_for(call.call_id):
                 self._refuse_call(call, self._open_failure(None), run_pb2.STEP_STATE_CANCELLED)
 
-    def _exceed(self, short: Shortfall) -> None:
-        """There is no room for what comes next: the run stops before it."""
+    def _exceed(self, short: Shortfall, now: datetime) -> None:
+        """There is no room for what comes next: the run stops before it, or a person is asked for more."""
+        assert self._budget is not None
+        needed = self._budget.question_about(short)
+        if needed is not None and self._has_room_for(1):
+            number = self._view.step_count + 1
+            self._add(step_started=run_pb2.StepStarted(step=number, kind=run_pb2.STEP_KIND_WAIT))
+            prompt = f"{exceeded_failure(short).message} How much more may it use?"
+            question = self._question(number, run_pb2.APPROVAL_KIND_BUDGET, prompt, now)
+            question.budget.CopyFrom(needed)
+            self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
+            return
         self._is_over_budget = True
         self._refuse_calls_without_steps()
         self._end(run_pb2.RUN_STATE_BUDGET_EXCEEDED, exceeded_failure(short))

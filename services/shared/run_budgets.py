@@ -108,6 +108,9 @@ class Ledger:
         self.used = Amounts()
         self.last_answer: content_pb2.Usage | None = None
         """What the newest answer of the model says that it used; None when it says nothing."""
+        self.is_declined = False
+        """Whether somebody was asked for more, and gave nothing."""
+        self._asked: dict[str, str] = {}
         self._model_calls: dict[int, _ModelCall] = {}
         self._tool_calls: set[int] = set()
 
@@ -168,6 +171,23 @@ class Ledger:
                         self.used.add(call.reserved)
             case "step_finished":
                 self._finish(change.step_finished)
+            case "approval_requested":
+                approval = change.approval_requested.approval
+                if approval.kind == run_pb2.APPROVAL_KIND_BUDGET:
+                    self._asked[approval.approval_id] = approval.budget.limit
+            case "approval_decided":
+                self._decide(change.approval_decided)
+            case "approval_closed":
+                self.is_declined |= self._asked.pop(change.approval_closed.approval_id, None) is not None
+
+    def _decide(self, decided: run_pb2.ApprovalDecided) -> None:
+        limit = self._asked.pop(decided.approval_id, None)
+        if limit is None:
+            return
+        if decided.resolution or not decided.answer_json.isdecimal():
+            self.is_declined = True
+        else:
+            self.limits[limit] = self.limits.get(limit, 0) + int(decided.answer_json)
 
     def _start(self, started: run_pb2.StepStarted) -> None:
         match started.WhichOneof("intent"):

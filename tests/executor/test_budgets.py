@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 
 import pytest
 from google.protobuf import json_format
@@ -12,7 +13,7 @@ from services.executor.budgets import longest_answer
 from services.executor.decide import Outcome, Plan
 from services.executor.journal_view import RunView
 from services.shared.run_budgets import Amounts
-from tests.executor.driving import Drive, Journal, agent, kinds, last_state, results_by_call
+from tests.executor.driving import NOW, Drive, Journal, agent, kinds, last_state, results_by_call
 
 pytestmark = pytest.mark.promise("P10")
 
@@ -226,3 +227,87 @@ def test_longest_answer_is_known_or_not() -> None:
     assert longest(provider="anthropic", name="m", parameters={"max_output_tokens": 9}) == 9
     assert longest(provider="openai", name="m") is None
     assert longest(provider="openai", name="m", parameters={"max_output_tokens": 9}) == 9
+
+
+# ------------------------------------------------------------------------------------------------------ asking a person
+
+
+def asking(**limits: int) -> Journal:
+    journal = journal_with(None, **limits)
+    journal.spec.limits.on_budget_exceeded = agent_pb2.BUDGET_POLICY_ASK
+    return journal
+
+
+def asked_of(plan: Plan) -> run_pb2.Approval:
+    [asked] = [change.approval_requested.approval for change in plan.changes if change.HasField("approval_requested")]
+    return asked
+
+
+def decide(drive: Drive, approval: run_pb2.Approval, **decision: object) -> Drive:
+    """Stores a decision, and returns the next lease."""
+    decided = run_pb2.ApprovalDecided(approval_id=approval.approval_id, step=approval.step, **decision)  # type: ignore[arg-type]
+    drive.journal.write(0, [run_pb2.Change(approval_decided=decided)])
+    return drive.journal.claim()
+
+
+@pytest.mark.promise("P6")
+def test_person_is_asked_for_more_and_the_run_goes_on_with_it() -> None:
+    drive = asking(max_tool_calls=1).claim()
+    drive.plan()
+    plan = drive.plan(drive.model_says(("noop", {}), ("noop", {"n": 2})))
+    question = asked_of(plan)
+    assert kinds(plan) == ["step_finished", "step_started", "approval_requested"]
+    assert question.budget == run_pb2.BudgetShortfall(limit="max_tool_calls", max=1, needed=2)
+    drive.store(drive.planner.park(NOW))
+    assert (drive.view.state, last_state_of(drive)) == (run_pb2.RUN_STATE_WAITING, run_pb2.WAIT_REASON_INPUT)
+    # Too little: asked again, by what is left then.
+    drive = decide(drive, question, answer_json="0")
+    drive = decide(drive, asked_of(drive.plan()), answer_json="1")
+    plan = drive.plan()
+    assert [call.step.tool.tool for call in plan.local_calls if call.step.tool] == ["noop", "noop"]
+    assert book_of(drive)[1].tool_calls == 2
+    assert [line.max for line in drive.view.ledger.lines()] == [2] if drive.view.ledger else False
+
+
+def last_state_of(drive: Drive) -> run_pb2.WaitReason:
+    return drive.journal.events[-1].changes[-1].run_state_changed.wait_reason
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("is_declined", [True, False], ids=["declined", "nobody answered"])
+def test_run_stops_when_nothing_is_given(is_declined: bool) -> None:
+    drive = asking(max_tool_calls=1).claim()
+    drive.plan()
+    question = asked_of(drive.plan(drive.model_says(("noop", {}), ("pay", {}))))
+    if is_declined:
+        drive = decide(drive, question, answer_json="null", resolution=run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN)
+        plan = drive.plan()
+    else:
+        plan = drive.plan(now=NOW + timedelta(hours=73))
+        assert plan.changes[0].approval_closed.state == run_pb2.APPROVAL_STATE_EXPIRED
+    assert last_state(plan).state == EXCEEDED
+    assert len(results_by_call(drive.view)) == 2
+    assert not drive.view.open_steps
+
+
+def test_person_is_asked_before_an_attempt_after_one_that_was_lost() -> None:
+    journal = asking(max_model_calls=1)
+    journal.claim().plan()
+    drive = journal.claim()
+    plan = drive.plan()
+    assert kinds(plan) == ["run_claimed", "attempt_failed", "step_finished", "step_started", "approval_requested"]
+    drive = decide(drive, asked_of(plan), answer_json="1")
+    plan = drive.plan()
+    assert [call.tool for call in plan.local_calls] == [None]
+    assert (book_of(drive)[0].model_calls, book_of(drive)[1].model_calls) == (1, 1)
+
+
+def test_cancelling_closes_the_question() -> None:
+    drive = asking(max_model_calls=1).claim()
+    drive.plan()
+    drive.plan(says(drive, ("noop", {}), input_tokens=1))
+    drive.plan(drive.result(2))
+    drive.journal.write(0, [run_pb2.Change(cancel_requested=run_pb2.CancelRequested())])
+    plan = drive.journal.claim().plan()
+    assert kinds(plan) == ["run_claimed", "approval_closed", "step_finished", "run_state_changed"]
+    assert last_state(plan).state == run_pb2.RUN_STATE_CANCELLED

@@ -127,7 +127,10 @@ async def until_waiting(handle: RunHandle, reason: run_pb2.WaitReason) -> run_pb
     return await until_change(handle, lambda change: change.run_state_changed.wait_reason == reason)
 
 
-async def question_of(handle: RunHandle) -> run_pb2.Approval:
-    """Follows a run until it asks, and returns the question."""
-    change = await until_change(handle, lambda change: change.HasField("approval_requested"))
-    return change.approval_requested.approval
+async def question_of(handle: RunHandle, *, but: str = "") -> run_pb2.Approval:
+    """Follows a run until it asks (something else than what is known already), and returns the question."""
+
+    def is_asked(change: run_pb2.Change) -> bool:
+        return change.HasField("approval_requested") and change.approval_requested.approval.approval_id != but
+
+    return (await until_change(handle, is_asked)).approval_requested.approval

@@ -11,12 +11,12 @@ import pytest
 from holdfast import Agent, Budget, Limits, RunBudgetExceeded
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.cli.console import ExitCode
-from holdfast.errors import Unavailable
+from holdfast.errors import InvalidArgument, Unavailable
 from holdfast.ids import new_uuid7
 from holdfast.runs import RunHandle
 from holdfast.testing import call, scripted, turn
 from tests.suite.histories import changes_of, check_history, read_history, results_of
-from tests.suite.stages import Stage, until_change
+from tests.suite.stages import Stage, question_of, until_change, until_waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.promise("P10")]
 
@@ -140,6 +140,35 @@ async def _started(stage: Stage, request_id: str) -> RunHandle:
             return await stage.client.start("spender", "go", request_id=request_id)
         except Unavailable:
             continue
+
+
+@pytest.mark.promise("P6")
+async def test_person_gives_more_and_the_run_goes_on_with_it(stage: Stage) -> None:
+    asking = Agent(
+        "asking",
+        model=priced(call("noop", a=1), loop=True),
+        tools=["noop"],
+        limits=Limits(budget=Budget(max_model_calls=1), on_budget_exceeded="ask"),
+    )
+    async with asyncio.timeout(80):
+        handle = await stage.start(asking)
+        question = await question_of(handle)
+        assert (question.kind, question.budget.limit) == (run_pb2.APPROVAL_KIND_BUDGET, "max_model_calls")
+        await until_waiting(handle, run_pb2.WAIT_REASON_INPUT)
+        # It is rows: nobody drives it while everything is started anew.
+        await stage.suite.kill("executor")
+        await stage.suite.restart("executor")
+        with pytest.raises(InvalidArgument, match="a whole number above 0"):
+            await stage.client.approvals.answer(question.approval_id, "plenty")
+        await stage.client.approvals.answer(question.approval_id, 2)
+        again = await question_of(handle, but=question.approval_id)
+        assert (again.budget.max, again.budget.used, again.budget.needed) == (3, 3, 1)
+        await stage.client.approvals.resolve(again.approval_id, "fail_run")
+        assert (await handle.wait()).state == EXCEEDED
+        detail = await stage.client.trace.step(handle.id, question.step)
+    assert [asked.decision.answer_json for asked in detail.tool.approvals] == ["2"]
+    check_history(await read_history(handle))
+    assert left_of(await handle.budget(), "max_model_calls").used == 3
 
 
 async def test_command_gives_a_budget_and_says_how_the_run_ended(stage: Stage) -> None:

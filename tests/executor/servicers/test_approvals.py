@@ -320,3 +320,44 @@ async def test_large_arguments_are_read_whole(executor: Executor, client: Client
     executor.state.blobs["ws1", bytes.fromhex(sha256_of(whole))] = whole.encode()
     found = (await client.approvals.GetApproval(api.GetApprovalRequest(approval_id=approval.approval_id))).approval
     assert (found.arguments_json, found.arguments_shortened) == (whole, False)
+
+
+# ----------------------------------------------------------------------------------------------------------- budgets
+
+
+def ask_for_more(executor: Executor, limit: str) -> run_pb2.Approval:
+    return ask(executor, kind=run_pb2.APPROVAL_KIND_BUDGET, budget=run_pb2.BudgetShortfall(limit=limit))
+
+
+@pytest.mark.promise("P10")
+@pytest.mark.parametrize(
+    ("limit", "answer", "stored"),
+    [
+        ("max_total_tokens", "2000", "2000"),
+        ("max_total_tokens", '" 7 "', "7"),
+        ("max_cost_usd_nanos", "5", "5"),
+        ("max_cost_usd_nanos", "$0.25", "250000000"),
+        ("max_cost_usd_nanos", '"$2"', "2000000000"),
+    ],
+)
+async def test_more_of_a_budget_is_stored_in_the_limits_unit(
+    executor: Executor, client: Client, limit: str, answer: str, stored: str
+) -> None:
+    decided = await decide(client, ask_for_more(executor, limit), answer_json=answer)
+    assert decided.decision.answer_json == stored
+
+
+@pytest.mark.parametrize("answer", ["", "0", "-5", "1.5", "true", "$1", "a lot", "9" * 20, "{}"])
+async def test_more_that_is_no_amount_is_refused(executor: Executor, client: Client, answer: str) -> None:
+    refused = await error(decide(client, ask_for_more(executor, "max_tool_calls"), answer_json=answer))
+    assert [violation.field for violation in refused.field_violations] == ["answer_json"]
+
+
+async def test_more_is_declined_by_a_word_and_by_no_other(executor: Executor, client: Client) -> None:
+    approval = ask_for_more(executor, "max_tool_calls")
+    assert (await error(decide(client, approval, resolution=DONE))).field_violations[0].field == "resolution"
+    declined = await decide(client, approval, resolution=run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN)
+    assert (declined.decision.answer_json, declined.decision.resolution) == (
+        "null",
+        run_pb2.IN_DOUBT_RESOLUTION_FAIL_RUN,
+    )

@@ -235,6 +235,23 @@ async def test_budget_is_given_shown_and_has_an_exit_code(executor: FakeExecutor
     assert (refused.exit_code, "0.25" in refused.stderr) == (ExitCode.USAGE, True)
 
 
+async def test_question_about_a_budget_says_how_it_is_answered(executor: FakeExecutor, holdfast: Invoke) -> None:
+    asked = run_pb2.Approval(
+        approval_id="q", kind=run_pb2.APPROVAL_KIND_BUDGET, prompt="How much more?", step=2,
+        budget=run_pb2.BudgetShortfall(limit="max_total_tokens", needed=512),
+    )  # fmt: skip
+    events = [
+        event("r", 1, step_started=run_pb2.StepStarted(step=2, kind=run_pb2.STEP_KIND_WAIT)),
+        event("r", 2, approval_requested=run_pb2.ApprovalRequested(approval=asked)),
+        event("r", 3, approval_decided=run_pb2.ApprovalDecided(approval_id="q", step=2, answer_json="512")),
+        ended("r", 4),
+    ]
+    executor.add_run("r", events)
+    shown = (await holdfast("tail", "r")).stderr
+    assert "holdfast answer q 512\n" in shown and "holdfast answer q --fail\n" in shown
+    assert "decided: 512" in shown
+
+
 async def test_apply_stores_every_agent_of_every_file(executor: FakeExecutor, holdfast: Invoke, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(AGENT)
     (tmp_path / "b.yaml").write_text(AGENT.replace("shop", "bar") + "---\n" + AGENT.replace("shop", "cafe"))

@@ -12,6 +12,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class BudgetPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BUDGET_POLICY_UNSPECIFIED: _ClassVar[BudgetPolicy]
+    BUDGET_POLICY_STOP: _ClassVar[BudgetPolicy]
+    BUDGET_POLICY_ASK: _ClassVar[BudgetPolicy]
+
 class EffectClass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EFFECT_CLASS_UNSPECIFIED: _ClassVar[EffectClass]
@@ -25,6 +31,9 @@ class InDoubtPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IN_DOUBT_POLICY_ASK: _ClassVar[InDoubtPolicy]
     IN_DOUBT_POLICY_TELL_MODEL: _ClassVar[InDoubtPolicy]
     IN_DOUBT_POLICY_FAIL_RUN: _ClassVar[InDoubtPolicy]
+BUDGET_POLICY_UNSPECIFIED: BudgetPolicy
+BUDGET_POLICY_STOP: BudgetPolicy
+BUDGET_POLICY_ASK: BudgetPolicy
 EFFECT_CLASS_UNSPECIFIED: EffectClass
 EFFECT_CLASS_READ_ONLY: EffectClass
 EFFECT_CLASS_IDEMPOTENT: EffectClass
@@ -51,18 +60,20 @@ class AgentSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., model: _Optional[_Union[ModelSpec, _Mapping]] = ..., instructions: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[ToolSpec, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ...) -> None: ...
 
 class RunLimits(_message.Message):
-    __slots__ = ("max_steps", "max_concurrent_runs", "max_depth", "max_children", "budget")
+    __slots__ = ("max_steps", "max_concurrent_runs", "max_depth", "max_children", "budget", "on_budget_exceeded")
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_CONCURRENT_RUNS_FIELD_NUMBER: _ClassVar[int]
     MAX_DEPTH_FIELD_NUMBER: _ClassVar[int]
     MAX_CHILDREN_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
+    ON_BUDGET_EXCEEDED_FIELD_NUMBER: _ClassVar[int]
     max_steps: int
     max_concurrent_runs: int
     max_depth: int
     max_children: int
     budget: Budget
-    def __init__(self, max_steps: _Optional[int] = ..., max_concurrent_runs: _Optional[int] = ..., max_depth: _Optional[int] = ..., max_children: _Optional[int] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
+    on_budget_exceeded: BudgetPolicy
+    def __init__(self, max_steps: _Optional[int] = ..., max_concurrent_runs: _Optional[int] = ..., max_depth: _Optional[int] = ..., max_children: _Optional[int] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., on_budget_exceeded: _Optional[_Union[BudgetPolicy, str]] = ...) -> None: ...
 
 class Budget(_message.Message):
     __slots__ = ("max_cost_usd_nanos", "max_input_tokens", "max_output_tokens", "max_total_tokens", "max_model_calls", "max_tool_calls")

@@ -68,6 +68,7 @@ class ApprovalKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     APPROVAL_KIND_IN_DOUBT: _ClassVar[ApprovalKind]
     APPROVAL_KIND_SIGN_IN: _ClassVar[ApprovalKind]
     APPROVAL_KIND_TOOL_CALL: _ClassVar[ApprovalKind]
+    APPROVAL_KIND_BUDGET: _ClassVar[ApprovalKind]
 
 class ApprovalState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -134,6 +135,7 @@ APPROVAL_KIND_QUESTION: ApprovalKind
 APPROVAL_KIND_IN_DOUBT: ApprovalKind
 APPROVAL_KIND_SIGN_IN: ApprovalKind
 APPROVAL_KIND_TOOL_CALL: ApprovalKind
+APPROVAL_KIND_BUDGET: ApprovalKind
 APPROVAL_STATE_UNSPECIFIED: ApprovalState
 APPROVAL_STATE_PENDING: ApprovalState
 APPROVAL_STATE_DECIDED: ApprovalState
@@ -495,7 +497,7 @@ class ChildEnded(_message.Message):
     def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., child_run_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ...) -> None: ...
 
 class Approval(_message.Message):
-    __slots__ = ("approval_id", "run_id", "step", "kind", "state", "prompt", "answer_schema", "tool", "arguments_json", "create_time", "expire_time", "decide_time", "decision", "sign_in", "arguments_sha256", "arguments_shortened", "tool_sha256")
+    __slots__ = ("approval_id", "run_id", "step", "kind", "state", "prompt", "answer_schema", "tool", "arguments_json", "create_time", "expire_time", "decide_time", "decision", "sign_in", "arguments_sha256", "arguments_shortened", "tool_sha256", "budget")
     APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -513,6 +515,7 @@ class Approval(_message.Message):
     ARGUMENTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_SHORTENED_FIELD_NUMBER: _ClassVar[int]
     TOOL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     approval_id: str
     run_id: str
     step: int
@@ -530,7 +533,22 @@ class Approval(_message.Message):
     arguments_sha256: str
     arguments_shortened: bool
     tool_sha256: str
-    def __init__(self, approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., kind: _Optional[_Union[ApprovalKind, str]] = ..., state: _Optional[_Union[ApprovalState, str]] = ..., prompt: _Optional[str] = ..., answer_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decide_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., sign_in: _Optional[_Union[SignInNeeded, _Mapping]] = ..., arguments_sha256: _Optional[str] = ..., arguments_shortened: bool = ..., tool_sha256: _Optional[str] = ...) -> None: ...
+    budget: BudgetShortfall
+    def __init__(self, approval_id: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., kind: _Optional[_Union[ApprovalKind, str]] = ..., state: _Optional[_Union[ApprovalState, str]] = ..., prompt: _Optional[str] = ..., answer_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decide_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision: _Optional[_Union[ApprovalDecided, _Mapping]] = ..., sign_in: _Optional[_Union[SignInNeeded, _Mapping]] = ..., arguments_sha256: _Optional[str] = ..., arguments_shortened: bool = ..., tool_sha256: _Optional[str] = ..., budget: _Optional[_Union[BudgetShortfall, _Mapping]] = ...) -> None: ...
+
+class BudgetShortfall(_message.Message):
+    __slots__ = ("limit", "max", "used", "reserved", "needed")
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_FIELD_NUMBER: _ClassVar[int]
+    limit: str
+    max: int
+    used: int
+    reserved: int
+    needed: int
+    def __init__(self, limit: _Optional[str] = ..., max: _Optional[int] = ..., used: _Optional[int] = ..., reserved: _Optional[int] = ..., needed: _Optional[int] = ...) -> None: ...
 
 class SignInNeeded(_message.Message):
     __slots__ = ("connection", "user_id", "scopes", "connect_url", "connect_session_id", "reason", "rejected_fingerprint")
