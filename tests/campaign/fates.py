@@ -9,10 +9,13 @@ from dataclasses import dataclass
 _CANCELLED = 0.04
 _PAUSED = 0.2
 _EXPIRING = 0.1
+_LIMITED = 0.15
 # Of those that are paused.
 _PAUSED_TWICE = 0.3
 # Of those whose time is short: so many rest, or are to rest, when it is over.
 _PAUSED_BEYOND_ITS_TIME = 0.4
+# Of those that are limited: so many in their calls of the model, the others in those of tools.
+_LIMITED_IN_MODEL_CALLS = 0.3
 # A run may be given no less.
 _SHORTEST_TTL, _LONGEST_TTL = 1.0, 3.0
 
@@ -38,11 +41,20 @@ class Fate:
         cancelled_after: Seconds after its start; None where nobody cancels it.
         pauses: When it is paused.
         ttl: Seconds that it is given; None for as many as it takes.
+        max_model_calls: How many it is given; 0 for as many as it takes.
+        max_tool_calls: The same of calls of tools.
     """
 
     cancelled_after: float | None = None
     pauses: tuple[Pause, ...] = ()
     ttl: float | None = None
+    max_model_calls: int = 0
+    max_tool_calls: int = 0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it is given a budget."""
+        return bool(self.max_model_calls or self.max_tool_calls)
 
     @property
     def must_expire(self) -> bool:
@@ -61,7 +73,13 @@ def fate_of(seed: int, number: int) -> Fate:
     ttl = chance.uniform(_SHORTEST_TTL, _LONGEST_TTL) if chance.random() < _EXPIRING else None
     if ttl is not None and chance.random() < _PAUSED_BEYOND_ITS_TIME:
         pauses = (Pause(0.0, ttl + 1.0),)
-    return Fate(cancelled_after, pauses, ttl)
+    model_calls = tool_calls = 0
+    if chance.random() < _LIMITED:
+        if chance.random() < _LIMITED_IN_MODEL_CALLS:
+            model_calls = chance.randint(1, 3)
+        else:
+            tool_calls = chance.randint(1, 4)
+    return Fate(cancelled_after, pauses, ttl, model_calls, tool_calls)
 
 
 def _pause(chance: random.Random) -> Pause:

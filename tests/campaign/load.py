@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from holdfast import Agent, Client
+from holdfast import Agent, Budget, Client
 from holdfast.agent import http_tool
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.errors import (
@@ -68,6 +68,7 @@ class Record:
         decisions: What was said about calls in doubt, by idempotency key.
         is_cancelled: Whether somebody asked to cancel it.
         expires_at: When its time is over, as acknowledged; None where it is not limited.
+        is_limited: Whether it was given a budget.
         pauses: Its pauses.
         resumes: How often it was resumed, as acknowledged.
         problems: What went wrong with it on the way.
@@ -81,6 +82,7 @@ class Record:
     decisions: dict[str, str] = field(default_factory=dict)
     is_cancelled: bool = False
     expires_at: datetime | None = None
+    is_limited: bool = False
     pauses: list[Rest] = field(default_factory=list)
     resumes: int = 0
     problems: list[str] = field(default_factory=list)
@@ -185,13 +187,19 @@ class Load:
         request_id = new_uuid7()
         fate = fate_of(self._seed, number)
 
+        budget = None
+        if fate.is_limited:
+            budget = Budget(max_model_calls=fate.max_model_calls, max_tool_calls=fate.max_tool_calls)
+
         async def start() -> RunHandle:
-            return await client.start(agent, f"run {number}", session_id=session, ttl=fate.ttl, request_id=request_id)
+            return await client.start(
+                agent, f"run {number}", session_id=session, ttl=fate.ttl, budget=budget, request_id=request_id
+            )
 
         twice = chance.random() < _ASKED_FOR_TWICE
         handles = await asyncio.gather(*(persist(start) for _ in range(2 if twice else 1)))
         handle = handles[0]
-        record = Record(number, handle.id, handle.run.session_id, agent)
+        record = Record(number, handle.id, handle.run.session_id, agent, is_limited=fate.is_limited)
         if fate.ttl is not None:
             record.expires_at = handle.run.expire_time.ToDatetime(tzinfo=UTC)
         self.records.append(record)

@@ -14,6 +14,7 @@ from holdfast.api.state.v1 import operator_service_pb2 as operator_pb2
 from holdfast.api.state.v1.operator_service_pb2_grpc import OperatorServiceStub
 from holdfast.cli.operator import operator_channel
 from holdfast.runs import ENDED
+from services.shared.run_budgets import Ledger, ledger_of
 from tests.campaign.effects import ONCE, Counted
 from tests.campaign.load import Record
 from tests.fakes.cluster import Cluster
@@ -76,6 +77,8 @@ def run_violations(record: Record, counted: Counted) -> Iterator[Violation]:
         allowed.add(run_pb2.RUN_STATE_CANCELLED)
     if record.expires_at is not None:
         allowed.add(run_pb2.RUN_STATE_EXPIRED)
+    if record.is_limited:
+        allowed.add(run_pb2.RUN_STATE_BUDGET_EXCEEDED)
     if view.state not in allowed:
         yield Violation(f"it ended as {run_pb2.RunState.Name(view.state)}", record.run_id)
     for step in view.steps.values():
@@ -163,6 +166,32 @@ def expiry_violations(record: Record) -> Iterator[Violation]:
                 yield Violation("it is EXPIRED without a word of its time", record.run_id)
             if reached is not None and run_pb2.RUN_STATE_EXPIRED not in states:
                 yield Violation("its time was over, and it ended as something else", record.run_id)
+
+
+def budget_violations(record: Record, counted: Counted) -> Iterator[Violation]:
+    """Whether a run kept to its budget: in its journal at every event, and in what was really called."""
+    ledger: Ledger | None = None
+    for event in record.events:
+        for change in event.changes:
+            if change.HasField("run_created"):
+                ledger = ledger_of(change.run_created)
+            elif ledger is not None:
+                ledger.take(change.WhichOneof("kind") or "", change)
+        for line in ledger.lines() if ledger is not None and not _is_end(event) else ():
+            if line.left < 0:
+                yield Violation(f"event {event.seq}: {line.limit} is exceeded by {-line.left}", record.run_id)
+    if ledger is None:
+        if record.is_limited:
+            yield Violation("it was given a budget, and its journal has none", record.run_id)
+        return
+    called = sum(run_id == record.run_id for run_id in counted.run_of.values())
+    if called > ledger.limits.get("max_tool_calls", called):
+        yield Violation(f"it made {called} calls of tools, more than its budget has", record.run_id)
+
+
+def _is_end(event: run_pb2.Event) -> bool:
+    # Its calls that come to nothing begin and end in it: until it is read whole, they look as if they were made.
+    return any(change.run_state_changed.state in _ENDS for change in event.changes)
 
 
 def effect_violations(records: Sequence[Record], counted: Counted) -> Iterator[Violation]:

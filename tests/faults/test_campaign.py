@@ -76,6 +76,7 @@ def test_the_same_seed_gives_the_same_fates() -> None:
     assert any(fate.cancelled_after is not None and fate.pauses for fate in first)
     assert any(fate.must_expire for fate in first)
     assert any(fate.ttl is not None and not fate.pauses for fate in first)
+    assert any(fate.max_model_calls for fate in first) and any(fate.max_tool_calls for fate in first)
     assert sum(bool(fate.pauses) for fate in first) < 200, "most runs are left alone"
 
 

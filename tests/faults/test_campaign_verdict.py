@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from tests.campaign.effects import Counted
 from tests.campaign.load import Record, Rest
 from tests.campaign.verdict import (
     Violation,
+    budget_violations,
     effect_violations,
     expiry_violations,
     pause_violations,
@@ -45,11 +46,11 @@ def history() -> list[run_pb2.Event]:
     changes = [
         run_pb2.Change(run_created=run_pb2.RunCreated(input=says(content_pb2.ROLE_USER, text))),
         run_pb2.Change(run_claimed=run_pb2.RunClaimed(epoch=1)),
-        run_pb2.Change(step_started=run_pb2.StepStarted(step=1, kind=run_pb2.STEP_KIND_MODEL)),
+        run_pb2.Change(step_started=asks_model(1)),
         finished(1, says(content_pb2.ROLE_ASSISTANT, content_pb2.Part(tool_call=call))),
         run_pb2.Change(step_started=run_pb2.StepStarted(step=2, kind=run_pb2.STEP_KIND_TOOL, tool=intent)),
         finished(2, says(content_pb2.ROLE_TOOL, content_pb2.Part(tool_result=result))),
-        run_pb2.Change(step_started=run_pb2.StepStarted(step=3, kind=run_pb2.STEP_KIND_MODEL)),
+        run_pb2.Change(step_started=asks_model(3)),
         finished(3, says(content_pb2.ROLE_ASSISTANT, text)),
         run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_SUCCEEDED)),
     ]
@@ -57,6 +58,10 @@ def history() -> list[run_pb2.Event]:
         run_pb2.Event(run_id="run-1", seq=seq, epoch=min(seq - 1, 1), changes=[change])
         for seq, change in enumerate(changes, 1)
     ]
+
+
+def asks_model(step: int) -> run_pb2.StepStarted:
+    return run_pb2.StepStarted(step=step, kind=run_pb2.STEP_KIND_MODEL, model=run_pb2.ModelIntent(model="scripted"))
 
 
 def finished(step: int, message: content_pb2.StoredMessage) -> run_pb2.Change:
@@ -215,6 +220,45 @@ def test_run_that_expired_is_in_order_only_when_its_time_was_limited() -> None:
     expected = record(events)
     expected.expires_at = NOON
     assert list(run_violations(expected, counted(1))) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- budgets
+
+
+def limited(budget: agent_pb2.Budget) -> Record:
+    """The run that has paid once, under a budget."""
+    events = history()
+    events[0].changes[0].run_created.budget.CopyFrom(budget)
+    run = record(events)
+    run.is_limited = True
+    return run
+
+
+@pytest.mark.parametrize(
+    ("budget", "calls", "what"),
+    [
+        (agent_pb2.Budget(max_tool_calls=1, max_model_calls=2), 1, []),
+        (agent_pb2.Budget(max_tool_calls=1), 2, ["it made 2 calls of tools, more than its budget has"]),
+        (
+            agent_pb2.Budget(max_model_calls=1),
+            1,
+            ["event 7: max_model_calls is exceeded by 1", "event 8: max_model_calls is exceeded by 1"],
+        ),
+    ],
+)
+def test_budget_of_a_run(budget: agent_pb2.Budget, calls: int, what: list[str]) -> None:
+    effects = counted(1)
+    for number in range(1, calls):
+        effects.run_of[f"another key {number}"] = "run-1"
+    assert [found.what for found in budget_violations(limited(budget), effects)] == what
+
+
+def test_budget_that_was_lost_is_found() -> None:
+    run = record(history())
+    assert list(budget_violations(run, counted(1))) == []
+    run.is_limited = True
+    found = list(budget_violations(run, counted(1)))
+    assert found == [Violation("it was given a budget, and its journal has none", "run-1")]
 
 
 # ---------------------------------------------------------------------------------------------------------------- seals
