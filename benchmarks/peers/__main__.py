@@ -27,13 +27,14 @@ from benchmarks.peers.task import Task
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 SYSTEMS: Final = ("holdfast", "dbos", "langgraph", "restate")
-MEASURES: Final = ("steps", "limits", "recovery", "parked")
+MEASURES: Final = ("steps", "limits", "recovery", "parked", "approvals")
 # Whom a measure is taken of; nothing resumes a thread of LangGraph by itself.
 TAKEN_OF: Final = {
     "steps": SYSTEMS,
     "limits": ("holdfast",),
     "recovery": ("holdfast", "dbos", "restate"),
     "parked": SYSTEMS,
+    "approvals": ("holdfast",),
 }
 RECOVERY_RUNS: Final = 200
 
@@ -86,7 +87,7 @@ def task_of(
 ) -> tuple[Task, float]:
     """The task of one cell and its time limit."""
     warm_up, seconds = seconds_of(system.name, concurrency, arguments.seconds)
-    if name in ("recovery", "parked"):
+    if name in ("recovery", "parked", "approvals"):
         # Their own time limit: as long as the slowest peer was seen to need, with room.
         seconds = 90.0 if name == "recovery" else 240.0
     task = Task(
@@ -159,7 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="comma-separated, in the order of measuring")
     parser.add_argument("--measures", default="steps,limits", help=f"comma-separated, of {', '.join(MEASURES)}")
     parser.add_argument("--body-bytes", type=int, default=0, help="length of each step's result (default 0)")
-    parser.add_argument("--parked-runs", type=int, default=10_000, help="how many runs `parked` parks")
+    parser.add_argument("--parked-runs", type=int, default=10_000, help="how many runs `parked` and `approvals` park")
     parser.add_argument("--cache", type=Path, default=CHECKOUT / ".bench", help="folder of the peers' environments")
     parser.add_argument("--output", default="", help="file of the raw rows (default: a new one in the cache)")
     parser.add_argument("--tables", default="", metavar="FILE", help="only print the tables of an earlier run's rows")

@@ -22,12 +22,12 @@ class Task:
     """One measurement of one system.
 
     Attributes:
-        measure: `steps`, `recovery`, `parked` or `limits`.
+        measure: `steps`, `recovery`, `parked`, `approvals` or `limits`.
         concurrency: Runs in flight.
         seconds: How long it is measured.
         warm_up: Seconds of the same load before that.
         body_bytes: Length of each step's result.
-        runs: How many runs `recovery` starts and `parked` parks.
+        runs: How many runs `recovery` starts and `parked` and `approvals` park.
         database_url: An empty database of its own; empty for a system without PostgreSQL.
         postgres_pid: The server's process.
         folder: An empty folder of its own, on the disk of the database.

@@ -28,7 +28,7 @@ from holdfast.cli.console import (
     to_datetime,
     tokens,
 )
-from holdfast.cli.run_view import question_lines
+from holdfast.cli.run_view import question_lines, verdict_text
 from holdfast.cli.sessions import message_lines
 from holdfast.client import Client
 from holdfast.runs import short_name, state_name
@@ -250,13 +250,22 @@ def _show_tool(tool: query_service_pb2.ToolStepDetail) -> None:
     say(f"  effect {effect} · idempotency key {tool.idempotency_key} · call {tool.call_id}", style="dim")
     _heading("arguments")
     say(_pretty(tool.arguments_json))
+    if tool.edited_arguments_json:
+        _heading("arguments that a person approved instead")
+        say(_pretty(tool.edited_arguments_json))
+    if tool.approval_id:
+        say(f"  made by the approval {tool.approval_id}, which holds for later calls", style="dim")
     for approval in tool.approvals:
         _heading("question")
         for line in question_lines(approval)[:1]:
             say(line)
         if approval.HasField("decision"):
             say(f"    decided {moment(approval.decide_time)} by {approval.decision.decided_by}", style="dim")
-            say(f"    {approval.decision.answer_json or approval.decision.comment}")
+            if approval.decision.verdict:
+                say(f"    {verdict_text(approval.decision)}")
+            for said in (approval.decision.answer_json, approval.decision.comment):
+                if said:
+                    say(f"    {said}")
     _heading("what the model was shown")
     for line in message_lines(tool.shown)[1:]:
         say(line)

@@ -9,7 +9,15 @@ from typing import Final, Protocol
 
 from holdfast.api.common.v1.agent_pb2 import AgentSpec
 from holdfast.api.common.v1.content_pb2 import BlobRef, Message, StoredMessage
-from holdfast.api.common.v1.run_pb2 import STEP_KIND_MODEL, Approval, Event, ModelIntent, StepFinished, ToolIntent
+from holdfast.api.common.v1.run_pb2 import (
+    STEP_KIND_MODEL,
+    Approval,
+    ApprovalDecided,
+    Event,
+    ModelIntent,
+    StepFinished,
+    ToolIntent,
+)
 from holdfast.errors import DeadlineExceeded, NotFound, Reason
 from holdfast.ids import is_uuid
 from services.shared.clock import Clock
@@ -75,6 +83,7 @@ class ToolDetail:
     shown: Message | None
     output: str
     approvals: list[Approval]
+    approved: ApprovalDecided | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +241,7 @@ class Queries:
             shown=None if shown is None else resolved.message(shown),
             output="" if output is None else resolved.bodies[output.hash].decode(errors="replace"),
             approvals=[question.approval for question in step.questions.values()],
+            approved=step.approval,
         )
 
     async def _resolved(

@@ -11,7 +11,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.api.common.v1.content_pb2 import Failure
-from holdfast.api.common.v1.run_pb2 import RUN_STATE_UNSPECIFIED, RunState
+from holdfast.api.common.v1.run_pb2 import RUN_STATE_UNSPECIFIED, ApprovalDecided, RunState
 from holdfast.api.trace.v1 import query_service_pb2 as pb
 from holdfast.errors import InvalidArgument
 from services.shared.access import Access, service_access
@@ -262,13 +262,16 @@ def _model_detail(found: ModelDetail) -> pb.ModelStepDetail:
 
 
 def _tool_detail(found: ToolDetail) -> pb.ToolStepDetail:
+    approved = found.approved or ApprovalDecided()
     return pb.ToolStepDetail(
         tool=found.intent.tool,
         call_id=found.intent.call_id,
         arguments_json=found.arguments_json,
         effect=found.intent.effect,
-        idempotency_key=found.intent.idempotency_key,
+        idempotency_key=approved.idempotency_key or found.intent.idempotency_key,
         shown=found.shown,
         output=found.output,
         approvals=found.approvals,
+        edited_arguments_json=approved.edited_arguments_json,
+        approval_id=found.intent.approval_id,
     )

@@ -16,15 +16,20 @@ from typing import Any, Final
 from holdfast.api.common.v1.agent_pb2 import EffectClass
 from holdfast.api.common.v1.content_pb2 import Failure
 from holdfast.api.common.v1.run_pb2 import (
+    APPROVAL_STATE_DECIDED,
+    APPROVAL_STATE_EXPIRED,
     STEP_KIND_MODEL,
     STEP_KIND_WAIT,
+    ApprovalScope,
     ApprovalState,
+    ApprovalVerdict,
 )
 from services.trace import semconv
 from services.trace.summary import RunRecord
 from services.trace.timeline import (
     Attempt,
     Outcome,
+    Question,
     Segment,
     SegmentEnd,
     Step,
@@ -122,6 +127,8 @@ class SpanBuilder:
         for span, step in children:
             spans.append(span)
             if step is not None:
+                # An approval is asked for before the first attempt, and never again.
+                spans.extend(self.approvals(step))
                 spans.extend(self.attempts(step))
         return spans
 
@@ -220,6 +227,10 @@ class SpanBuilder:
             attributes[semconv.APPROVAL_STATE] = _word(ApprovalState, question.approval.state, "APPROVAL_STATE_")
             if question.decision is not None:
                 _put(attributes, semconv.APPROVAL_DECIDED_BY, question.decision.decided_by)
+            if question.is_about_call:
+                _describe_verdict(question, attributes)
+        if step.tool is not None:
+            _put(attributes, semconv.APPROVAL_STANDING_ID, step.tool.approval_id)
         if step.finished is not None and step.finished.HasField("duration"):
             attributes[semconv.STEP_DURATION] = step.finished.duration.ToNanoseconds() / 1e9
         return self._span(
@@ -262,6 +273,31 @@ class SpanBuilder:
                 step=step.number,
                 attempt=number,
                 failure=failure,
+                attributes=attributes,
+            )
+
+    def approvals(self, step: Step) -> Iterator[Span]:
+        """Yields the spans of the times in which a call waited for approval, apart from what it took itself."""
+        for question in step.questions.values():
+            if not question.is_about_call:
+                continue
+            approval = question.approval
+            attributes: dict[str, AttributeValue] = {
+                semconv.APPROVAL_ID: approval.approval_id,
+                semconv.APPROVAL_STATE: _word(ApprovalState, approval.state, "APPROVAL_STATE_"),
+            }
+            if question.decision is not None:
+                _put(attributes, semconv.APPROVAL_DECIDED_BY, question.decision.decided_by)
+            _describe_verdict(question, attributes)
+            yield self._span(
+                f"holdfast.approval {approval.tool}",
+                SpanKind.WAIT,
+                span_id=span_id_of(self._run.run_id, SpanKind.WAIT, f"{step.number}/{approval.approval_id}"),
+                parent_span_id=self._step_span_id(step),
+                started_at=question.asked_at,
+                ended_at=question.ended_at,
+                outcome=_outcome_of(question),
+                step=step.number,
                 attributes=attributes,
             )
 
@@ -312,7 +348,8 @@ class SpanBuilder:
         )
         _put(attributes, semconv.TOOL_CALL_ID, tool.call_id)
         _put(attributes, semconv.TOOL_KIND, tool.tool_kind)
-        _put(attributes, semconv.IDEMPOTENCY_KEY, tool.idempotency_key)
+        edited = step.approval.idempotency_key if step.approval is not None else ""
+        _put(attributes, semconv.IDEMPOTENCY_KEY, edited or tool.idempotency_key)
         if tool.effect:
             attributes[semconv.TOOL_EFFECT] = _word(EffectClass, tool.effect, "EFFECT_CLASS_")
         if tool.HasField("due_time"):
@@ -359,6 +396,28 @@ class SpanBuilder:
             failure=failure,
             attributes=attributes,
         )
+
+
+def _describe_verdict(question: Question, attributes: dict[str, AttributeValue]) -> None:
+    decision = question.decision
+    if question.ended_at is not None:
+        attributes[semconv.APPROVAL_WAIT] = (question.ended_at - question.asked_at).total_seconds()
+    if decision is None:
+        return
+    attributes[semconv.APPROVAL_VERDICT] = _word(ApprovalVerdict, decision.verdict, "APPROVAL_VERDICT_")
+    if decision.scope:
+        attributes[semconv.APPROVAL_SCOPE] = _word(ApprovalScope, decision.scope, "APPROVAL_SCOPE_")
+    if decision.idempotency_key:
+        attributes[semconv.APPROVAL_EDITED] = True
+
+
+def _outcome_of(question: Question) -> Outcome:
+    if question.approval.state == APPROVAL_STATE_DECIDED:
+        return Outcome.OK
+    if question.approval.state == APPROVAL_STATE_EXPIRED:
+        return Outcome.ERROR
+    # Still open, or void with its run.
+    return Outcome.OPEN if question.ended_at is None else Outcome.CANCELLED
 
 
 def _put(attributes: dict[str, AttributeValue], name: str, value: AttributeValue) -> None:

@@ -143,10 +143,10 @@ def _leave_out(change: Change, *, keeps_texts: bool) -> None:
     elif kind == "run_created" and change.run_created.input.HasField("message"):
         change.run_created.input.message.ClearField("parts")
     elif kind == "approval_requested":
-        for field in ("prompt", "answer_schema", "arguments_json"):
+        for field in ("prompt", "answer_schema", "arguments_json", "arguments_sha256"):
             change.approval_requested.approval.ClearField(field)
     elif kind == "approval_decided":
-        for field in ("answer_json", "comment"):
+        for field in ("answer_json", "comment", "reason", "edited_arguments_json", "arguments_sha256"):
             change.approval_decided.ClearField(field)
     elif kind == "late_result":
         change.late_result.ClearField("content")

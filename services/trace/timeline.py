@@ -13,8 +13,10 @@ from typing import Final
 
 from holdfast.api.common.v1.content_pb2 import FAILURE_CLASS_CANCELLED, FAILURE_CLASS_RETRYABLE, Failure
 from holdfast.api.common.v1.run_pb2 import (
+    APPROVAL_KIND_TOOL_CALL,
     APPROVAL_STATE_DECIDED,
     APPROVAL_STATE_PENDING,
+    APPROVAL_VERDICT_APPROVED,
     RUN_STATE_BUDGET_EXCEEDED,
     RUN_STATE_EXPIRED,
     RUN_STATE_FAILED,
@@ -109,7 +111,15 @@ class Question:
     """A question of a step, and the decision once there is one."""
 
     approval: Approval
+    asked_at: datetime
     decision: ApprovalDecided | None = None
+    # When it was decided, or became void.
+    ended_at: datetime | None = None
+
+    @property
+    def is_about_call(self) -> bool:
+        """Whether a call waits for it, which is not made before."""
+        return self.approval.kind == APPROVAL_KIND_TOOL_CALL
 
 
 @dataclass(slots=True)
@@ -132,10 +142,21 @@ class Step:
 
     @property
     def needed_attempts(self) -> bool:
-        """Whether its attempts are worth telling: there were several, or one was lost or failed."""
+        """Whether its attempts are worth telling: several, one that was lost or failed, or one that was waited with."""
+        if self.attempts and any(question.is_about_call for question in self.questions.values()):
+            return True
         return len(self.attempts) > 1 or any(
             attempt.failure is not None or attempt.is_in_doubt for attempt in self.attempts.values()
         )
+
+    @property
+    def approval(self) -> ApprovalDecided | None:
+        """The decision by which it was made, if it waited for one."""
+        for question in self.questions.values():
+            decision = question.decision
+            if question.is_about_call and decision is not None and decision.verdict == APPROVAL_VERDICT_APPROVED:
+                return decision
+        return None
 
     @property
     def failure(self) -> Failure | None:
@@ -243,7 +264,7 @@ class Timeline:
             case "approval_decided":
                 self._decide(change.approval_decided, time)
             case "approval_closed":
-                self._close_question(change.approval_closed)
+                self._close_question(change.approval_closed, time)
             case "cancel_requested":
                 if self.cancel is None:
                     self.cancel = change.cancel_requested
@@ -325,6 +346,8 @@ class Timeline:
         step.ended_at = time
         step.outcome = outcome
         step.is_in_doubt = False
+        for question in step.questions.values():
+            question.ended_at = question.ended_at or time
         for attempt in step.attempts.values():
             if attempt.outcome is Outcome.OPEN:
                 # Overtaken: another attempt decided the step, or nothing did before the run was over.
@@ -367,17 +390,22 @@ class Timeline:
             approval.create_time.FromDatetime(time)
         self._step_of_question[approval.approval_id] = approval.step
         for step in self._step(approval.step):
-            step.questions[approval.approval_id] = Question(approval)
+            question = step.questions[approval.approval_id] = Question(approval, asked_at=time)
+            if question.is_about_call:
+                # It was begun and is not made: no attempt before one is announced.
+                step.attempts.clear()
 
     def _decide(self, decided: ApprovalDecided, time: datetime) -> None:
         for question in self._question(decided.approval_id):
             question.decision = decided
+            question.ended_at = time
             question.approval.state = APPROVAL_STATE_DECIDED
             question.approval.decide_time.FromDatetime(time)
             question.approval.decision.CopyFrom(decided)
 
-    def _close_question(self, closed: ApprovalClosed) -> None:
+    def _close_question(self, closed: ApprovalClosed, time: datetime) -> None:
         for question in self._question(closed.approval_id):
+            question.ended_at = time
             question.approval.state = closed.state
 
     def _question(self, approval_id: str) -> Iterator[Question]:

@@ -57,6 +57,10 @@ def violations(spec: agent_pb2.AgentSpec) -> dict[str, str]:
         tool(effect="EFFECT_CLASS_READ_ONLY", inDoubt="IN_DOUBT_POLICY_FAIL_RUN", timeout="1s", maxOutputBytes=1),
         tool(inputSchema={"type": "object"}, outputSchema={"type": "string"}),
         tool(inputSchema={}),
+        tool(approval={"always": True}),
+        tool(approval={"always": False}),
+        tool(approval={"condition": "args.amount > 100", "expireAfter": "60s"}),
+        {"tools": [{"name": "t", "builtin": {"name": "noop"}, "approval": {"always": True}}]},
         tool(worker=None, builtin={"name": "ask_user"}),
         {"tools": [{"name": "n", "builtin": {"name": "noop"}, "inputSchema": {"type": "object"}}]},
         http(method="GET", headers={"X-Shop": "a"}, query=["dry"]),
@@ -73,6 +77,21 @@ def test_valid_definition_is_accepted(changes: Changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
+        (tool(approval={}), "tools[0].approval"),
+        (tool(approval={"expireAfter": "60s"}), "tools[0].approval"),
+        (tool(approval={"condition": ""}), "tools[0].approval.condition"),
+        (tool(approval={"condition": "args.amount >"}), "tools[0].approval.condition"),
+        (tool(approval={"condition": "amount > 100"}), "tools[0].approval.condition"),
+        (tool(approval={"condition": "args.amount + 1"}), "tools[0].approval.condition"),
+        (tool(approval={"always": True, "expireAfter": "0s"}), "tools[0].approval.expire_after"),
+        (
+            {"tools": [{"name": "t", "builtin": {"name": "ask_user"}, "approval": {"always": True}}]},
+            "tools[0].approval",
+        ),
+        (
+            {"tools": [{"name": "t", "builtin": {"name": "sleep_until"}, "approval": {"always": True}}]},
+            "tools[0].approval",
+        ),
         ({"name": ""}, "name"),
         ({"name": "Support"}, "name"),
         ({"name": "a" * 64}, "name"),

@@ -74,3 +74,18 @@ def test_fill_completes_what_the_definition_leaves_open() -> None:
     assert spec.tools[1].HasField("input_schema")
     assert not spec.tools[2].HasField("input_schema")
     assert agent.fill_from([look]) == []
+
+
+def test_fill_takes_the_approval_policy_but_not_over_one_that_is_declared() -> None:
+    @tool(approval="args.amount > 100")
+    def pay(amount: int) -> None: ...
+
+    @tool(approval=True)
+    def ship(box: int) -> None: ...
+
+    own = agent_pb2.ToolSpec(name="ship", worker=agent_pb2.WorkerTool())
+    own.approval.condition = "args.box > 1"
+    spec = agent_pb2.AgentSpec(name="a", tools=[agent_pb2.ToolSpec(name="pay", worker=agent_pb2.WorkerTool()), own])
+    Agent.from_spec(spec).fill_from([pay, ship])
+    assert spec.tools[0].approval.condition == "args.amount > 100"
+    assert spec.tools[1].approval.condition == "args.box > 1"

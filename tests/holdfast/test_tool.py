@@ -112,3 +112,23 @@ async def test_async_tool_is_awaited_by_its_caller() -> None:
         return "done"
 
     assert await wait() == "done"
+
+
+def test_approval_policy_is_part_of_the_definition() -> None:
+    @tool(approval=True)
+    def pay(amount: int) -> None: ...
+
+    @tool(approval="args.amount > 100", approval_expires_after=1.5)
+    def refund(amount: int) -> None: ...
+
+    @tool
+    def look() -> None: ...
+
+    assert pay.spec().approval == agent_pb2.ApprovalPolicy(always=True)
+    assert refund.spec().approval.condition == "args.amount > 100"
+    assert refund.spec().approval.expire_after.ToMilliseconds() == 1500
+    assert not look.spec().HasField("approval")
+    with pytest.raises(ValueError, match="approval_expires_after=0"):
+        tool(approval=True, approval_expires_after=0)(look.function)
+    with pytest.raises(ValueError, match="ask for one with approval="):
+        tool(approval_expires_after=5)(look.function)

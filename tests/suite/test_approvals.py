@@ -119,6 +119,15 @@ async def test_edited_arguments_are_what_is_called_and_the_model_is_told(stage: 
     [begun] = [change for change in changes_of(events, "step_started") if change.step_started.HasField("tool")]
     assert made.key not in ("", begun.step_started.tool.idempotency_key)
     assert 'with these: {"amount":90}' in results_of(view)["pay_c"].content
+    async with asyncio.timeout(40):
+        tree = await stage.client.trace.tree(handle.id, min_seq=events[-1].seq)
+        step = (await stage.client.trace.step(handle.id, begun.step_started.step)).tool
+    wait, span = (next(s for s in tree.spans if s.name.startswith(name)) for name in ("holdfast.approval", "execute"))
+    assert wait.parent_span_id == span.span_id
+    assert wait.attributes["holdfast.approval.verdict"] == "approved"
+    assert (step.arguments_json, step.edited_arguments_json) == ('{"amount": 900}', '{"amount":90}')
+    assert step.idempotency_key == made.key
+    assert step.approvals[0].decision.decided_by == decided["decision"]["decided_by"]
 
 
 async def test_a_worker_gets_the_edited_arguments_and_the_model_is_told(stage: Stage) -> None:

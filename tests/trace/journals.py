@@ -398,6 +398,70 @@ def troubled_run(**options: Any) -> Journal:
     return journal
 
 
+def call_question(step: int, approval_id: str, tool: str = "refund") -> run_pb2.Change:
+    """A call waits for approval."""
+    approval = run_pb2.Approval(
+        approval_id=approval_id,
+        step=step,
+        kind=run_pb2.APPROVAL_KIND_TOOL_CALL,
+        prompt="May refund be called?",
+        tool=tool,
+        arguments_json='{"id":7}',
+        arguments_sha256="a" * 64,
+    )
+    return run_pb2.Change(approval_requested=run_pb2.ApprovalRequested(approval=approval))
+
+
+def verdict(step: int, approval_id: str, *, approved: bool = True, **fields: Any) -> run_pb2.Change:
+    """A person approved or rejected a call."""
+    decided = run_pb2.ApprovalDecided(
+        approval_id=approval_id,
+        step=step,
+        verdict=run_pb2.APPROVAL_VERDICT_APPROVED if approved else run_pb2.APPROVAL_VERDICT_REJECTED,
+        decided_by="key-of-ada",
+        arguments_sha256="a" * 64,
+        comment="a private remark",
+        **fields,
+    )
+    return run_pb2.Change(approval_decided=decided)
+
+
+def approved_run(**options: Any) -> Journal:
+    """Three calls that waited for approval: one approved with other arguments, one rejected, one that nobody decided
+    about; then one that needed no approval any more."""
+    journal = Journal(**options)
+    approval_ids = [new_uuid7() for _ in range(3)]
+    journal.claim().drive(start_model(1, 1))
+    calls = [(call_id, "refund", {"id": 7}) for call_id in "abc"]
+    asked: list[run_pb2.Change] = []
+    for step, (call_id, approval_id) in enumerate(zip("abc", approval_ids, strict=True), 2):
+        asked += [start_tool(step, call_id, "refund"), call_question(step, approval_id)]
+    journal.drive(finish_model(1, asks(*calls)), *asked)
+    journal.drive(waits(run_pb2.WAIT_REASON_APPROVAL))
+    edited: dict[str, Any] = {"edited_arguments_json": '{"id":8}', "idempotency_key": "another key"}
+    journal.pause(3_600).outside(verdict(2, approval_ids[0], scope=run_pb2.APPROVAL_SCOPE_ONCE, **edited))
+    journal.claim().drive(attempt_started(2, 1))
+    journal.pause(5).outside(finish_tool(2, result("a", "refund", "done")))
+    journal.outside(verdict(3, approval_ids[1], approved=False, reason="too much"))
+    journal.drive(
+        finish_tool(3, result("b", "refund", "no", is_error=True), state=FAILED, why=failure("APPROVAL_REJECTED"))
+    )
+    journal.pause(60)
+    closed = run_pb2.ApprovalClosed(approval_id=approval_ids[2], state=run_pb2.APPROVAL_STATE_EXPIRED)
+    journal.drive(
+        run_pb2.Change(approval_closed=closed),
+        finish_tool(4, result("c", "refund", "no", is_error=True), state=FAILED, why=failure("APPROVAL_EXPIRED")),
+        start_model(5, 5),
+    )
+    begun = start_tool(6, "d", "refund")
+    begun.step_started.tool.approval_id = approval_ids[0]
+    journal.drive(finish_model(5, asks(("d", "refund", {"id": 9}))), begun)
+    journal.outside(finish_tool(6, result("d", "refund", "done")))
+    journal.drive(start_model(7, 7))
+    journal.drive(finish_model(7, answer("done")), ends(run_pb2.RUN_STATE_SUCCEEDED))
+    return journal
+
+
 def cancelled_run(**options: Any) -> Journal:
     """Cancelled while a timer and a worker's call were open."""
     journal = Journal(**options)

@@ -14,6 +14,7 @@ from tests.trace.journals import (
     SUCCEEDED,
     Journal,
     answer,
+    approved_run,
     asks,
     at,
     attempt_failed,
@@ -114,7 +115,7 @@ def test_tool_call_has_the_attributes_of_the_conventions_and_its_worker() -> Non
     }
 
 
-@pytest.mark.parametrize("kind", [simple_run, parallel_run, troubled_run, cancelled_run, timer_run])
+@pytest.mark.parametrize("kind", [simple_run, parallel_run, troubled_run, cancelled_run, timer_run, approved_run])
 @pytest.mark.promise("P9")
 def test_every_prefix_of_a_journal_is_a_tree_whose_ids_stay(kind) -> None:
     journal = kind()
@@ -203,6 +204,46 @@ def test_call_in_doubt_shows_its_question_and_late_result() -> None:
     assert second.attributes["holdfast.worker.id"] == "worker-2"
     assert second.failure is not None
     assert second.failure.reason == "TOOL_FAILED"
+
+
+def test_the_wait_for_an_approval_is_a_span_of_its_own_and_so_is_the_call() -> None:
+    journal = approved_run()
+    spans = spans_of(journal)
+    approved, rejected, expired = (span for span in spans if span.name == "holdfast.approval refund")
+    call = next(span for span in spans if span.step == 2 and span.kind is SpanKind.TOOL)
+    assert {span.kind for span in (approved, rejected, expired)} == {SpanKind.WAIT}
+    assert approved.parent_span_id == call.span_id
+    assert (approved.outcome, rejected.outcome, expired.outcome) == (Outcome.OK, Outcome.OK, Outcome.ERROR)
+    assert approved.attributes["holdfast.approval.verdict"] == "approved"
+    assert approved.attributes["holdfast.approval.scope"] == "once"
+    assert approved.attributes["holdfast.approval.edited"] is True
+    assert approved.attributes["holdfast.approval.decided_by"] == "key-of-ada"
+    assert rejected.attributes["holdfast.approval.verdict"] == "rejected"
+    assert expired.attributes["holdfast.approval.state"] == "expired"
+    waited = approved.attributes["holdfast.approval.wait_seconds"]
+    assert isinstance(waited, float)
+    assert waited >= 3_600
+    assert approved.ended_at is not None
+    assert (approved.ended_at - approved.started_at).total_seconds() == waited
+    # The call itself took some seconds of that hour.
+    [attempt] = [span for span in spans if span.kind is SpanKind.ATTEMPT]
+    assert attempt.step == 2
+    assert attempt.ended_at is not None
+    assert attempt.started_at >= approved.ended_at
+    assert 5 <= (attempt.ended_at - attempt.started_at).total_seconds() < 60
+    assert call.attributes["holdfast.idempotency_key"] == "another key"
+    standing = next(span for span in spans if span.step == 6)
+    assert standing.attributes["holdfast.approval.standing_id"] == approved.attributes["holdfast.approval.id"]
+    assert len({span.span_id for span in spans}) == len(spans)
+    assert all(span.ended_at is not None for span in spans)
+
+
+def test_a_wait_for_an_approval_is_open_while_nobody_has_decided() -> None:
+    journal = approved_run()
+    spans = spans_of(journal, up_to=4)
+    waits = [span for span in spans if span.name == "holdfast.approval refund"]
+    assert [(span.outcome, span.ended_at) for span in waits] == [(Outcome.OPEN, None)] * 3
+    assert not [span for span in spans if span.kind is SpanKind.ATTEMPT]
 
 
 def test_call_in_doubt_is_open_and_says_what_is_known() -> None:

@@ -29,6 +29,7 @@ from tests.trace.journals import (
     OTHER_WORKSPACE,
     WORKSPACE,
     Journal,
+    approved_run,
     asks,
     call_started,
     cancelled_run,
@@ -86,10 +87,10 @@ def without_content(events: Iterable[run_pb2.Event]) -> list[run_pb2.Event]:
             elif change.HasField("step_finished") and change.step_finished.HasField("message"):
                 change.step_finished.message.message.ClearField("parts")
             elif change.HasField("approval_requested"):
-                for field in ("prompt", "answer_schema", "arguments_json"):
+                for field in ("prompt", "answer_schema", "arguments_json", "arguments_sha256"):
                     change.approval_requested.approval.ClearField(field)
             elif change.HasField("approval_decided"):
-                for field in ("answer_json", "comment"):
+                for field in ("answer_json", "comment", "reason", "edited_arguments_json", "arguments_sha256"):
                     change.approval_decided.ClearField(field)
             elif change.HasField("late_result"):
                 change.late_result.ClearField("content")
@@ -103,6 +104,16 @@ async def test_what_was_said_is_not_stored(db: Database) -> None:
     kept = [event for body in bodies for event in events_in(body)]
     assert [event.seq for event in kept] == [event.seq for event in journal.events]
     assert "on its way" not in "".join(map(str, kept))
+
+
+async def test_what_calls_that_waited_for_approval_were_about_is_not_stored(db: Database) -> None:
+    journal = approved_run()
+    await ingest(db, [journal])
+    bodies = await db.read(lambda connection: connection.execute(sa.select(chunks.c.body)).scalars().all())
+    kept = [event for body in bodies for event in events_in(body)]
+    assert len(kept) == len(journal.events)
+    said = "".join(map(str, kept))
+    assert not [words for words in ("May refund", '{"id"', "too much", "private remark", "a" * 64) if words in said]
 
 
 async def test_long_chunks_are_stored_compressed(db: Database) -> None:

@@ -119,14 +119,24 @@ async def _note_model_steps(task: Task, log: ExecutionLog) -> None:
 
 def parked(task: Task) -> dict[str, Any]:
     """Runs that wait for a person's answer."""
+    question = {"tool": "ask_user", "arguments": {"question": "Approve?"}}
+    return _parked(task, question, {"name": "ask_user", "builtin": {"name": "ask_user"}})
 
+
+def approvals(task: Task) -> dict[str, Any]:
+    """Runs that wait for a person's approval of a call, by a condition on its arguments."""
+    payment = {"tool": "pay", "arguments": {"to": "ada", "amount": 500}}
+    policy = {"condition": "args.amount > 100"}
+    return _parked(task, payment, {"name": "pay", "builtin": {"name": "noop"}, "approval": policy})
+
+
+def _parked(task: Task, call: dict[str, Any], tool: dict[str, Any]) -> dict[str, Any]:
     async def measure() -> dict[str, Any]:
         async with Suite(database_url=task.database_url) as suite, suite.client() as client:
-            question = {"tool": "ask_user", "arguments": {"question": "Approve?"}}
             definition = {
                 "name": "bench",
-                "model": {"provider": "scripted", "script": {"turns": [{"tool_calls": [question]}, {"text": "done"}]}},
-                "tools": [{"name": "ask_user", "builtin": {"name": "ask_user"}}],
+                "model": {"provider": "scripted", "script": {"turns": [{"tool_calls": [call]}, {"text": "done"}]}},
+                "tools": [tool],
             }
             await client.apply(json_format.ParseDict(definition, agent_pb2.AgentSpec()))
             await _park(task, client, PARKED_BEFORE, PARKED_BEFORE, time.perf_counter() + task.seconds)
@@ -202,4 +212,4 @@ async def _unnest_rows_per_second(task: Task, texts: Sequence[str]) -> float:
 
 
 if __name__ == "__main__":
-    run_program({"steps": steps, "recovery": recovery, "parked": parked, "limits": limits})
+    run_program({"steps": steps, "recovery": recovery, "parked": parked, "approvals": approvals, "limits": limits})

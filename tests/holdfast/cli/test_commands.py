@@ -110,6 +110,50 @@ async def test_no_wait_leaves_a_run_that_asks_a_person(executor: FakeExecutor, h
     assert 'holdfast answer q "…"' in result.stderr
 
 
+async def test_a_call_that_waits_for_approval_is_shown_with_its_arguments_and_what_to_do(
+    executor: FakeExecutor, holdfast: Invoke
+) -> None:
+    approval = run_pb2.Approval(
+        approval_id="q",
+        prompt="May refund be called?",
+        kind=run_pb2.APPROVAL_KIND_TOOL_CALL,
+        tool="refund",
+        arguments_json='{"amount":5}',
+        arguments_sha256="ab" * 32,
+    )
+    waits = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_WAITING, wait_reason=run_pb2.WAIT_REASON_APPROVAL)
+    approved = run_pb2.ApprovalDecided(
+        approval_id="q",
+        step=2,
+        verdict=run_pb2.APPROVAL_VERDICT_APPROVED,
+        scope=run_pb2.APPROVAL_SCOPE_SESSION,
+        decided_by="key-of-ada",
+        edited_arguments_json='{"amount":4}',
+    )
+    rejected = run_pb2.ApprovalDecided(
+        approval_id="r", step=3, verdict=run_pb2.APPROVAL_VERDICT_REJECTED, reason="too much", decided_by="key-of-bob"
+    )
+    events = [
+        event("r", 1, approval_requested=run_pb2.ApprovalRequested(approval=approval)),
+        event("r", 2, approval_decided=approved),
+        event("r", 3, approval_decided=rejected),
+        event("r", 4, run_state_changed=waits),
+    ]
+    executor.add_run("r", events)
+    result = await holdfast("tail", "r", "--no-wait")
+    assert result.exit_code == ExitCode.RUN_WAITING
+    for shown in (
+        "May refund be called?",
+        'refund {"amount":5}',
+        f"sha256 {'ab' * 32}",
+        "holdfast approve q ",
+        "holdfast reject q ",
+        'approved for the session by key-of-ada with {"amount":4}',
+        "rejected by key-of-bob: too much",
+    ):
+        assert shown in result.stderr
+
+
 async def test_tail_begins_where_it_is_told(executor: FakeExecutor, holdfast: Invoke) -> None:
     executor.add_run("r", [event("r", 1), event("r", 2), ended("r", 3)])
     result = await holdfast("tail", "r", "--from", "3", "--json")

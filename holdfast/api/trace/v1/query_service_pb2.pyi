@@ -212,7 +212,7 @@ class InputMessage(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., step: _Optional[int] = ..., message: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., is_new: bool = ...) -> None: ...
 
 class ToolStepDetail(_message.Message):
-    __slots__ = ("tool", "call_id", "arguments_json", "effect", "idempotency_key", "shown", "output", "approvals")
+    __slots__ = ("tool", "call_id", "arguments_json", "effect", "idempotency_key", "shown", "output", "approvals", "edited_arguments_json", "approval_id")
     TOOL_FIELD_NUMBER: _ClassVar[int]
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +221,8 @@ class ToolStepDetail(_message.Message):
     SHOWN_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     APPROVALS_FIELD_NUMBER: _ClassVar[int]
+    EDITED_ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     tool: str
     call_id: str
     arguments_json: str
@@ -229,4 +231,6 @@ class ToolStepDetail(_message.Message):
     shown: _content_pb2.Message
     output: str
     approvals: _containers.RepeatedCompositeFieldContainer[_run_pb2.Approval]
-    def __init__(self, tool: _Optional[str] = ..., call_id: _Optional[str] = ..., arguments_json: _Optional[str] = ..., effect: _Optional[_Union[_agent_pb2.EffectClass, str]] = ..., idempotency_key: _Optional[str] = ..., shown: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., output: _Optional[str] = ..., approvals: _Optional[_Iterable[_Union[_run_pb2.Approval, _Mapping]]] = ...) -> None: ...
+    edited_arguments_json: str
+    approval_id: str
+    def __init__(self, tool: _Optional[str] = ..., call_id: _Optional[str] = ..., arguments_json: _Optional[str] = ..., effect: _Optional[_Union[_agent_pb2.EffectClass, str]] = ..., idempotency_key: _Optional[str] = ..., shown: _Optional[_Union[_content_pb2.Message, _Mapping]] = ..., output: _Optional[str] = ..., approvals: _Optional[_Iterable[_Union[_run_pb2.Approval, _Mapping]]] = ..., edited_arguments_json: _Optional[str] = ..., approval_id: _Optional[str] = ...) -> None: ...
