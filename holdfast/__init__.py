@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holdfast.agent import Agent, Budget, Limits, http_tool
+    from holdfast.agent import Agent, Budget, Limits, agent_tool, http_tool
     from holdfast.agent_files import load_agents
     from holdfast.client import Client
     from holdfast.credential import Credential
@@ -48,6 +48,7 @@ __all__ = [
     "ToolError",
     "Worker",
     "__version__",
+    "agent_tool",
     "http_tool",
     "load_agents",
     "tool",
@@ -77,6 +78,7 @@ _HOMES = {
     "ToolError": "holdfast.tool",
     "Worker": "holdfast.worker",
     "__version__": "holdfast.version",
+    "agent_tool": "holdfast.agent",
     "http_tool": "holdfast.agent",
     "load_agents": "holdfast.agent_files",
 }

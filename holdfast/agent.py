@@ -66,12 +66,16 @@ class Limits:
         max_concurrent_runs: How many runs of the agent may be driven at once in the workspace; 0 is no limit.
         budget: What a run may use of models and tools.
         on_budget_exceeded: `stop` ends the run before the call that has no room; `ask` asks a person for more.
+        max_depth: How many levels of sub-agents may stand below a run; 0 leaves it to the runtime (5).
+        max_children: How many runs of sub-agents a run may start; 0 leaves it to the runtime (50).
     """
 
     max_steps: int = 0
     max_concurrent_runs: int = 0
     budget: Budget | Mapping[str, Any] | None = None
     on_budget_exceeded: BudgetPolicy = "stop"
+    max_depth: int = 0
+    max_children: int = 0
 
 
 class Agent:
@@ -89,8 +93,8 @@ class Agent:
         name: Unique in the workspace.
         model: `provider/name`, or a `ModelSpec` where more is to be said.
         instructions: The system prompt.
-        tools: Tools made by `@tool` and plain functions (they run in a `Worker`), what `http_tool` returns, other
-            `ToolSpec` messages, and names of the runtime's own tools: `ask_user`, `sleep_until`, `noop`.
+        tools: Tools made by `@tool` and plain functions (they run in a `Worker`), what `http_tool` and `agent_tool`
+            return, other `ToolSpec` messages, and names of the runtime's own tools: `ask_user`, `sleep_until`, `noop`.
         limits: What its runs may use at most.
         description: For people.
 
@@ -126,6 +130,8 @@ class Agent:
                 self.spec.limits.budget.CopyFrom(budget.message())
             if given.on_budget_exceeded != "stop":
                 self.spec.limits.on_budget_exceeded = _BUDGET_POLICIES[given.on_budget_exceeded]
+            self.spec.limits.max_depth = given.max_depth
+            self.spec.limits.max_children = given.max_children
         check_spec(self.spec)
 
     @classmethod
@@ -247,6 +253,47 @@ def http_tool(
     return spec
 
 
+def agent_tool(
+    agent: str | Agent,
+    *,
+    name: str = "",
+    revision: str = "",
+    description: str = "",
+    input_schema: Mapping[str, Any] | None = None,
+    output_schema: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+    max_attempts: int = 0,
+) -> agent_pb2.ToolSpec:
+    """Returns a tool that is another agent of the workspace: each call is a run of its own.
+
+    Args:
+        agent: The agent, or its name.
+        name: As the model sees it; by default the agent's name with `_` for `-`.
+        revision: A revision or a label, looked up when a call begins; by default `latest`.
+        description: For the model; by default that of an agent that is given as such.
+        input_schema: JSON Schema of the arguments, which the other agent is then given as JSON; by default it is given
+            one text.
+        output_schema: JSON Schema of the answer, which has to be JSON then; by default it is a text.
+        timeout: How long the other agent's run may take in all, in seconds; by default as long as it wants.
+        max_attempts: How many runs may be tried when they fail; by default one.
+    """
+    called = agent if isinstance(agent, str) else agent.name
+    spec = agent_pb2.ToolSpec(
+        name=name or called.replace("-", "_"),
+        description=description or ("" if isinstance(agent, str) else agent.spec.description),
+        agent=agent_pb2.AgentTool(agent=called, revision=revision),
+    )
+    if input_schema is not None:
+        spec.input_schema.update(input_schema)
+    if output_schema is not None:
+        spec.output_schema.update(output_schema)
+    if timeout is not None:
+        spec.timeout.CopyFrom(to_duration(timeout))
+    if max_attempts:
+        spec.retry.max_attempts = max_attempts
+    return spec
+
+
 def check_spec(spec: agent_pb2.AgentSpec) -> None:
     """Refuses at once what no service would accept; the services check everything else.
 
@@ -276,7 +323,7 @@ def problems_of(spec: agent_pb2.AgentSpec) -> Iterable[tuple[str, str]]:
         else:
             seen[tool.name] = index
         if tool.WhichOneof("kind") is None:
-            yield f"tools[{index}]", "a tool needs a place to run: `worker: {}`, `http:` or `builtin:`"
+            yield f"tools[{index}]", "a tool needs a place to run: `worker: {}`, `http:`, `builtin:` or `agent:`"
 
 
 def _model_spec(model: str | agent_pb2.ModelSpec) -> agent_pb2.ModelSpec:

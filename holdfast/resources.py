@@ -158,8 +158,11 @@ class Runs:
         user_id: str = "",
         states: Iterable[int] = (),
         created_after: datetime | None = None,
+        parent_run_id: str = "",
+        root_run_id: str = "",
+        include_children: bool = False,
     ) -> AsyncIterator[run_pb2.Run]:
-        """Yields runs, newest first.
+        """Yields runs, newest first: those that callers started, unless the last three ask for others.
 
         Args:
             agent: Only runs of this agent.
@@ -167,6 +170,9 @@ class Runs:
             user_id: Only runs of this user.
             states: Only runs in one of these states; empty means all.
             created_after: Only runs accepted at or after this time.
+            parent_run_id: Only the runs that this one started, by calls of agents.
+            root_run_id: Only those of the tree of this run, itself among them.
+            include_children: Also runs that other runs started.
         """
         request = run_service_pb2.ListRunsRequest(
             page_size=_PAGE_SIZE,
@@ -175,6 +181,9 @@ class Runs:
             user_id=user_id,
             states=[_run_state(state) for state in states],
             created_after=to_timestamp(created_after),
+            parent_run_id=parent_run_id,
+            root_run_id=root_run_id,
+            include_children=include_children,
         )
         async for response in self._transport.pages("executor", self._stub.ListRuns, request):
             for run in response.runs:
@@ -225,15 +234,20 @@ class Approvals:
         request = approval_service_pb2.GetApprovalRequest(approval_id=approval_id)
         return (await self._transport.call("executor", self._stub.GetApproval, request)).approval
 
-    async def list(self, *, run_id: str = "", pending_only: bool = True) -> AsyncIterator[run_pb2.Approval]:
+    async def list(
+        self, *, run_id: str = "", root_run_id: str = "", pending_only: bool = True
+    ) -> AsyncIterator[run_pb2.Approval]:
         """Yields questions, newest first.
 
         Args:
             run_id: Only those of this run.
+            root_run_id: Only those of this run and of all that it and its agents have started.
             pending_only: Only those that wait for somebody.
         """
         state = run_pb2.APPROVAL_STATE_PENDING if pending_only else run_pb2.APPROVAL_STATE_UNSPECIFIED
-        request = approval_service_pb2.ListApprovalsRequest(page_size=_PAGE_SIZE, run_id=run_id, state=state)
+        request = approval_service_pb2.ListApprovalsRequest(
+            page_size=_PAGE_SIZE, run_id=run_id, state=state, root_run_id=root_run_id
+        )
         async for response in self._transport.pages("executor", self._stub.ListApprovals, request):
             for approval in response.approvals:
                 yield approval

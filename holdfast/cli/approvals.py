@@ -25,6 +25,7 @@ def approvals(
         str | None, typer.Argument(metavar="[APPROVAL]", help="Show this one, with a call's arguments whole.")
     ] = None,
     run_id: Annotated[str, typer.Option("--run", help="Only those of this run.")] = "",
+    root: Annotated[str, typer.Option(help="Only those of this run and of the agents' runs below it.")] = "",
     everything: Annotated[bool, typer.Option("--all", help="Also those that are decided or void.")] = False,
     limit: LimitOption = 20,
     as_json: JsonOption = False,
@@ -34,7 +35,9 @@ def approvals(
         shown = with_client(lambda client: client.approvals.get(approval_id))
         print_json(shown) if as_json else _show(shown, is_whole=True)
         return
-    found = with_client(lambda client: take(client.approvals.list(run_id=run_id, pending_only=not everything), limit))
+    found = with_client(
+        lambda client: take(client.approvals.list(run_id=run_id, root_run_id=root, pending_only=not everything), limit)
+    )
     if as_json:
         print_json(found)
         return

@@ -23,6 +23,7 @@ _WAITS: Final[Mapping[int, str]] = {
     run_pb2.WAIT_REASON_TIMER: "for its time",
     run_pb2.WAIT_REASON_AUTH: "for a sign-in",
     run_pb2.WAIT_REASON_APPROVAL: "for a person's approval of a call",
+    run_pb2.WAIT_REASON_CHILD: "for an agent's run",
 }
 
 PERSON: Final = frozenset(
@@ -126,6 +127,17 @@ class RunView:
             cut=True,
         )
 
+        self._on_child(started.step, tool.child_run_id)
+
+    def _on_child(self, step: int, child_run_id: str) -> None:
+        if child_run_id:
+            self._line(Text(f"  {step:>3}   run {child_run_id}", style="dim"))
+
+    async def _on_child_ended(self, ended: run_pb2.ChildEnded, event: RunEvent) -> None:
+        self._open_steps.pop(0, None)
+        state = state_text(state_name(ended.state))
+        self._line(Text.assemble((f"  {ended.step:>3}   run {ended.child_run_id} ", "dim"), state))
+
     async def _on_attempt_started(self, started: run_pb2.AttemptStarted, event: RunEvent) -> None:
         when = moment(started.not_before)
         self._line(
@@ -133,6 +145,7 @@ class RunView:
                 f"  {started.step:>3} ↻ attempt {started.attempt}" + (f", not before {when}" if when else ""), "yellow"
             )
         )
+        self._on_child(started.step, started.child_run_id)
 
     async def _on_attempt_failed(self, failed: run_pb2.AttemptFailed, event: RunEvent) -> None:
         failure = failed.failure

@@ -226,6 +226,9 @@ def list_runs(
     ] = None,
     session: Annotated[str, typer.Option(help="Only runs of this conversation.")] = "",
     user: Annotated[str, typer.Option(help="Only runs on behalf of this user.")] = "",
+    parent: Annotated[str, typer.Option(help="Only the runs that this one started, by calls of agents.")] = "",
+    root: Annotated[str, typer.Option(help="This run and all below it.")] = "",
+    children: Annotated[bool, typer.Option("--children", help="Also runs that other runs started.")] = False,
     limit: LimitOption = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -235,7 +238,15 @@ def list_runs(
     states = [_state(name) for name in state or ()]
     found = with_client(
         lambda client: take(
-            client.runs.list(agent=agent, session_id=session, user_id=user, states=states),
+            client.runs.list(
+                agent=agent,
+                session_id=session,
+                user_id=user,
+                states=states,
+                parent_run_id=parent,
+                root_run_id=root,
+                include_children=children,
+            ),
             limit,
         )
     )
@@ -285,19 +296,22 @@ def _why(item: run_pb2.Run) -> str:
 
 @runs.command()
 def get(run_id: RunArgument, as_json: JsonOption = False) -> None:
-    """Show a run, and what of its budget is used, reserved and left."""
+    """Show a run, the runs of agents that it started, and what of its budget is used, reserved and left."""
 
-    async def look(client: Client) -> tuple[run_pb2.Run, list[run_pb2.BudgetLine]]:
+    async def look(client: Client) -> tuple[run_pb2.Run, list[run_pb2.BudgetLine], list[run_pb2.Run]]:
         handle = await client.run(run_id)
-        return handle.run, await handle.budget()
+        children = [child async for child in client.runs.list(parent_run_id=handle.id)]
+        return handle.run, await handle.budget(), children
 
-    found, lines = with_client(look)
+    found, lines, children = with_client(look)
     if as_json:
-        print_json({"run": found, "budget": lines})
+        print_json({"run": found, "budget": lines, "children": children})
         return
     why = _why(found)
     say(Text.assemble((f"run {found.run_id} ", "bold"), state_text(state_name(found.state)), f" {why}" if why else ""))
     say(f"{found.agent} · {summary(found)} · began {age(found.create_time)} ago")
+    if found.parent_run_id:
+        say(f"started by step {found.parent_step} of run {found.parent_run_id}, at depth {found.depth}")
     if found.HasField("failure"):
         say(f"{found.failure.message} ({found.failure.reason})", style="red")
     if found.HasField("output"):
@@ -311,6 +325,15 @@ def get(run_id: RunArgument, as_json: JsonOption = False) -> None:
                     *(_amount(line, of) for of in (line.max, line.used, line.reserved, line.left)),
                 )
                 for line in lines
+            ),
+            empty="",
+        )
+    if children:
+        print_table(
+            ("step", "run", "agent", "state", "why"),
+            (
+                (str(child.parent_step), child.run_id, child.agent, state_text(state_name(child.state)), _why(child))
+                for child in sorted(children, key=lambda child: child.parent_step)
             ),
             empty="",
         )

@@ -79,7 +79,10 @@ ACCESS: Final[Mapping[str, Access]] = {
         },
     ),
     # The right of a run, signed for the caller whose credential the executor shows.
-    **service_access("holdfast.api.auth.v1.GrantService", {"IssueRunGrant": Access(services=("executor",))}),
+    **service_access(
+        "holdfast.api.auth.v1.GrantService",
+        dict.fromkeys(("IssueRunGrant", "DeriveRunGrant"), Access(services=("executor",))),
+    ),
     # Keys of what is stored sealed, for the services that store it.
     **service_access(
         "holdfast.api.auth.v1.DataKeyService",

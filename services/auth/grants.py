@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -118,29 +118,67 @@ class RunGrants:
                 reason=Reason.SCOPE_MISSING,
                 metadata={"scope": IMPERSONATE_SCOPE},
             )
-        if not is_uuid(run_id):
-            raise InvalidArgument("run_id is not a UUID", field="run_id")
         if len(user_id) > MAX_USER_ID_CHARACTERS:
             raise InvalidArgument(
                 "user_id is too long", field="user_id", description=f"at most {MAX_USER_ID_CHARACTERS} characters"
             )
-        if not is_name(agent):
-            raise InvalidArgument("agent is no name of an agent", field="agent")
+        _check_run(run_id, agent)
         _check_connections(connections)
-        now = self._clock.now()
-        expire_time = (now + GRANT_LIFETIME).replace(microsecond=0)
+        grant = RunGrant(
+            workspace_id=caller.workspace_id,
+            run_id=run_id,
+            user_id=user_id,
+            agent=agent,
+            connections=tuple(connections),
+            issued_to=caller.name,
+            expire_time=(self._clock.now() + GRANT_LIFETIME).replace(microsecond=0),
+        )
+        return self._sign(grant), grant.expire_time
+
+    def derive(
+        self,
+        parent_grant: str,
+        *,
+        workspace_id: str,
+        parent_run_id: str,
+        run_id: str,
+        agent: str,
+        connections: Sequence[GrantedConnection],
+    ) -> tuple[str, datetime] | None:
+        """Returns the grant of a run that another run starts, and its end; None where it would allow nothing.
+
+        Invariant: it allows no more than the other grant, to nobody else, and no longer.
+
+        Raises:
+            InvalidArgument: A field is wrong.
+            PermissionDenied: The other grant is not valid, or not that run's.
+        """
+        _check_run(run_id, agent)
+        _check_connections(connections)
+        parent = self.verify(parent_grant, workspace_id=workspace_id, run_id=parent_run_id)
+        common = [
+            shared
+            for wanted in connections
+            if (has := parent.connection(wanted.name)) is not None and (shared := _in_common(has, wanted)) is not None
+        ]
+        if not common:
+            return None
+        child = replace(parent, run_id=run_id, agent=agent, connections=tuple(common))
+        return self._sign(child), child.expire_time
+
+    def _sign(self, grant: RunGrant) -> str:
         claims: dict[str, Any] = {
             "aud": _AUDIENCE,
-            "iat": int(now.timestamp()),
-            "exp": int(expire_time.timestamp()),
-            "ws": caller.workspace_id,
-            "run": run_id,
-            "sub": user_id,
-            "agent": agent,
-            "uses": [[granted.name, list(granted.scopes)] for granted in connections],
-            "to": caller.name,
+            "iat": int(self._clock.now().timestamp()),
+            "exp": int(grant.expire_time.timestamp()),
+            "ws": grant.workspace_id,
+            "run": grant.run_id,
+            "sub": grant.user_id,
+            "agent": grant.agent,
+            "uses": [[granted.name, list(granted.scopes)] for granted in grant.connections],
+            "to": grant.issued_to,
         }
-        return jwt.encode({"alg": _ALGORITHM, "typ": _TYPE}, claims, self._key, [_ALGORITHM]), expire_time
+        return jwt.encode({"alg": _ALGORITHM, "typ": _TYPE}, claims, self._key, [_ALGORITHM])
 
     def verify(self, grant: str, *, workspace_id: str, run_id: str = "") -> RunGrant:
         """Returns what a grant says.
@@ -180,6 +218,21 @@ class RunGrants:
             issued_to=claims["to"],
             expire_time=datetime.fromtimestamp(claims["exp"], UTC),
         )
+
+
+def _in_common(has: GrantedConnection, wanted: GrantedConnection) -> GrantedConnection | None:
+    # Without scopes, one stands for all that the connection has.
+    if not has.scopes or not wanted.scopes:
+        return GrantedConnection(has.name, has.scopes or wanted.scopes)
+    scopes = tuple(scope for scope in wanted.scopes if scope in has.scopes)
+    return GrantedConnection(has.name, scopes) if scopes else None
+
+
+def _check_run(run_id: str, agent: str) -> None:
+    if not is_uuid(run_id):
+        raise InvalidArgument("run_id is not a UUID", field="run_id")
+    if not is_name(agent):
+        raise InvalidArgument("agent is no name of an agent", field="agent")
 
 
 def _check_connections(connections: Sequence[GrantedConnection]) -> None:

@@ -31,6 +31,8 @@ MAX_SHOWN_BYTES: Final = 1024 * 1024
 """Largest cap of a tool's output: what a model is shown travels and is stored as one message."""
 MAX_STEPS_LIMIT: Final = 100_000
 MAX_CONCURRENT_RUNS_LIMIT: Final = 100_000
+MAX_DEPTH_LIMIT: Final = 20
+MAX_CHILDREN_LIMIT: Final = 1_000
 LONGEST_DURATION_SECONDS: Final = 365 * 24 * 3600
 PROVIDERS: Final = ("anthropic", "openai", "scripted")
 
@@ -45,6 +47,7 @@ _TOOL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,63}")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HEADER_VALUE: Final = re.compile(r"[\x20-\x7e\t]{0,4096}")
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")  # RFC 6749 §3.3
+_REVISION: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _SCRIPT_RESULT: Final = re.compile(r"\{\{\s*result\.([^}]*?)\s*\}\}")
 # What the runtime sets itself, and what would put a credential into a readable definition.
 _RUNTIME_HEADERS: Final = frozenset(
@@ -151,6 +154,10 @@ class _Validation:
         self._check_enum("limits.on_budget_exceeded", spec.limits.on_budget_exceeded, agent_pb2.BudgetPolicy)
         for path, problem in budget_problems(spec):
             self._add(path, problem)
+        if not 0 <= spec.limits.max_depth <= MAX_DEPTH_LIMIT:
+            self._add("limits.max_depth", f"expected 0 (which means 5) to {MAX_DEPTH_LIMIT}")
+        if not 0 <= spec.limits.max_children <= MAX_CHILDREN_LIMIT:
+            self._add("limits.max_children", f"expected 0 (which means 50) to {MAX_CHILDREN_LIMIT}")
         return self._found
 
     # --- the model ----------------------------------------------------------------------------------------------
@@ -238,12 +245,16 @@ class _Validation:
                 self._check_http(f"{path}.http", tool)
             case "builtin":
                 self._check_builtin(path, tool)
+            case "agent":
+                self._check_agent(path, tool)
             case None:
-                self._add(path, "expected one of worker, http, builtin")
+                self._add(path, "expected one of worker, http, builtin, agent")
 
     def _check_auth(self, path: str, tool: agent_pb2.ToolSpec) -> None:
         if tool.WhichOneof("kind") == "builtin":
             self._add(path, "expected none: what is part of the runtime calls nobody else")
+        if tool.WhichOneof("kind") == "agent":
+            self._add(path, "expected none: what the other agent's tools use, they say themselves")
         if not NAME_PATTERN.fullmatch(tool.auth.connection):
             self._add(f"{path}.connection", _needed(tool.auth.connection, "a name of the form [a-z][a-z0-9-]{0,62}"))
         if len(tool.auth.scopes) > MAX_SCOPES:
@@ -311,6 +322,19 @@ class _Validation:
             )
         elif builtin.input_schema is not None and tool.HasField("input_schema"):
             self._add(f"{path}.input_schema", f"the arguments of {name} are the runtime's own; leave it out")
+
+    def _check_agent(self, path: str, tool: agent_pb2.ToolSpec) -> None:
+        if NAME_PATTERN.fullmatch(tool.agent.agent) is None:
+            self._add(f"{path}.agent.agent", _needed(tool.agent.agent, "a name of the form [a-z][a-z0-9-]{0,62}"))
+        if tool.agent.revision and _REVISION.fullmatch(tool.agent.revision) is None:
+            self._add(f"{path}.agent.revision", "expected a label, or the id of a revision")
+        # A child's end is always known, and nobody has to take it first.
+        for name in ("start_timeout", "heartbeat_timeout"):
+            if tool.HasField(name):
+                self._add(f"{path}.{name}", "has no meaning for an agent; leave it out")
+        for name in ("effect", "in_doubt"):
+            if getattr(tool, name):
+                self._add(f"{path}.{name}", "has no meaning for an agent; leave it out")
 
     # --- parts --------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from holdfast.ids import new_uuid7
 from services.executor.access import ACCESS
 from services.executor.call_credentials import CallCredentials
 from services.executor.call_results import CallResults
+from services.executor.child_runs import ChildRuns
 from services.executor.credential_uses import CredentialUses
 from services.executor.credentials import Credentials
 from services.executor.driver import DriverParts
@@ -100,7 +101,7 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
         closing.push_async_callback(models.close)
         http_tools = HttpTools(settings.http_tools_allow, clock=clock)
         closing.push_async_callback(http_tools.close)
-        grants = RunGrants(GrantServiceStub(auth_channel), stubs.runs)
+        grants = RunGrants(GrantServiceStub(auth_channel), stubs.runs, revisions)
         connect = ConnectServiceStub(auth_channel)
         uses = CredentialUses(CredentialServiceStub(auth_channel), clock)
         closing.push_async_callback(uses.close)
@@ -135,6 +136,7 @@ async def run(settings: ExecutorSettings, process: Process) -> None:
                 journal=journal,
                 clock=clock,
             ),
+            child_runs=ChildRuns(revisions, grants),
             clock=clock,
             park_after_seconds=settings.park_after_seconds,
         )

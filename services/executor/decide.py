@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.ids import new_uuid7
-from services.executor import call_approvals, retries
+from services.executor import call_approvals, children, retries
 from services.executor.budgets import BudgetGuard, exceeded_failure, price_unknown_failure
 from services.executor.call_approvals import SessionApprovals
 from services.executor.idempotency import idempotency_key
@@ -45,6 +45,7 @@ _WAIT_REASONS = (
     run_pb2.WAIT_REASON_AUTH,
     run_pb2.WAIT_REASON_IN_DOUBT,
     run_pb2.WAIT_REASON_TOOL,
+    run_pb2.WAIT_REASON_CHILD,
     run_pb2.WAIT_REASON_TIMER,
 )
 _REASON_OF_QUESTION = {
@@ -77,6 +78,7 @@ class Plan:
     changes: list[run_pb2.Change] = field(default_factory=list)
     blobs: list[content_pb2.Blob] = field(default_factory=list)
     calls: list[journal_pb2.NewCall] = field(default_factory=list)
+    children: list[children.ChildCall] = field(default_factory=list)
     local_calls: list[LocalCall] = field(default_factory=list)
     # When there is something to do without any news from outside.
     next_due: datetime | None = None
@@ -110,6 +112,7 @@ class Planner:
         self._view = view
         self._spec = spec
         self._tools = effective_tools(spec)
+        self._has_agents = any(map(children.is_agent, self._tools.values()))
         self._run_id = run_id
         self._epoch = epoch
         self._executor_id = executor_id
@@ -119,6 +122,15 @@ class Planner:
         self._session_approvals = session_approvals or SessionApprovals()
         self._new_id = new_id
         self._plan = Plan()
+        # Of tools that are agents: those that `plan` may call, looked up before.
+        self.targets: children.Targets = {}
+
+    def agent_tools(self, outcomes: Collection[Outcome]) -> list[agent_pb2.ToolSpec]:
+        """The tools that are agents and that the next transition may call; `targets` has to know them."""
+        if not self._has_agents:
+            return []
+        names = children.tools_to_begin(self._view, outcomes)
+        return [tool for name, tool in self._tools.items() if name in names and children.is_agent(tool)]
 
     def tool(self, name: str) -> agent_pb2.ToolSpec | None:
         """The definition of a tool as the model sees it."""
@@ -287,6 +299,13 @@ class Planner:
         number = self._view.step_count + 1
         builtin = tool.builtin.name if tool.WhichOneof("kind") == "builtin" else ""
         kind = run_pb2.STEP_KIND_WAIT if builtin in ("ask_user", "sleep_until") else run_pb2.STEP_KIND_TOOL
+        child: children.ChildCall | None = None
+        if children.is_agent(tool):
+            planned = self._child(tool, arguments, number, 1)
+            if isinstance(planned, content_pb2.Failure):
+                self._refuse_call(call, planned, run_pb2.STEP_STATE_FAILED)
+                return
+            kind, child = run_pb2.STEP_KIND_CHILD, planned
         arguments_json = canonical_json(arguments)
         change = self._start_of(call, tool, number, kind, arguments_json)
         intent = change.step_started.tool
@@ -302,6 +321,11 @@ class Planner:
                 self._ask_approval(number, tool, arguments_json, gate.prompt, now)
                 return
             intent.approval_id = gate.approval_id if gate is not None else ""
+        if child is not None:
+            intent.child_run_id = child.run_id
+            self._append(change)
+            self._plan.children.append(child)
+            return
         question: run_pb2.Approval | None = None
         if builtin == "sleep_until":
             intent.due_time.CopyFrom(to_timestamp(due_time_of(arguments, now)))
@@ -327,6 +351,11 @@ class Planner:
         )
         self._plan.blobs.extend(call_approvals.fill_question(question, tool, arguments_json))
         self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
+
+    def _child(
+        self, tool: agent_pb2.ToolSpec, arguments: dict[str, object], step: int, attempt: int
+    ) -> children.ChildCall | content_pb2.Failure:
+        return children.plan_child(self._view, self._spec, self._run_id, tool, arguments, self.targets, step, attempt)
 
     def _refuse_call(self, call: content_pb2.ToolCall, failure: content_pb2.Failure, state: run_pb2.StepState) -> None:
         number = self._view.step_count + 1
@@ -372,6 +401,9 @@ class Planner:
             return
         if step.state == run_pb2.STEP_STATE_IN_DOUBT:
             return
+        if step.is_child:
+            self._continue_child(step, now)
+            return
         if step.failure is None and not step.is_worker_call:
             if step.dispatch_epoch == 0:
                 # Parked before it was dispatched. The attempt is announced again, so that a crash from here on is seen.
@@ -389,6 +421,23 @@ class Planner:
             )
         if step.failure is not None:
             self._after_failure(step, now)
+
+    def _continue_child(self, step: StepView, now: datetime) -> None:
+        end = step.child_end
+        if step.failure is None and end is None:
+            is_due = step.not_before is None or step.not_before <= now + CLOCK_TOLERANCE
+            if not step.child_run_id and is_due:
+                self._begin_attempt(step, step.attempt, None, now)
+            return
+        if step.failure is None:
+            assert end is not None and step.tool is not None
+            tool = self._tools[step.tool.tool]
+            if end.state == run_pb2.RUN_STATE_SUCCEEDED:
+                self._succeed(step, children.result_of(tool, end))
+                return
+            failure = children.failure_of(tool, end)
+            self._add(attempt_failed=run_pb2.AttemptFailed(step=step.number, attempt=step.attempt, failure=failure))
+        self._after_failure(step, now)
 
     def _after_failure(self, step: StepView, now: datetime) -> None:
         """The current attempt has failed or was lost: again, ask, or over."""
@@ -448,11 +497,29 @@ class Planner:
         started = run_pb2.AttemptStarted(step=step.number, attempt=attempt)
         if not_before is not None:
             started.not_before.CopyFrom(to_timestamp(not_before))
+        elif step.is_child:
+            self._begin_child_attempt(step, started)
+            return
         self._add(attempt_started=started)
+        if step.is_child:
+            # Its run is started when it is due.
+            return
         if step.tool is not None and step.is_worker_call:
             self._queue_call(step, self._tools[step.tool.tool], now, not_before)
         else:
             self._dispatch(step)
+
+    def _begin_child_attempt(self, step: StepView, started: run_pb2.AttemptStarted) -> None:
+        assert step.tool is not None
+        tool = self._tools[step.tool.tool]
+        arguments = check_arguments(tool, self._view.arguments_of(step))
+        child = self._child(tool, arguments, step.number, started.attempt)
+        if isinstance(child, content_pb2.Failure):
+            self._fail_step(step, child)
+            return
+        started.child_run_id = child.run_id
+        self._add(attempt_started=started)
+        self._plan.children.append(child)
 
     def _dispatch(self, step: StepView) -> None:
         if step.tool is None:
@@ -615,6 +682,9 @@ class Planner:
             changed.failure.CopyFrom(failure)
         self._plan.local_calls.clear()
         self._plan.calls.clear()
+        if self._plan.children:
+            children.withdraw(self._plan.changes)
+            self._plan.children.clear()
         self._add(run_state_changed=changed)
 
     @property
@@ -735,6 +805,8 @@ class Planner:
                 reasons.add(_REASON_OF_QUESTION.get(step.question.approval.kind, run_pb2.WAIT_REASON_INPUT))
             elif step.is_worker_call:
                 reasons.add(run_pb2.WAIT_REASON_TOOL)
+            elif step.child_run_id:
+                reasons.add(run_pb2.WAIT_REASON_CHILD)
             else:
                 reasons.add(run_pb2.WAIT_REASON_TIMER)
         return min(reasons, key=_WAIT_REASONS.index)

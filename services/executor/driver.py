@@ -21,6 +21,7 @@ from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.errors import Conflict, DeadlineExceeded, InvalidArgument, LeaseLost, ResourceExhausted, Unavailable
 from services.executor import budgets, retries
 from services.executor.call_approvals import SessionApprovals, has_policies
+from services.executor.child_runs import ChildRuns
 from services.executor.decide import LocalCall, Outcome, Plan, Planner
 from services.executor.journal_view import Joined, RunView
 from services.executor.local_calls import LocalCalls, RunContext
@@ -66,6 +67,7 @@ class DriverParts:
     reader: StateReader
     revisions: RevisionCache
     local_calls: LocalCalls
+    child_runs: ChildRuns
     clock: Clock
     park_after_seconds: float
 
@@ -192,6 +194,9 @@ class Driver:
         # Invariant: a step whose outcome is only kept for the next transition counts as running. Nothing that was
         # executed is ever dispatched again because its result is not stored yet.
         busy = self._running.keys() | {_step_of(outcome) for outcome in self._outcomes}
+        if agents := self._planner.agent_tools(outcomes):
+            child_runs = self._parts.child_runs
+            self._planner.targets = await self._patiently(lambda: child_runs.targets(self._workspace_id, agents))
         plan = self._planner.plan(outcomes, self._now(), busy, only_outcomes=self._is_stopping)
         if plan.changes and not await self._commit(plan):
             self._outcomes = outcomes + self._outcomes
@@ -201,6 +206,8 @@ class Driver:
     async def _commit(self, plan: Plan) -> bool:
         """Stores a plan as the next event; False when another event came first (the view is read anew then)."""
         transition = self._transition(plan)
+        if plan.children:
+            transition += await self._children_of(plan)
         crash_point("executor.before_commit")
         try:
             # What was executed must not be lost because the storage is away or full for a moment.
@@ -224,6 +231,11 @@ class Driver:
         if plan.blobs or plan.calls:
             transition += journal_pb2.Transition(blobs=plan.blobs, calls=plan.calls).SerializeToString()
         return transition
+
+    async def _children_of(self, plan: Plan) -> bytes:
+        child_runs = self._parts.child_runs
+        new_runs = await self._patiently(lambda: child_runs.runs_of(self._workspace_id, self.run_id, plan.children))
+        return journal_pb2.Transition(children=new_runs).SerializeToString()
 
     async def _give_up(self, error: InvalidArgument) -> None:
         await self._stop_local_calls()

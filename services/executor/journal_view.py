@@ -69,6 +69,9 @@ class StepView:
     is_held: bool = False
     # Those that a person approved instead of the model's; empty for the model's.
     edited_arguments_json: str = ""
+    # The run that the current attempt has started, and how it has ended.
+    child_run_id: str = ""
+    child_end: run_pb2.ChildEnded | None = None
 
     @property
     def is_open(self) -> bool:
@@ -79,6 +82,11 @@ class StepView:
     def is_worker_call(self) -> bool:
         """Whether a user's worker executes it."""
         return self.tool is not None and self.tool.tool_kind == "worker"
+
+    @property
+    def is_child(self) -> bool:
+        """Whether a run of another agent answers it."""
+        return self.kind == run_pb2.STEP_KIND_CHILD
 
 
 @dataclass(slots=True)
@@ -146,6 +154,7 @@ class RunView:
         self.open_steps: dict[int, StepView] = {}
         self.step_count = 0
         self.model_steps_succeeded = 0
+        self.children_started = 0
         self.claimed_epoch = 0
         self.turn: Turn | None = None
         # What is left to spend; None in a run without a budget.
@@ -242,6 +251,8 @@ class RunView:
             step.question = None
             step.is_held = False
             step.not_before = to_datetime(started.not_before) if started.HasField("not_before") else None
+            step.child_run_id, step.child_end = started.child_run_id, None
+            self.children_started += bool(started.child_run_id)
         elif kind == "attempt_failed":
             failed = change.attempt_failed
             step = self.steps[failed.step]
@@ -255,6 +266,10 @@ class RunView:
             step.failure = change.step_in_doubt.failure
         elif kind == "step_finished":
             self._finish_step(change.step_finished)
+        elif kind == "child_ended":
+            step = self.steps[change.child_ended.step]
+            if step.is_open and step.child_run_id == change.child_ended.child_run_id:
+                step.child_end = change.child_ended
         elif kind == "approval_requested":
             approval = change.approval_requested.approval
             step = self.steps[approval.step]
@@ -314,6 +329,9 @@ class RunView:
         self.step_count = max(self.step_count, step.number)
         if tool is not None:
             self._steps_by_call[tool.call_id] = step.number
+            if step.is_child:
+                step.child_run_id = tool.child_run_id
+                self.children_started += bool(tool.child_run_id)
 
     def _finish_step(self, finished: run_pb2.StepFinished) -> None:
         step = self.steps[finished.step]

@@ -122,7 +122,11 @@ class RunStarter:
                 budget=await budget_of_run(found.spec, asked),
             )
             new.run_grant = await self._grants.issue(
-                found.spec, run_id=new.run_id, user_id=user_id, caller_credential=starting.credential
+                workspace_id,
+                found.spec,
+                run_id=new.run_id,
+                user_id=user_id,
+                caller_credential=starting.credential,
             )
             if was_cached:
                 new.label = label or "latest"

@@ -155,7 +155,10 @@ def check_run(new_run: journal_pb2.NewRun) -> None:
     Raises:
         InvalidArgument: What is wrong with it.
     """
-    ids = [new_run.workspace_id, new_run.run_id, new_run.session_id or new_run.new_session_id]
+    ids = [new_run.workspace_id, new_run.run_id]
+    if not new_run.HasField("parent"):
+        # A child is in its parent's session.
+        ids.append(new_run.session_id or new_run.new_session_id)
     if not all(is_uuid(value) for value in ids):
         raise InvalidArgument("workspace_id, run_id and the session's id must be UUIDs", field="new_run.run_id")
     if not new_run.agent or not new_run.revision or not new_run.HasField("input"):

@@ -14,7 +14,7 @@ from joserfc.jwk import OctKey
 from holdfast.api.auth.v1 import grant_service_pb2 as pb
 from holdfast.errors import InvalidArgument, PermissionDenied, Reason, Unauthenticated
 from holdfast.ids import new_uuid7
-from services.auth.grants import GRANT_LIFETIME, GrantedConnection, RunGrants
+from services.auth.grants import GRANT_LIFETIME, GrantedConnection, RunGrant, RunGrants
 from services.auth.keyring import Keyring
 from services.auth.sealing import MasterKey
 from services.shared.identity import Identity
@@ -117,6 +117,76 @@ def test_bad_field_is_named(grants: RunGrants, field: str, changes: dict) -> Non
     with pytest.raises(InvalidArgument) as caught:
         _issue(grants, **changes)
     assert [violation.field for violation in caught.value.field_violations] == [field]
+
+
+CHILD = new_uuid7()
+
+
+def _derive(grants: RunGrants, *wanted: GrantedConnection, **changes: object) -> RunGrant | None:
+    arguments: dict = {"workspace_id": WORKSPACE, "parent_run_id": RUN, "run_id": CHILD, "agent": "helper", **changes}
+    parent = arguments.pop("parent", None) or _issue(grants)
+    derived = grants.derive(parent, connections=wanted, **arguments)
+    return None if derived is None else grants.verify(derived[0], workspace_id=WORKSPACE, run_id=CHILD)
+
+
+async def test_derived_grant_is_of_the_same_user_and_ends_with_the_other(grants: RunGrants, clock: FakeClock) -> None:
+    parent = _issue(grants)
+    await clock.advance(3_600)
+    found = _derive(grants, GITHUB, parent=parent)
+    assert found is not None
+    before = grants.verify(parent, workspace_id=WORKSPACE)
+    assert (found.run_id, found.agent, found.user_id, found.issued_to) == (CHILD, "helper", "u1", "key:k1")
+    assert found.expire_time == before.expire_time
+
+
+@pytest.mark.parametrize(
+    ("has", "wants", "gets"),
+    [
+        (("read", "write"), ("write", "admin"), ("write",)),
+        (("read",), ("admin",), None),
+        (("read",), (), ("read",)),
+        ((), ("read",), ("read",)),
+        ((), (), ()),
+    ],
+)
+def test_derived_grant_has_what_both_have(
+    grants: RunGrants, has: tuple[str, ...], wants: tuple[str, ...], gets: tuple[str, ...] | None
+) -> None:
+    parent = _issue(grants, connections=[GrantedConnection("github", has)])
+    found = _derive(grants, GrantedConnection("github", wants), GrantedConnection("gitlab"), parent=parent)
+    assert (found is None) == (gets is None)
+    assert found is None or found.connections == (GrantedConnection("github", gets or ()),)
+
+
+def test_derived_grant_needs_the_valid_grant_of_that_run(grants: RunGrants) -> None:
+    for changes in ({"parent": "a.b.c"}, {"parent_run_id": new_uuid7()}, {"workspace_id": new_uuid7()}):
+        with pytest.raises(PermissionDenied) as caught:
+            _derive(grants, GITHUB, **changes)
+        assert caught.value.reason == Reason.RUN_GRANT_INVALID
+    for field in ({"run_id": "run"}, {"agent": "No Name"}):
+        with pytest.raises(InvalidArgument):
+            _derive(grants, GITHUB, **field)
+
+
+async def test_only_an_executor_derives_grants(auth: Auth) -> None:
+    _, key = await make_key(auth.settings, "acme")
+    executor = auth.as_service("executor")
+    issued = await executor.grants.IssueRunGrant(
+        pb.IssueRunGrantRequest(
+            caller_credential=key, run_id=RUN, agent="support", connections=[pb.GrantedConnection(name="github")]
+        )
+    )
+    request = pb.DeriveRunGrantRequest(
+        workspace_id=new_uuid7(),
+        parent_run_id=RUN,
+        parent_run_grant=issued.run_grant,
+        run_id=CHILD,
+        agent="helper",
+        connections=[pb.GrantedConnection(name="github")],
+    )
+    assert isinstance(await failure(executor.grants.DeriveRunGrant(request)), PermissionDenied)
+    for other in (auth.as_service("trace"), auth.as_bearer(key)):
+        assert isinstance(await failure(other.grants.DeriveRunGrant(request)), PermissionDenied)
 
 
 async def test_executor_gets_a_grant_only_with_the_callers_own_credential(auth: Auth) -> None:

@@ -98,7 +98,12 @@ NOT_FOR_KEYS = {
     "WorkspaceService/DeleteWorkspace",
 }
 # Takes a key, or a grant, which is the identity itself.
-BY_KEY = {"ApiKeyService/VerifyApiKey", "GrantService/IssueRunGrant", "ConnectService/RequestSignIn"}
+BY_KEY = {
+    "ApiKeyService/VerifyApiKey",
+    "GrantService/DeriveRunGrant",
+    "GrantService/IssueRunGrant",
+    "ConnectService/RequestSignIn",
+}
 
 
 def test_every_rpc_is_looked_at() -> None:

@@ -25,6 +25,7 @@ from holdfast.errors import (
 from holdfast.ids import new_uuid7
 from services.executor.credential_uses import CredentialUses
 from services.executor.credentials import TTL_SECONDS, CredentialMissing, Credentials, Need
+from services.executor.revisions import RevisionCache
 from services.executor.run_grants import RunGrants, declared_connections
 from services.executor.state_stubs import StateStubs
 from services.shared.channels import open_channel
@@ -82,7 +83,8 @@ async def parts() -> AsyncIterator[Parts]:
             for server in servers
         ]
         stub = CredentialServiceStub(channels[0])
-        grants = RunGrants(GrantServiceStub(channels[0]), StateStubs.on(channels[1]).runs)
+        stubs = StateStubs.on(channels[1])
+        grants = RunGrants(GrantServiceStub(channels[0]), stubs.runs, RevisionCache(stubs.agents))
         uses = CredentialUses(stub, clock)
         credentials = Credentials(stub, ConnectServiceStub(channels[0]), grants, uses, clock=clock)
         yield Parts(credentials, uses, grants, auth, state, servers[0], clock)
@@ -235,10 +237,10 @@ async def test_grant_is_asked_for_what_the_agent_declares_and_for_nothing_else(p
         ("crm", []),
     ]
     run_id = new_uuid7()
-    grant = await parts.grants.issue(spec, run_id=run_id, user_id="u1", caller_credential="hfst_caller")
+    grant = await parts.grants.issue(WORKSPACE, spec, run_id=run_id, user_id="u1", caller_credential="hfst_caller")
     assert grant == f"grant-of-{run_id}"
     assert [(item.caller_credential, item.user_id) for item in parts.auth.grants] == [("hfst_caller", "u1")]
     spec.model.provider = "scripted"
     del spec.tools[:]
-    assert await parts.grants.issue(spec, run_id=run_id, user_id="u1", caller_credential="hfst_caller") == ""
+    assert await parts.grants.issue(WORKSPACE, spec, run_id=run_id, user_id="u1", caller_credential="hfst_caller") == ""
     assert len(parts.auth.grants) == 1

@@ -108,7 +108,7 @@ async def stage() -> AsyncIterator[Stage]:
         call.call.lease, call.state, call.worker_id = "the-lease", "STARTED", WORKER
 
         stubs, stub = StateStubs.on(channels[1]), CredentialServiceStub(channels[0])
-        grants = RunGrants(GrantServiceStub(channels[0]), stubs.runs)
+        grants = RunGrants(GrantServiceStub(channels[0]), stubs.runs, RevisionCache(stubs.agents))
         credentials = Credentials(
             stub, ConnectServiceStub(channels[0]), grants, CredentialUses(stub, SystemClock()), clock=SystemClock()
         )

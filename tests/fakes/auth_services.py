@@ -38,6 +38,7 @@ class FakeAuth:
         self.uses: list[credential_pb2.CredentialUse] = []
         self.sign_ins_requested: list[connect_pb2.RequestSignInRequest] = []
         self.grants: list[grant_pb2.IssueRunGrantRequest] = []
+        self.derived: list[grant_pb2.DeriveRunGrantRequest] = []
         self.confirmed: list[str] = []
         self.failure: Callable[[], HoldfastError] | None = None
         self.answer: Callable[[int], credential_pb2.ResolveCredentialResponse] = self._answer
@@ -69,7 +70,7 @@ class FakeAuth:
             "ConnectService": ("StartConnect", "GetConnectSession", "ConfirmConnect", "CancelConnect", "RequestSignIn"),
             "ConnectionFeedService": ("WatchConnections", "CheckSignIns"),
             "CredentialService": ("ResolveCredential", "RecordCredentialUses"),
-            "GrantService": ("IssueRunGrant",),
+            "GrantService": ("IssueRunGrant", "DeriveRunGrant"),
         }
         return {
             f"/holdfast.api.auth.v1.{service}/{method}": Access(services=("executor",))
@@ -121,6 +122,12 @@ class _Grants(GrantServiceServicer):
     ) -> grant_pb2.IssueRunGrantResponse:
         self._auth.grants.append(request)
         return grant_pb2.IssueRunGrantResponse(run_grant=f"grant-of-{request.run_id}")
+
+    async def DeriveRunGrant(
+        self, request: grant_pb2.DeriveRunGrantRequest, context: Any
+    ) -> grant_pb2.DeriveRunGrantResponse:
+        self._auth.derived.append(request)
+        return grant_pb2.DeriveRunGrantResponse(run_grant=f"grant-of-{request.run_id}")
 
 
 class _Feed(ConnectionFeedServiceServicer):

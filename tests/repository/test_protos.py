@@ -39,6 +39,8 @@ INTERNAL = "holdfast.api.state."
 REPEATABLE = {
     "holdfast.api.auth.v1.ConnectionService.RefreshConnection",
     "holdfast.api.auth.v1.ConnectionService.EraseUserConnections",
+    # The same right, signed once more.
+    "holdfast.api.auth.v1.GrantService.DeriveRunGrant",
     # Once more makes one more key, which nothing was sealed with.
     "holdfast.api.auth.v1.DataKeyService.CreateDataKey",
     "holdfast.api.auth.v1.WorkspaceService.SetPayloadSealing",

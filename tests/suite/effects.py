@@ -76,6 +76,10 @@ class HttpEffects:
         """The calls that a run made at a path."""
         return [call for call in self.calls if call.run_id == run_id and call.path == path]
 
+    def of_any(self, path: str) -> list[HttpCall]:
+        """The calls of any run to a path."""
+        return [made for made in self.calls if made.path == path]
+
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Waits for arrivals until something is so."""
         while not is_so():

@@ -372,6 +372,7 @@ INTERNAL = {
     "DataKeyService/CheckPayloadSealing",
     "DataKeyService/CreateDataKey",
     "DataKeyService/UnwrapDataKey",
+    "GrantService/DeriveRunGrant",
     "GrantService/IssueRunGrant",
     "WorkspaceService/CloseWorkspace",
     "WorkspaceService/DeleteWorkspace",
@@ -548,6 +549,7 @@ async def test_the_services_own_calls_accept_no_key_at_all(walls: Walls) -> None
         ),
         "DataKeyService/CreateDataKey": (("auth", DataKeyServiceStub), data_key_service_pb2.CreateDataKeyRequest()),
         "DataKeyService/UnwrapDataKey": (("auth", DataKeyServiceStub), data_key_service_pb2.UnwrapDataKeyRequest()),
+        "GrantService/DeriveRunGrant": (("auth", GrantServiceStub), grant_service_pb2.DeriveRunGrantRequest()),
         "GrantService/IssueRunGrant": (("auth", GrantServiceStub), grant),
         "WorkspaceService/CloseWorkspace": (
             ("auth", auth_workspace_grpc.WorkspaceServiceStub),

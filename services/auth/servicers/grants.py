@@ -34,3 +34,18 @@ class GrantServicer(GrantServiceServicer):
             connections=[GrantedConnection(item.name, tuple(item.scopes)) for item in request.connections],
         )
         return pb.IssueRunGrantResponse(run_grant=grant, expire_time=to_timestamp(expire_time))
+
+    async def DeriveRunGrant(self, request: pb.DeriveRunGrantRequest, context: Any) -> pb.DeriveRunGrantResponse:
+        """Signs the grant of a run that another run starts."""
+        derived = self._grants.derive(
+            request.parent_run_grant,
+            workspace_id=request.workspace_id,
+            parent_run_id=request.parent_run_id,
+            run_id=request.run_id,
+            agent=request.agent,
+            connections=[GrantedConnection(item.name, tuple(item.scopes)) for item in request.connections],
+        )
+        if derived is None:
+            return pb.DeriveRunGrantResponse()
+        grant, expire_time = derived
+        return pb.DeriveRunGrantResponse(run_grant=grant, expire_time=to_timestamp(expire_time))

@@ -8,7 +8,7 @@ from holdfast.api.common.v1 import agent_pb2
 from holdfast.api.executor.v1 import agent_service_pb2 as api
 from holdfast.api.executor.v1.agent_service_pb2_grpc import AgentServiceServicer
 from holdfast.api.state.v1 import agent_store_service_pb2 as store
-from holdfast.errors import InvalidArgument, NotFound
+from holdfast.errors import FieldViolation, InvalidArgument, NotFound, Reason
 from services.executor.agents import LABEL_PATTERN, LATEST, revision_id, validate_agent
 from services.executor.budget_rules import check_prices
 from services.executor.revisions import RevisionCache
@@ -40,6 +40,7 @@ class AgentServicer(AgentServiceServicer):
         request_id = request_id_field(request.request_id)
         validate_agent(request.spec)
         await check_prices(request.spec, request.spec.limits.budget, "limits.budget")
+        await self._check_called_agents(current_workspace(), request.spec)
         revision = revision_id(request.spec)
         if request.validate_only:
             return await self._would_be(current_workspace(), revision, request.spec)
@@ -54,6 +55,25 @@ class AgentServicer(AgentServiceServicer):
                 )
             )
         return api.ApplyAgentResponse(revision=stored.revision, created=stored.created)
+
+    async def _check_called_agents(self, workspace_id: str, spec: agent_pb2.AgentSpec) -> None:
+        """Refuses a definition that calls agents which are not there. They may call each other: depth ends that."""
+        missing: list[FieldViolation] = []
+        for index, tool in enumerate(spec.tools):
+            called = tool.agent
+            # What is applied here is its own `latest` from now on.
+            is_itself = called.agent == spec.name and called.revision in ("", LATEST)
+            if tool.WhichOneof("kind") != "agent" or is_itself:
+                continue
+            try:
+                await self._revisions.resolve(workspace_id, called.agent, called.revision)
+            except NotFound as error:
+                missing.append(FieldViolation(f"tools[{index}].agent", f"{error.message}: apply it first"))
+        if missing:
+            listed = "; ".join(f"{violation.field}: {violation.description}" for violation in missing[:10])
+            raise InvalidArgument(
+                f"the agent's definition is not valid: {listed}", reason=Reason.INVALID_FIELD, field_violations=missing
+            )
 
     async def _would_be(self, workspace_id: str, revision: str, spec: agent_pb2.AgentSpec) -> api.ApplyAgentResponse:
         try:

@@ -54,9 +54,10 @@ class ApprovalServicer(ApprovalServiceServicer):
         """Questions, newest first."""
         workspace_id = current_workspace()
         run_id = optional_uuid_field("run_id", request.run_id, Reason.RUN_NOT_FOUND)
+        root_run_id = optional_uuid_field("root_run_id", request.root_run_id, Reason.RUN_NOT_FOUND)
         if request.state not in run_pb2.ApprovalState.values():
             raise InvalidArgument("expected a state of a question", field="state")
-        bound_to = ("ListApprovals", workspace_id, run_id, str(int(request.state)))
+        bound_to = ("ListApprovals", workspace_id, run_id, str(int(request.state)), root_run_id)
         after = decode_page_token(self._page_key, request.page_token, bound_to=bound_to) or {"before": ""}
         with calling("state"):
             page = await self._runs.ListApprovals(
@@ -66,6 +67,7 @@ class ApprovalServicer(ApprovalServiceServicer):
                     before_approval_id=after["before"],
                     run_id=run_id,
                     state=request.state,
+                    root_run_id=root_run_id,
                 )
             )
         response = api.ListApprovalsResponse(approvals=page.approvals)

@@ -96,6 +96,8 @@ class RunServicer(RunServiceServicer):
         """Runs, newest first."""
         workspace_id = current_workspace()
         session_id = optional_uuid_field("session_id", request.session_id, Reason.SESSION_NOT_FOUND)
+        parent_run_id = optional_uuid_field("parent_run_id", request.parent_run_id, Reason.RUN_NOT_FOUND)
+        root_run_id = optional_uuid_field("root_run_id", request.root_run_id, Reason.RUN_NOT_FOUND)
         agent, user_id = plain_field("agent", request.agent), user_field(request.user_id)
         for index, state in enumerate(request.states):
             if state not in run_pb2.RunState.values() or state == run_pb2.RUN_STATE_UNSPECIFIED:
@@ -103,7 +105,8 @@ class RunServicer(RunServiceServicer):
         states = sorted(set(request.states))
         created_after = request.created_after if request.HasField("created_after") else None
         since = created_after.ToJsonString() if created_after is not None else ""
-        bound_to = ("ListRuns", workspace_id, agent, session_id, user_id, repr(states), since)
+        tree = (parent_run_id, root_run_id, str(request.include_children))
+        bound_to = ("ListRuns", workspace_id, agent, session_id, user_id, repr(states), since, *tree)
         after = decode_page_token(self._page_key, request.page_token, bound_to=bound_to) or {"before": ""}
         with calling("state"):
             page = await self._state.runs.ListRuns(
@@ -116,6 +119,9 @@ class RunServicer(RunServiceServicer):
                     user_id=user_id,
                     states=states,
                     created_after=created_after,
+                    parent_run_id=parent_run_id,
+                    root_run_id=root_run_id,
+                    include_children=request.include_children,
                 )
             )
         response = api.ListRunsResponse(runs=page.runs)

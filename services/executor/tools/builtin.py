@@ -80,8 +80,26 @@ BUILTINS: Final[Mapping[str, Builtin]] = {
 }
 
 
+AGENT_ARGUMENTS: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "input": {
+            "type": "string",
+            "minLength": 1,
+            "description": "What the agent is asked to do, with all that it needs to know: it sees nothing else.",
+        },
+    },
+    "required": ["input"],
+    "additionalProperties": False,
+}
+"""What a tool that is an agent takes unless it has a schema of its own."""
+
+
 def effective_tool(tool: agent_pb2.ToolSpec) -> agent_pb2.ToolSpec:
-    """Returns the tool as the model sees it: a built-in with its description, schema and effect filled in."""
+    """Returns the tool as the model sees it: a built-in with its description, schema and effect filled in, an agent
+    with what it takes."""
+    if tool.WhichOneof("kind") == "agent":
+        return _agent_tool(tool)
     if tool.WhichOneof("kind") != "builtin" or tool.builtin.name not in BUILTINS:
         return tool
     builtin = BUILTINS[tool.builtin.name]
@@ -93,6 +111,15 @@ def effective_tool(tool: agent_pb2.ToolSpec) -> agent_pb2.ToolSpec:
         effective.input_schema.update(dict(builtin.input_schema))
     # Nothing outside changes, so that whatever was lost may be done again.
     effective.effect = agent_pb2.EFFECT_CLASS_READ_ONLY
+    return effective
+
+
+def _agent_tool(tool: agent_pb2.ToolSpec) -> agent_pb2.ToolSpec:
+    effective = agent_pb2.ToolSpec()
+    effective.CopyFrom(tool)
+    effective.description = tool.description or f"Asks the agent {tool.agent.agent}, and waits for its answer."
+    if not tool.HasField("input_schema"):
+        effective.input_schema.update(dict(AGENT_ARGUMENTS))
     return effective
 
 

@@ -145,8 +145,8 @@ class Executor:
         auth_channel = await self._stack.enter_async_context(
             open_channel(await self._start_auth(), service="executor", settings=self.settings)
         )
-        grants = RunGrants(GrantServiceStub(auth_channel), stubs.runs)
         revisions = RevisionCache(stubs.agents)
+        grants = RunGrants(GrantServiceStub(auth_channel), stubs.runs, revisions)
         self.server = Server(
             self.settings, service="executor", access=ACCESS, telemetry=self.telemetry, authenticator=FakeKeys()
         )

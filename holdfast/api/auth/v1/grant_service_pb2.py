@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(holdfast/api/auth/v1/grant_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x11GrantedConnection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\"\xa4\x01\n\x14IssueRunGrantRequest\x12\x1e\n\x11\x63\x61ller_credential\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12<\n\x0b\x63onnections\x18\x05 \x03(\x0b\x32\'.holdfast.api.auth.v1.GrantedConnection\"`\n\x15IssueRunGrantResponse\x12\x16\n\trun_grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2x\n\x0cGrantService\x12h\n\rIssueRunGrant\x12*.holdfast.api.auth.v1.IssueRunGrantRequest\x1a+.holdfast.api.auth.v1.IssueRunGrantResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(holdfast/api/auth/v1/grant_service.proto\x12\x14holdfast.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x11GrantedConnection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\"\xa4\x01\n\x14IssueRunGrantRequest\x12\x1e\n\x11\x63\x61ller_credential\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12<\n\x0b\x63onnections\x18\x05 \x03(\x0b\x32\'.holdfast.api.auth.v1.GrantedConnection\"\xc0\x01\n\x15\x44\x65riveRunGrantRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x15\n\rparent_run_id\x18\x02 \x01(\t\x12\x1d\n\x10parent_run_grant\x18\x03 \x01(\tB\x03\x80\x01\x01\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12<\n\x0b\x63onnections\x18\x06 \x03(\x0b\x32\'.holdfast.api.auth.v1.GrantedConnection\"a\n\x16\x44\x65riveRunGrantResponse\x12\x16\n\trun_grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"`\n\x15IssueRunGrantResponse\x12\x16\n\trun_grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xe5\x01\n\x0cGrantService\x12h\n\rIssueRunGrant\x12*.holdfast.api.auth.v1.IssueRunGrantRequest\x1a+.holdfast.api.auth.v1.IssueRunGrantResponse\x12k\n\x0e\x44\x65riveRunGrant\x12+.holdfast.api.auth.v1.DeriveRunGrantRequest\x1a,.holdfast.api.auth.v1.DeriveRunGrantResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ISSUERUNGRANTREQUEST'].fields_by_name['caller_credential']._loaded_options = None
   _globals['_ISSUERUNGRANTREQUEST'].fields_by_name['caller_credential']._serialized_options = b'\200\001\001'
+  _globals['_DERIVERUNGRANTREQUEST'].fields_by_name['parent_run_grant']._loaded_options = None
+  _globals['_DERIVERUNGRANTREQUEST'].fields_by_name['parent_run_grant']._serialized_options = b'\200\001\001'
+  _globals['_DERIVERUNGRANTRESPONSE'].fields_by_name['run_grant']._loaded_options = None
+  _globals['_DERIVERUNGRANTRESPONSE'].fields_by_name['run_grant']._serialized_options = b'\200\001\001'
   _globals['_ISSUERUNGRANTRESPONSE'].fields_by_name['run_grant']._loaded_options = None
   _globals['_ISSUERUNGRANTRESPONSE'].fields_by_name['run_grant']._serialized_options = b'\200\001\001'
   _globals['_GRANTEDCONNECTION']._serialized_start=99
   _globals['_GRANTEDCONNECTION']._serialized_end=148
   _globals['_ISSUERUNGRANTREQUEST']._serialized_start=151
   _globals['_ISSUERUNGRANTREQUEST']._serialized_end=315
-  _globals['_ISSUERUNGRANTRESPONSE']._serialized_start=317
-  _globals['_ISSUERUNGRANTRESPONSE']._serialized_end=413
-  _globals['_GRANTSERVICE']._serialized_start=415
-  _globals['_GRANTSERVICE']._serialized_end=535
+  _globals['_DERIVERUNGRANTREQUEST']._serialized_start=318
+  _globals['_DERIVERUNGRANTREQUEST']._serialized_end=510
+  _globals['_DERIVERUNGRANTRESPONSE']._serialized_start=512
+  _globals['_DERIVERUNGRANTRESPONSE']._serialized_end=609
+  _globals['_ISSUERUNGRANTRESPONSE']._serialized_start=611
+  _globals['_ISSUERUNGRANTRESPONSE']._serialized_end=707
+  _globals['_GRANTSERVICE']._serialized_start=710
+  _globals['_GRANTSERVICE']._serialized_end=939
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,11 @@ class GrantServiceStub(object):
                 request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.IssueRunGrantRequest.SerializeToString,
                 response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.IssueRunGrantResponse.FromString,
                 _registered_method=True)
+        self.DeriveRunGrant = channel.unary_unary(
+                '/holdfast.api.auth.v1.GrantService/DeriveRunGrant',
+                request_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.DeriveRunGrantRequest.SerializeToString,
+                response_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.DeriveRunGrantResponse.FromString,
+                _registered_method=True)
 
 
 class GrantServiceServicer(object):
@@ -56,6 +61,15 @@ class GrantServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeriveRunGrant(self, request, context):
+        """Signs the grant of a run that another run starts, from that run's own: the same workspace, user and end, and of the
+        connections and permissions those that both have. Errors: PERMISSION_DENIED (RUN_GRANT_INVALID) when the other grant
+        is not valid, or is of another run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GrantServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -63,6 +77,11 @@ def add_GrantServiceServicer_to_server(servicer, server):
                     servicer.IssueRunGrant,
                     request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.IssueRunGrantRequest.FromString,
                     response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.IssueRunGrantResponse.SerializeToString,
+            ),
+            'DeriveRunGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeriveRunGrant,
+                    request_deserializer=holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.DeriveRunGrantRequest.FromString,
+                    response_serializer=holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.DeriveRunGrantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -94,6 +113,33 @@ class GrantService(object):
             '/holdfast.api.auth.v1.GrantService/IssueRunGrant',
             holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.IssueRunGrantRequest.SerializeToString,
             holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.IssueRunGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeriveRunGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.api.auth.v1.GrantService/DeriveRunGrant',
+            holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.DeriveRunGrantRequest.SerializeToString,
+            holdfast_dot_api_dot_auth_dot_v1_dot_grant__service__pb2.DeriveRunGrantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,11 @@ class GrantServiceStub:
     """Signs the grant of a run that its caller starts. Errors: UNAUTHENTICATED when the caller's credential is not valid;
     PERMISSION_DENIED when the caller may not act for the user.
     """
+    DeriveRunGrant: _aio.UnaryUnaryMultiCallable[_grant_service_pb2.DeriveRunGrantRequest, _grant_service_pb2.DeriveRunGrantResponse]
+    """Signs the grant of a run that another run starts, from that run's own: the same workspace, user and end, and of the
+    connections and permissions those that both have. Errors: PERMISSION_DENIED (RUN_GRANT_INVALID) when the other grant
+    is not valid, or is of another run.
+    """
 
 class GrantServiceServicer(metaclass=_abc_1.ABCMeta):
     """Signs run grants. A grant names workspace, user, run, agent and the connections; it is signed with a key that no other
@@ -36,6 +41,17 @@ class GrantServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_grant_service_pb2.IssueRunGrantResponse]:
         """Signs the grant of a run that its caller starts. Errors: UNAUTHENTICATED when the caller's credential is not valid;
         PERMISSION_DENIED when the caller may not act for the user.
+        """
+
+    @_abc_1.abstractmethod
+    def DeriveRunGrant(
+        self,
+        request: _grant_service_pb2.DeriveRunGrantRequest,
+        context: _aio.ServicerContext[_grant_service_pb2.DeriveRunGrantRequest, _abc.Awaitable[_grant_service_pb2.DeriveRunGrantResponse]],
+    ) -> _abc.Awaitable[_grant_service_pb2.DeriveRunGrantResponse]:
+        """Signs the grant of a run that another run starts, from that run's own: the same workspace, user and end, and of the
+        connections and permissions those that both have. Errors: PERMISSION_DENIED (RUN_GRANT_INVALID) when the other grant
+        is not valid, or is of another run.
         """
 
 def add_GrantServiceServicer_to_server(servicer: GrantServiceServicer, server: _aio.Server) -> None: ...
