@@ -358,6 +358,7 @@ class _Campaign:
                 found.extend(verdict.pause_violations(record, counted))
                 found.extend(verdict.expiry_violations(record))
                 found.extend(verdict.budget_violations(record, counted))
+                found.extend(verdict.approval_violations(record, counted))
         if not load.unfinished:
             found.extend(verdict.effect_violations(load.records, counted))
         for record in load.records:

@@ -8,9 +8,11 @@ from collections import Counter
 
 from tests.suite.effects import Answer, HttpCall, HttpEffects
 
-TOOLS = ("look", "put", "pay", "pack", "label")
-ONCE = ("pay", "pack")
+TOOLS = ("look", "put", "pay", "wire", "pack", "label")
+ONCE = ("pay", "wire", "pack")
 """Of these a second call would be a second effect."""
+APPROVED_FIRST = ("wire",)
+"""Of these each call needs a person's yes."""
 
 
 class Counted:

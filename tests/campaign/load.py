@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 
-from holdfast import Agent, Budget, Client
+from holdfast import Agent, Budget, Client, Limits
 from holdfast.agent import http_tool
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.errors import (
@@ -26,6 +27,7 @@ from holdfast.errors import (
     Unavailable,
 )
 from holdfast.ids import new_uuid7
+from holdfast.resources import Scope
 from holdfast.runs import ENDED, RunEvent, RunHandle
 from holdfast.testing import call, scripted, turn
 from tests.campaign.effects import Counted
@@ -38,6 +40,8 @@ AGENTS = 8
 # Of runs.
 _IN_AN_EARLIER_SESSION = 0.2
 _ASKED_FOR_TWICE = 0.1
+# What is said of a call that needs approval, and how often.
+_VERDICTS = {"once": 4, "run": 1, "session": 1, "edited": 2, "rejected": 2}
 _PASSING = (Unavailable, DeadlineExceeded, Cancelled, Aborted, ResourceExhausted)
 
 
@@ -101,6 +105,7 @@ def agents(seed: int, url: Callable[[str], str], *, lost_after: float = 2.0) -> 
         http_tool("look", url("/look"), effect="read_only"),
         http_tool("put", url("/put"), effect="idempotent"),
         http_tool("pay", url("/pay")),
+        http_tool("wire", url("/wire"), approval=True),
         *(made.spec() for made in worker_tools("")),
     ]
     for spec in specs:
@@ -110,7 +115,16 @@ def agents(seed: int, url: Callable[[str], str], *, lost_after: float = 2.0) -> 
         spec.retry.max_interval.CopyFrom(_duration(0.5))
         if spec.WhichOneof("kind") == "worker":
             spec.heartbeat_timeout.CopyFrom(_duration(lost_after))
-    return [Agent(f"agent-{n}", model=_script(chance), tools=[*specs, *BUILT_IN]) for n in range(AGENTS)]
+    return [
+        # One half asks for more where a budget has no room, the other stops.
+        Agent(
+            f"agent-{n}",
+            model=_script(chance),
+            tools=[*specs, *BUILT_IN],
+            limits=Limits(on_budget_exceeded="ask" if n % 2 else "stop"),
+        )
+        for n in range(AGENTS)
+    ]
 
 
 BUILT_IN = ("noop", "ask_user", "sleep_until")
@@ -126,7 +140,7 @@ def _script(chance: random.Random) -> agent_pb2.ModelSpec:
 
 def _call(chance: random.Random, number: int) -> agent_pb2.ScriptCall:
     tool = chance.choices(
-        ("look", "put", "pay", "pack", "label", "noop", "ask_user", "sleep_until"), (3, 3, 5, 4, 2, 2, 1, 1)
+        ("look", "put", "pay", "wire", "pack", "label", "noop", "ask_user", "sleep_until"), (3, 3, 5, 3, 4, 2, 2, 1, 1)
     )[0]
     match tool:
         case "pack" | "label":
@@ -224,7 +238,8 @@ class Load:
                 if change.HasField("approval_requested"):
                     delay = chance.choice((0.0, 0.05, 0.3, 1.0))
                     approval = change.approval_requested.approval
-                    tasks.create_task(self._answer(client, record, approval, delay))
+                    verdict = chance.choices(list(_VERDICTS), list(_VERDICTS.values()))[0]
+                    tasks.create_task(self._answer(client, record, approval, delay, verdict))
 
     async def _cancel(self, handle: RunHandle, record: Record, delay: float) -> None:
         await asyncio.sleep(delay)
@@ -254,12 +269,24 @@ class Load:
             if (await persist(handle.get)).state not in ENDED:
                 record.problems.append("it could not be paused or resumed, and has not ended")
 
-    async def _answer(self, client: Client, record: Record, approval: run_pb2.Approval, delay: float) -> None:
+    async def _answer(
+        self, client: Client, record: Record, approval: run_pb2.Approval, delay: float, verdict: str
+    ) -> None:
         await asyncio.sleep(delay)
         if approval.kind == run_pb2.APPROVAL_KIND_QUESTION:
 
             async def decide() -> run_pb2.Approval:
                 return await client.approvals.answer(approval.approval_id, "yes")
+        elif approval.kind == run_pb2.APPROVAL_KIND_BUDGET:
+
+            async def decide() -> run_pb2.Approval:
+                if verdict == "rejected":
+                    return await client.approvals.resolve(approval.approval_id, "fail_run")
+                return await client.approvals.answer(approval.approval_id, 2)
+        elif approval.kind == run_pb2.APPROVAL_KIND_TOOL_CALL:
+
+            async def decide() -> run_pb2.Approval:
+                return await _say(client, approval, verdict)
         else:
             # A person looks once nobody is left who may still make the call.
             await self._settled()
@@ -279,13 +306,28 @@ class Load:
                 record.problems.append(f"the question {approval.approval_id} could not be answered: {error.message}")
 
 
+async def _say(client: Client, approval: run_pb2.Approval, verdict: str) -> run_pb2.Approval:
+    """Decides about a call that needs approval."""
+    approvals, seen = client.approvals, approval.arguments_sha256
+    if verdict == "rejected":
+        return await approvals.reject(approval.approval_id, "not this time", arguments_sha256=seen)
+    if verdict == "edited":
+        edited = {"n": json.loads(approval.arguments_json)["n"] + 1_000}
+        return await approvals.approve(approval.approval_id, arguments=edited, arguments_sha256=seen)
+    return await approvals.approve(approval.approval_id, scope=cast(Scope, verdict), arguments_sha256=seen)
+
+
 def key_of(events: Sequence[run_pb2.Event], step: int) -> str:
-    """The idempotency key of a tool's step."""
+    """The idempotency key that a step's calls have: with arguments that a person edited it is another one."""
+    key = ""
     for event in events:
         for change in event.changes:
             if change.HasField("step_started") and change.step_started.step == step:
-                return change.step_started.tool.idempotency_key
-    raise AssertionError(f"step {step} is asked about and has not begun")
+                key = change.step_started.tool.idempotency_key
+            elif change.HasField("approval_decided") and change.approval_decided.step == step:
+                key = change.approval_decided.idempotency_key or key
+    assert key, f"step {step} is asked about and has not begun"
+    return key
 
 
 async def persist(work: Callable[[], Awaitable[T]]) -> T:

@@ -15,7 +15,7 @@ from holdfast.api.state.v1.operator_service_pb2_grpc import OperatorServiceStub
 from holdfast.cli.operator import operator_channel
 from holdfast.runs import ENDED
 from services.shared.run_budgets import Ledger, ledger_of
-from tests.campaign.effects import ONCE, Counted
+from tests.campaign.effects import APPROVED_FIRST, ONCE, Counted
 from tests.campaign.load import Record
 from tests.fakes.cluster import Cluster
 from tests.suite.histories import check_history
@@ -168,6 +168,29 @@ def expiry_violations(record: Record) -> Iterator[Violation]:
                 yield Violation("its time was over, and it ended as something else", record.run_id)
 
 
+def approval_violations(record: Record, counted: Counted) -> Iterator[Violation]:
+    """Whether each call that needs approval was made only with it, with the arguments that were approved."""
+    approved: set[str] = set()
+    asked: dict[int, str] = {}
+    for event in record.events:
+        for change in event.changes:
+            if change.HasField("step_started") and change.step_started.tool.tool in APPROVED_FIRST:
+                intent = change.step_started.tool
+                asked[change.step_started.step] = intent.idempotency_key
+                if intent.approval_id:
+                    approved.add(intent.idempotency_key)
+            elif change.HasField("approval_decided") and change.approval_decided.step in asked:
+                decided = change.approval_decided
+                if decided.verdict == run_pb2.APPROVAL_VERDICT_APPROVED:
+                    approved.add(decided.idempotency_key or asked[decided.step])
+    for key, arrivals in counted.calls.items():
+        is_its = counted.run_of[key] == record.run_id and counted.tool_of[key] in APPROVED_FIRST
+        if is_its and arrivals and key not in approved:
+            yield Violation(
+                f"{counted.tool_of[key]} was called with the key {key}, and nobody approved it", record.run_id
+            )
+
+
 def budget_violations(record: Record, counted: Counted) -> Iterator[Violation]:
     """Whether a run kept to its budget: in its journal at every event, and in what was really called."""
     ledger: Ledger | None = None
@@ -197,11 +220,11 @@ def _is_end(event: run_pb2.Event) -> bool:
 def effect_violations(records: Sequence[Record], counted: Counted) -> Iterator[Violation]:
     """Effects that no journal knows: something was done before its intent was stored."""
     known = {
-        change.step_started.tool.idempotency_key
+        # With arguments that a person edited, a call has another key.
+        change.step_started.tool.idempotency_key or change.approval_decided.idempotency_key
         for record in records
         for event in record.events
         for change in event.changes
-        if change.HasField("step_started")
     }
     for key in counted.calls.keys() - known:
         yield Violation(f"{counted.tool_of[key]} was called with the key {key} of no step", counted.run_of[key])

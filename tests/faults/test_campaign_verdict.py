@@ -16,6 +16,7 @@ from tests.campaign.effects import Counted
 from tests.campaign.load import Record, Rest
 from tests.campaign.verdict import (
     Violation,
+    approval_violations,
     budget_violations,
     effect_violations,
     expiry_violations,
@@ -259,6 +260,48 @@ def test_budget_that_was_lost_is_found() -> None:
     run.is_limited = True
     found = list(budget_violations(run, counted(1)))
     assert found == [Violation("it was given a budget, and its journal has none", "run-1")]
+
+
+# ------------------------------------------------------------------------------------------------------------ approvals
+
+
+APPROVED = run_pb2.APPROVAL_VERDICT_APPROVED
+REJECTED = run_pb2.APPROVAL_VERDICT_REJECTED
+
+
+def wires(approval_id: str = "") -> run_pb2.Change:
+    """A call that needs approval begins."""
+    intent = run_pb2.ToolIntent(
+        tool="wire", call_id="c", tool_kind="http", idempotency_key=KEY, approval_id=approval_id
+    )
+    return run_pb2.Change(step_started=run_pb2.StepStarted(step=2, kind=run_pb2.STEP_KIND_TOOL, tool=intent))
+
+
+def decided(verdict: run_pb2.ApprovalVerdict, key: str = "") -> run_pb2.Change:
+    return run_pb2.Change(
+        approval_decided=run_pb2.ApprovalDecided(
+            step=2, verdict=verdict, edited_arguments_json=key, idempotency_key=key
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_found"),
+    [
+        ([wires(), decided(APPROVED)], False),
+        ([wires("an approval for the run")], False),
+        ([wires()], True),
+        ([wires(), decided(REJECTED)], True),
+        # With other arguments it would have been called with another key.
+        ([wires(), decided(APPROVED, "another key")], True),
+    ],
+)
+def test_call_that_nobody_approved_is_found(changes: Sequence[run_pb2.Change], is_found: bool) -> None:
+    effects = counted(1)
+    effects.tool_of[KEY] = "wire"
+    found = list(approval_violations(written((1, changes)), effects))
+    expected = [Violation(f"wire was called with the key {KEY}, and nobody approved it", "run-1")]
+    assert found == (expected if is_found else [])
 
 
 # ---------------------------------------------------------------------------------------------------------------- seals
