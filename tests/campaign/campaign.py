@@ -91,6 +91,7 @@ class Outcome:
         violations: What must not be.
         happened: The faults, with the second at which each began.
         records: The runs.
+        children: Runs that those have started.
         switches: How often the workspace was switched to sealing, and back.
         sealed_events: How many events are stored sealed at the end.
         calls: How many effects.
@@ -106,6 +107,7 @@ class Outcome:
     switches: int = 0
     sealed_events: int = 0
     records: list[Record] = field(default_factory=list)
+    children: list[Record] = field(default_factory=list)
     calls: int = 0
     journals: dict[str, list[run_pb2.Event]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -122,6 +124,7 @@ class Outcome:
             "  " + ", ".join(f"{kind} {count}" for kind, count in sorted(self.kinds.items())),
             f"  {self.paused} runs were paused ({self.rested} of them at rest when it was answered), "
             + ", ".join(f"{count} {_short(state)}" for state, count in sorted(self.ends().items())),
+            f"  {len(self.children)} runs were started by others",
         ]
         if self.switches:
             lines.append(
@@ -164,7 +167,7 @@ class Outcome:
 
     def _journal(self, run_id: str) -> Iterator[str]:
         events = self.journals.get(run_id, [])
-        for record in self.records:
+        for record in (*self.records, *self.children):
             if record.run_id == run_id:
                 yield f"  run {record.number} of {record.agent}, {fate_of(self.plan.seed, record.number)}"
                 yield f"  decided: {record.decisions}, paused: {record.pauses}"
@@ -286,7 +289,7 @@ class _Campaign:
 
         faults = Faults(suite, workers, proxies, self._cluster, self._on_fault)
         load = Load(plan.seed, clients, counted, faults.settled)
-        self._outcome.records = load.records
+        self._outcome.records, self._outcome.children = load.records, load.children
         planned = schedule.plan(
             plan.seed,
             plan.faults,
@@ -351,7 +354,8 @@ class _Campaign:
         for name in ("auth", "trace", *suite.states, *suite.executors):
             if not suite.is_running(name):
                 found.append(Violation(f"{name} has died by itself:\n{suite.log_tail(name)}"))
-        for record in load.records:
+        everyone = [*load.records, *load.children]
+        for record in everyone:
             if record.run_id not in load.unfinished:
                 found.extend(verdict.run_violations(record, counted))
                 found.extend(verdict.doubt_violations(record))
@@ -360,8 +364,9 @@ class _Campaign:
                 found.extend(verdict.budget_violations(record, counted))
                 found.extend(verdict.approval_violations(record, counted))
         if not load.unfinished:
-            found.extend(verdict.effect_violations(load.records, counted))
-        for record in load.records:
+            found.extend(verdict.effect_violations(everyone, counted))
+            found.extend(verdict.child_violations(load.records, load.children))
+        for record in everyone:
             # Every run that was acknowledged is there, and its watcher has seen all of it.
             run = await persist((await persist(lambda id=record.run_id: client.run(id))).get)  # type: ignore[misc]
             if record.run_id not in load.unfinished and (run.state not in ENDED or len(record.events) > run.last_seq):
@@ -393,7 +398,12 @@ class _Campaign:
             except HoldfastError as error:
                 found.append(Violation(f"trace does not have it: {error}", record.run_id))
                 continue
-            steps = sorted(span.step for span in tree.spans if span.kind in kinds)
+            # The wait for an approval is a part of its step.
+            steps = sorted(
+                span.step
+                for span in tree.spans
+                if span.kind in kinds and not span.name.startswith("holdfast.approval ")
+            )
             begun = sorted(
                 change.step_started.step
                 for event in record.events

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from google.protobuf.duration_pb2 import Duration
 
 from holdfast import Agent, Budget, Client, Limits
-from holdfast.agent import http_tool
+from holdfast.agent import agent_tool, http_tool
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.errors import (
     Aborted,
@@ -37,6 +37,8 @@ from tests.campaign.worker import tools as worker_tools
 T = TypeVar("T")
 
 AGENTS = 8
+# Agents that those call, and that call nobody.
+HELPERS = 3
 # Of runs.
 _IN_AN_EARLIER_SESSION = 0.2
 _ASKED_FOR_TWICE = 0.1
@@ -73,6 +75,7 @@ class Record:
         is_cancelled: Whether somebody asked to cancel it.
         expires_at: When its time is over, as acknowledged; None where it is not limited.
         is_limited: Whether it was given a budget.
+        parent: Of a run that another one started: that one.
         pauses: Its pauses.
         resumes: How often it was resumed, as acknowledged.
         problems: What went wrong with it on the way.
@@ -87,13 +90,20 @@ class Record:
     is_cancelled: bool = False
     expires_at: datetime | None = None
     is_limited: bool = False
+    parent: Record | None = None
     pauses: list[Rest] = field(default_factory=list)
     resumes: int = 0
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def may_be_stopped(self) -> bool:
+        """Whether it may end before it has done all that it does."""
+        is_ended_with_its_parent = self.parent is not None and (self.parent.is_limited or self.parent.may_be_stopped)
+        return self.is_cancelled or self.expires_at is not None or is_ended_with_its_parent
+
 
 def agents(seed: int, url: Callable[[str], str], *, lost_after: float = 2.0) -> list[Agent]:
-    """The agents of a seed: scripts of a few turns with every kind of tool.
+    """The agents of a seed: scripts of a few turns with every kind of tool. Those that others call come first.
 
     Args:
         seed: Decides the scripts.
@@ -115,33 +125,44 @@ def agents(seed: int, url: Callable[[str], str], *, lost_after: float = 2.0) -> 
         spec.retry.max_interval.CopyFrom(_duration(0.5))
         if spec.WhichOneof("kind") == "worker":
             spec.heartbeat_timeout.CopyFrom(_duration(lost_after))
-    return [
+    helpers = [
+        Agent(f"helper-{n}", model=_script(chance, _TOOLS), tools=[*specs, *BUILT_IN], description="Helps.")
+        for n in range(HELPERS)
+    ]
+    calls = [agent_tool(helper, name=f"help_{n}", max_attempts=3) for n, helper in enumerate(helpers)]
+    for spec in calls:
+        spec.retry.initial_interval.CopyFrom(_duration(0.05))
+    asking = {**_TOOLS, **dict.fromkeys((spec.name for spec in calls), 1)}
+    callers = [
         # One half asks for more where a budget has no room, the other stops.
         Agent(
             f"agent-{n}",
-            model=_script(chance),
-            tools=[*specs, *BUILT_IN],
+            model=_script(chance, asking),
+            tools=[*specs, *calls, *BUILT_IN],
             limits=Limits(on_budget_exceeded="ask" if n % 2 else "stop"),
         )
         for n in range(AGENTS)
     ]
+    return [*helpers, *callers]
 
 
 BUILT_IN = ("noop", "ask_user", "sleep_until")
 
 
-def _script(chance: random.Random) -> agent_pb2.ModelSpec:
+# And how often each of them is called.
+_TOOLS = {"look": 3, "put": 3, "pay": 5, "wire": 3, "pack": 4, "label": 2, "noop": 2, "ask_user": 1, "sleep_until": 1}
+
+
+def _script(chance: random.Random, tools: Mapping[str, int]) -> agent_pb2.ModelSpec:
     turns: list[Any] = []
     for number in range(chance.randint(2, 5)):
-        calls = [_call(chance, 10 * number + n) for n in range(chance.choice((1, 1, 1, 2, 3)))]
+        calls = [_call(chance, 10 * number + n, tools) for n in range(chance.choice((1, 1, 1, 2, 3)))]
         turns.append(turn(f"Turn {number}.", *calls, delay=chance.choice((0.0, 0.0, 0.02, 0.1))))
     return scripted(*turns, "All done.")
 
 
-def _call(chance: random.Random, number: int) -> agent_pb2.ScriptCall:
-    tool = chance.choices(
-        ("look", "put", "pay", "wire", "pack", "label", "noop", "ask_user", "sleep_until"), (3, 3, 5, 3, 4, 2, 2, 1, 1)
-    )[0]
+def _call(chance: random.Random, number: int, tools: Mapping[str, int]) -> agent_pb2.ScriptCall:
+    tool = chance.choices(list(tools), list(tools.values()))[0]
     match tool:
         case "pack" | "label":
             return call(tool, box=number)
@@ -149,6 +170,8 @@ def _call(chance: random.Random, number: int) -> agent_pb2.ScriptCall:
             return call(tool, question=f"May I go on? ({number})")
         case "sleep_until":
             return call(tool, seconds=chance.choice((0.1, 0.5)))
+        case _ if tool.startswith("help_"):
+            return call(tool, input=f"help {number}")
         case _:
             return call(tool, n=number)
 
@@ -177,6 +200,8 @@ class Load:
         self._counted = counted
         self._settled = settled
         self.records: list[Record] = []
+        # Of runs that those have started.
+        self.children: list[Record] = []
         self.unfinished: set[str] = set()
         self.attached = 0
 
@@ -235,11 +260,21 @@ class Load:
             assert isinstance(event, RunEvent)
             record.events.append(event.message)
             for change in event.changes:
+                if child_run_id := child_of(change):
+                    tasks.create_task(self._watch_child(child_run_id, record, client, tasks))
                 if change.HasField("approval_requested"):
                     delay = chance.choice((0.0, 0.05, 0.3, 1.0))
                     approval = change.approval_requested.approval
                     verdict = chance.choices(list(_VERDICTS), list(_VERDICTS.values()))[0]
                     tasks.create_task(self._answer(client, record, approval, delay, verdict))
+
+    async def _watch_child(self, run_id: str, parent: Record, client: Client, tasks: asyncio.TaskGroup) -> None:
+        handle = await persist(partial(client.run, run_id))
+        record = Record(parent.number, run_id, handle.run.session_id, handle.run.agent, parent=parent)
+        self.children.append(record)
+        self.unfinished.add(run_id)
+        await self._watch(handle, record, client, random.Random(run_id), tasks)
+        self.unfinished.discard(run_id)
 
     async def _cancel(self, handle: RunHandle, record: Record, delay: float) -> None:
         await asyncio.sleep(delay)
@@ -302,7 +337,7 @@ class Load:
         try:
             await persist(decide)
         except FailedPrecondition as error:
-            if not record.is_cancelled and record.expires_at is None:
+            if not record.may_be_stopped:
                 record.problems.append(f"the question {approval.approval_id} could not be answered: {error.message}")
 
 
@@ -315,6 +350,11 @@ async def _say(client: Client, approval: run_pb2.Approval, verdict: str) -> run_
         edited = {"n": json.loads(approval.arguments_json)["n"] + 1_000}
         return await approvals.approve(approval.approval_id, arguments=edited, arguments_sha256=seen)
     return await approvals.approve(approval.approval_id, scope=cast(Scope, verdict), arguments_sha256=seen)
+
+
+def child_of(change: run_pb2.Change) -> str:
+    """The run that a change starts; empty when it starts none."""
+    return change.step_started.tool.child_run_id or change.attempt_started.child_run_id
 
 
 def key_of(events: Sequence[run_pb2.Event], step: int) -> str:

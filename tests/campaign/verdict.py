@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from holdfast.cli.operator import operator_channel
 from holdfast.runs import ENDED
 from services.shared.run_budgets import Ledger, ledger_of
 from tests.campaign.effects import APPROVED_FIRST, ONCE, Counted
-from tests.campaign.load import Record
+from tests.campaign.load import Record, child_of
 from tests.fakes.cluster import Cluster
 from tests.suite.histories import check_history
 
@@ -73,7 +74,7 @@ def run_violations(record: Record, counted: Counted) -> Iterator[Violation]:
         yield Violation(f"its journal: {error}", record.run_id)
         return
     allowed = {run_pb2.RUN_STATE_SUCCEEDED}
-    if record.is_cancelled:
+    if record.is_cancelled or (record.parent is not None and record.may_be_stopped):
         allowed.add(run_pb2.RUN_STATE_CANCELLED)
     if record.expires_at is not None:
         allowed.add(run_pb2.RUN_STATE_EXPIRED)
@@ -104,7 +105,7 @@ def doubt_violations(record: Record) -> Iterator[Violation]:
             elif kind == "approval_requested":
                 asked.add(change.approval_requested.approval.step)
     for step, attempt in sorted(in_doubt):
-        if step not in asked and not record.is_cancelled and record.expires_at is None:
+        if step not in asked and not record.may_be_stopped:
             yield Violation(f"step {step}, attempt {attempt}, is in doubt and nobody was asked", record.run_id)
 
 
@@ -189,6 +190,38 @@ def approval_violations(record: Record, counted: Counted) -> Iterator[Violation]
             yield Violation(
                 f"{counted.tool_of[key]} was called with the key {key}, and nobody approved it", record.run_id
             )
+
+
+def child_violations(records: Sequence[Record], children: Sequence[Record]) -> Iterator[Violation]:
+    """Whether each run that another one started has ended, and that was told of this once, and as it is.
+
+    A run that has ended itself is told nothing more.
+    """
+    ends = {child.run_id: _state_at_end(child.events) for child in children}
+    known: set[str] = set()
+    for record in records:
+        started: set[str] = set()
+        told: Counter[str] = Counter()
+        for event in record.events:
+            for change in event.changes:
+                if run_id := child_of(change):
+                    started.add(run_id)
+                if change.HasField("child_ended"):
+                    ended = change.child_ended
+                    told[ended.child_run_id] += 1
+                    if ended.child_run_id not in started or ended.state != ends.get(ended.child_run_id):
+                        yield Violation(f"what it was told of {ended.child_run_id} is not so", record.run_id)
+        for run_id in started:
+            if told[run_id] > 1 or (not told[run_id] and not record.may_be_stopped and not record.is_limited):
+                yield Violation(f"it was told {told[run_id]} times that {run_id} has ended", record.run_id)
+        known |= started
+    for run_id in ends.keys() - known:
+        yield Violation("nobody started it", run_id)
+
+
+def _state_at_end(events: Sequence[run_pb2.Event]) -> run_pb2.RunState | None:
+    states = [change.run_state_changed.state for event in events for change in event.changes]
+    return next((state for state in states if state in _ENDS), None)
 
 
 def budget_violations(record: Record, counted: Counted) -> Iterator[Violation]:

@@ -44,6 +44,7 @@ async def test_a_short_campaign_finds_nothing(database: str) -> None:
     assert sum(outcome.kinds.values()) == plan.faults
     assert len(outcome.records) >= plan.runs
     assert outcome.paused
+    assert outcome.children
     # A switch that is undone before state has followed seals nothing.
     assert outcome.sealed_events or seals == "switching"
     assert bool(outcome.switches) is (seals == "switching")

@@ -18,6 +18,7 @@ from tests.campaign.verdict import (
     Violation,
     approval_violations,
     budget_violations,
+    child_violations,
     effect_violations,
     expiry_violations,
     pause_violations,
@@ -302,6 +303,43 @@ def test_call_that_nobody_approved_is_found(changes: Sequence[run_pb2.Change], i
     found = list(approval_violations(written((1, changes)), effects))
     expected = [Violation(f"wire was called with the key {KEY}, and nobody approved it", "run-1")]
     assert found == (expected if is_found else [])
+
+
+# ------------------------------------------------------------------------------------------------------------- children
+
+
+def starts(child: str) -> run_pb2.Change:
+    intent = run_pb2.ToolIntent(tool="help", call_id="c", tool_kind="agent", child_run_id=child)
+    return run_pb2.Change(step_started=run_pb2.StepStarted(step=2, kind=run_pb2.STEP_KIND_CHILD, tool=intent))
+
+
+def hears(child: str, state: run_pb2.RunState = SUCCEEDED) -> run_pb2.Change:
+    return run_pb2.Change(child_ended=run_pb2.ChildEnded(step=2, attempt=1, child_run_id=child, state=state))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ([starts("child"), hears("child")], []),
+        ([starts("child")], ["it was told 0 times that child has ended"]),
+        ([starts("child"), hears("child"), hears("child")], ["it was told 2 times that child has ended"]),
+        ([starts("child"), hears("child", EXPIRED)], ["what it was told of child is not so"]),
+        ([hears("child")], ["what it was told of child is not so", "nobody started it"]),
+    ],
+)
+def test_what_a_run_is_told_of_another_one(changes: Sequence[run_pb2.Change], what: list[str]) -> None:
+    parent = written((1, changes))
+    child = Record(0, "child", "session-1", "helper-1", events=history(), parent=parent)
+    assert [found.what for found in child_violations([parent], [child])] == what
+
+
+def test_run_that_has_ended_is_told_nothing_more() -> None:
+    parent = written((1, [starts("child")]))
+    parent.is_cancelled = True
+    child = Record(0, "child", "session-1", "helper-1", events=history(), parent=parent)
+    assert list(child_violations([parent], [child])) == []
+    child.events[-1].changes[0].run_state_changed.state = run_pb2.RUN_STATE_CANCELLED
+    assert list(run_violations(child, counted(1))) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------- seals
