@@ -48,6 +48,7 @@ _STYLES: Final[Mapping[int, str]] = {
     query_service_pb2.SPAN_KIND_TOOL: "cyan",
     query_service_pb2.SPAN_KIND_WAIT: "magenta",
     query_service_pb2.SPAN_KIND_ATTEMPT: "yellow",
+    query_service_pb2.SPAN_KIND_APPROVAL: "magenta",
 }
 
 

@@ -49,6 +49,7 @@ class SpanKind(IntEnum):
     TOOL = 4
     WAIT = 5
     ATTEMPT = 6
+    APPROVAL = 7
 
 
 # Part of every span id: never changed.
@@ -59,6 +60,7 @@ _ID_KINDS: Final[dict[SpanKind, bytes]] = {
     SpanKind.TOOL: b"tool",
     SpanKind.WAIT: b"wait",
     SpanKind.ATTEMPT: b"attempt",
+    SpanKind.APPROVAL: b"approval",
 }
 
 
@@ -291,8 +293,8 @@ class SpanBuilder:
             _describe_verdict(question, attributes)
             yield self._span(
                 f"holdfast.approval {approval.tool}",
-                SpanKind.WAIT,
-                span_id=span_id_of(self._run.run_id, SpanKind.WAIT, f"{step.number}/{approval.approval_id}"),
+                SpanKind.APPROVAL,
+                span_id=span_id_of(self._run.run_id, SpanKind.APPROVAL, f"{step.number}/{approval.approval_id}"),
                 parent_span_id=self._step_span_id(step),
                 started_at=question.asked_at,
                 ended_at=question.ended_at,

@@ -165,6 +165,22 @@ async def test_ask_user_waits_for_an_answer_and_goes_on(suite: Suite) -> None:
         assert await run.result() == "Understood. You asked: Book a table for Friday. The answer was: four"
 
 
+@pytest.mark.parametrize("arguments", [None, {"invoice": "A-7", "amount": 90}])
+async def test_large_refund_waits_for_its_approval(suite: Suite, arguments: dict[str, object] | None) -> None:
+    [agent] = load_agents(EXAMPLES / "approve_refund.yaml")
+    async with asyncio.timeout(SECONDS), suite.client() as client:
+        await client.apply(agent)
+        run = await client.start("refunds", "Please refund the chair.")
+        async for item in run.events(deltas=False):
+            if isinstance(item, RunEvent) and item.state == run_pb2.RUN_STATE_WAITING:
+                break
+        [approval] = [approval async for approval in client.approvals.list(run_id=run.id)]
+        assert approval.arguments_json == '{"amount":250,"invoice":"A-7"}'
+        await client.approvals.approve(approval.approval_id, arguments=arguments)
+        amount = 250 if arguments is None else 90
+        assert f'"amount":{amount}' in await run.result()
+
+
 def test_the_readme_shows_the_examples_as_they_are() -> None:
     readme = (ROOT / "README.md").read_text()
     hello = (EXAMPLES / "hello.py").read_text()

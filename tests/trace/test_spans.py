@@ -211,7 +211,7 @@ def test_the_wait_for_an_approval_is_a_span_of_its_own_and_so_is_the_call() -> N
     spans = spans_of(journal)
     approved, rejected, expired = (span for span in spans if span.name == "holdfast.approval refund")
     call = next(span for span in spans if span.step == 2 and span.kind is SpanKind.TOOL)
-    assert {span.kind for span in (approved, rejected, expired)} == {SpanKind.WAIT}
+    assert {span.kind for span in (approved, rejected, expired)} == {SpanKind.APPROVAL}
     assert approved.parent_span_id == call.span_id
     assert (approved.outcome, rejected.outcome, expired.outcome) == (Outcome.OK, Outcome.OK, Outcome.ERROR)
     assert approved.attributes["holdfast.approval.verdict"] == "approved"

@@ -23,6 +23,9 @@ INVALID_RESULT: Final = "INVALID_RESULT"
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
+MAX_DEPTH: Final = 200
+"""Levels of objects and lists in each other that are taken from models, tools and people."""
+
 _MAX_PROBLEMS: Final = 8
 _MAX_VALUE_CHARACTERS: Final = 80
 _MAX_EXTRACT_CHARACTERS: Final = 600
@@ -69,18 +72,36 @@ def parse_json(text: str) -> Any:
     """Parses JSON that every other parser reads the same way.
 
     Raises:
-        ValueError: It is not JSON, or has what parsers disagree about: a key twice, NaN, half a surrogate pair.
+        ValueError: It is not JSON, or has what parsers disagree about: a key twice, NaN, half a surrogate pair, more
+            than 200 levels.
     """
     try:
         value = _decoder.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    # What is parsed is walked by recursion afterwards, here and by whoever executes it.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     if "\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError("a string has half of a surrogate pair") from error
     return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels + 1):
+        layer = [
+            child
+            for item in layer
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not layer:
+            return False
+    return True
 
 
 # Made once: with arguments of its own, `json.dumps` makes an encoder at every call.

@@ -101,6 +101,7 @@ def test_all_problems_are_told_at_once() -> None:
         ('{"order": ' + "9" * 5000 + "}", "too many digits"),
         ('{"order": "\\ud800"}', "surrogate"),
         ("[" * 200_000, "nested too deeply"),
+        ('{"order":' + "[" * 600 + "]" * 600 + "}", "nested deeper than 200 levels"),
     ],
 )
 def test_what_is_no_json_object_is_refused_with_the_reason(arguments: str, told: str) -> None:

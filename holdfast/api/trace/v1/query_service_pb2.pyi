@@ -24,6 +24,7 @@ class SpanKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SPAN_KIND_TOOL: _ClassVar[SpanKind]
     SPAN_KIND_WAIT: _ClassVar[SpanKind]
     SPAN_KIND_ATTEMPT: _ClassVar[SpanKind]
+    SPAN_KIND_APPROVAL: _ClassVar[SpanKind]
 
 class SpanStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -38,6 +39,7 @@ SPAN_KIND_MODEL: SpanKind
 SPAN_KIND_TOOL: SpanKind
 SPAN_KIND_WAIT: SpanKind
 SPAN_KIND_ATTEMPT: SpanKind
+SPAN_KIND_APPROVAL: SpanKind
 SPAN_STATUS_UNSPECIFIED: SpanStatus
 SPAN_STATUS_OK: SpanStatus
 SPAN_STATUS_ERROR: SpanStatus
