@@ -44,6 +44,7 @@ class BudgetGuard:
         spec: The agent's definition.
         tools: Its tools as the model sees them.
         prior: The messages of the session's earlier runs.
+        is_child: Another run has started it.
     """
 
     def __init__(
@@ -52,11 +53,14 @@ class BudgetGuard:
         spec: agent_pb2.AgentSpec,
         tools: Collection[agent_pb2.ToolSpec],
         prior: Sequence[content_pb2.Message],
+        *,
+        is_child: bool = False,
     ) -> None:
         self._ledger = ledger
         self._spec = spec
         self._tools = tools
         self._prior = prior
+        self._is_child = is_child
 
     def reservation(self, view: RunView, now: datetime) -> run_pb2.Reservation | None:
         """What the next model call may use at most; None when its price is not known."""
@@ -85,8 +89,12 @@ class BudgetGuard:
         return self._ledger.shortfall(Amounts(tool_calls=count))
 
     def question_about(self, short: Shortfall) -> run_pb2.BudgetShortfall | None:
-        """What a person is asked for; None when nobody is to be asked, or somebody was and gave nothing."""
-        if self._spec.limits.on_budget_exceeded != agent_pb2.BUDGET_POLICY_ASK or self._ledger.is_declined:
+        """What a person is asked for; None when nobody is to be asked, or somebody was and gave nothing.
+
+        Of a run that another one has started, the budget is a part of that one's: only the root's can grow.
+        """
+        policy = self._spec.limits.on_budget_exceeded
+        if policy != agent_pb2.BUDGET_POLICY_ASK or self._ledger.is_declined or self._is_child:
             return None
         return run_pb2.BudgetShortfall(
             limit=short.limit, max=short.max, used=short.used, reserved=short.reserved, needed=short.needed
@@ -98,6 +106,19 @@ class BudgetGuard:
             return last.input_tokens + last.output_tokens + _tokens_of(turn.results.values())
         asked = len(self._spec.instructions.encode()) + _TOKENS_AROUND_A_MESSAGE + _tokens_of_tools(self._tools)
         return asked + _tokens_of(self._prior) + _tokens_of(view.conversation())
+
+
+def guard_of(
+    view: RunView,
+    spec: agent_pb2.AgentSpec,
+    tools: Collection[agent_pb2.ToolSpec],
+    prior: Sequence[content_pb2.Message],
+) -> BudgetGuard | None:
+    """The guard of a run's budget; None for a run that has none. See `BudgetGuard`."""
+    if view.ledger is None:
+        return None
+    is_child = view.created is not None and bool(view.created.parent_run_id)
+    return BudgetGuard(view.ledger, spec, tools, prior, is_child=is_child)
 
 
 def _tokens_of(messages: Iterable[content_pb2.Message]) -> int:

@@ -13,8 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.ids import new_uuid7
-from services.executor import call_approvals, children, retries
-from services.executor.budgets import BudgetGuard, exceeded_failure, price_unknown_failure
+from services.executor import budgets, call_approvals, children, retries
+from services.executor.budgets import exceeded_failure, price_unknown_failure
 from services.executor.call_approvals import SessionApprovals
 from services.executor.idempotency import idempotency_key
 from services.executor.journal_view import RunView, StepView, to_datetime, to_timestamp
@@ -117,7 +117,7 @@ class Planner:
         self._epoch = epoch
         self._executor_id = executor_id
         self._prior_messages = len(prior)
-        self._budget = BudgetGuard(view.ledger, spec, self._tools.values(), prior) if view.ledger is not None else None
+        self._budget = budgets.guard_of(view, spec, self._tools.values(), prior)
         self._is_over_budget = False
         self._session_approvals = session_approvals or SessionApprovals()
         self._new_id = new_id
@@ -680,6 +680,10 @@ class Planner:
         changed = run_pb2.RunStateChanged(state=state)
         if failure is not None:
             changed.failure.CopyFrom(failure)
+        view = self._view
+        if view.ledger is not None and view.created is not None and view.created.parent_run_id:
+            # Of the budget that it was given, the rest is its parent's again.
+            changed.used.CopyFrom(view.ledger.used.message())
         self._plan.local_calls.clear()
         self._plan.calls.clear()
         if self._plan.children:

@@ -49,11 +49,13 @@ class Amounts:
     output_tokens: int = 0
     model_calls: int = 0
     tool_calls: int = 0
+    # Sent or received, as only their sum is known; less than 0 where the sum is lower than its parts may be.
+    unsplit_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
         """Tokens sent and received."""
-        return self.input_tokens + self.output_tokens
+        return self.input_tokens + self.output_tokens + self.unsplit_tokens
 
     def of(self, limit: str) -> int:
         """What counts against a limit of `Budget`."""
@@ -67,6 +69,18 @@ class Amounts:
         self.output_tokens += other.output_tokens
         self.model_calls += other.model_calls
         self.tool_calls += other.tool_calls
+        self.unsplit_tokens += other.unsplit_tokens
+
+    def message(self) -> run_pb2.BudgetUse:
+        """The same as the contract's message."""
+        return run_pb2.BudgetUse(
+            cost_usd_nanos=self.cost_usd_nanos,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            unsplit_tokens=max(self.unsplit_tokens, 0),
+            model_calls=self.model_calls,
+            tool_calls=self.tool_calls,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +118,7 @@ class Ledger:
     """
 
     def __init__(self, budget: agent_pb2.Budget) -> None:
-        self.limits: dict[str, int] = {name: limit for name in LIMITS if (limit := getattr(budget, name)) > 0}
+        self.limits: dict[str, int] = {name: max(limit, 0) for name in LIMITS if (limit := getattr(budget, name))}
         self.used = Amounts()
         self.last_answer: content_pb2.Usage | None = None
         """What the newest answer of the model says that it used; None when it says nothing."""
@@ -113,6 +127,8 @@ class Ledger:
         self._asked: dict[str, str] = {}
         self._model_calls: dict[int, _ModelCall] = {}
         self._tool_calls: set[int] = set()
+        # What runs below have been given and have not ended with, by the step that waits for them.
+        self._lent: dict[int, Amounts] = {}
 
     @property
     def limits_cost(self) -> bool:
@@ -125,6 +141,8 @@ class Ledger:
         for call in self._model_calls.values():
             if call.holds:
                 total.add(call.reserved)
+        for lent in self._lent.values():
+            total.add(lent)
         return total
 
     def reservation_of(self, step: int) -> Amounts:
@@ -161,8 +179,13 @@ class Ledger:
             case "step_started":
                 self._start(change.step_started)
             case "attempt_started":
-                if (call := self._model_calls.get(change.attempt_started.step)) is not None:
+                started = change.attempt_started
+                if (call := self._model_calls.get(started.step)) is not None:
                     call.holds = True
+                elif started.HasField("child_budget"):
+                    self._lend(started.step, started.child_budget)
+            case "child_ended":
+                self._settle(change.child_ended)
             case "attempt_failed":
                 failed = change.attempt_failed
                 if (call := self._model_calls.get(failed.step)) is not None and call.holds:
@@ -198,10 +221,38 @@ class Ledger:
                 )
             case "tool":
                 self._tool_calls.add(started.step)
+                if started.tool.HasField("child_budget"):
+                    self._lend(started.step, started.tool.child_budget)
+
+    def _lend(self, step: int, given: agent_pb2.Budget) -> None:
+        """A run below is given a part: for each limit that there is here, and whole for as long as it runs."""
+        part = {name: max(getattr(given, name), 0) if name in self.limits else 0 for name in LIMITS}
+        sent, received, total = part["max_input_tokens"], part["max_output_tokens"], part["max_total_tokens"]
+        unsplit = total - sent - received if "max_total_tokens" in self.limits else 0
+        cost, calls, tools = part["max_cost_usd_nanos"], part["max_model_calls"], part["max_tool_calls"]
+        self._lent[step] = Amounts(cost, sent, received, calls, tools, unsplit)
+
+    def _settle(self, ended: run_pb2.ChildEnded) -> None:
+        lent = self._lent.pop(ended.step, None)
+        if lent is None:
+            return
+        said = ended.used
+        used = Amounts(
+            said.cost_usd_nanos,
+            said.input_tokens,
+            said.output_tokens,
+            said.model_calls,
+            said.tool_calls,
+            said.unsplit_tokens,
+        )
+        self.used.add(used if ended.HasField("used") else lent)
 
     def _finish(self, finished: run_pb2.StepFinished) -> None:
         if finished.step in self._tool_calls:
             self._tool_calls.discard(finished.step)
+            if (lent := self._lent.pop(finished.step, None)) is not None:
+                # Given up while that run goes on, until it learns of it.
+                self.used.add(lent)
             # What was given up at the end of its run, or never begun because of it, is no call that was made.
             self.used.tool_calls += finished.state != run_pb2.STEP_STATE_CANCELLED
             return

@@ -103,12 +103,14 @@ class End:
         state: As what.
         failure: Why it failed.
         output: Its answer.
+        used: What it used of a budget that it was given.
         blobs: Bodies that the answer refers to.
     """
 
     state: run_pb2.RunState
     failure: content_pb2.Failure | None = None
     output: content_pb2.StoredMessage | None = None
+    used: run_pb2.BudgetUse | None = None
     blobs: tuple[content_pb2.Blob, ...] = ()
 
 
@@ -166,6 +168,7 @@ def end_in_tree(
         state=end.state,
         failure=end.failure,
         output=end.output,
+        used=end.used,
     )
     outside = journal.append_outside(connection, db, parent, [run_pb2.Change(child_ended=ended)])
     return [Written(outside, parent.run_id)]

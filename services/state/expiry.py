@@ -12,6 +12,7 @@ nothing of it is taken for granted: one run that cannot be understood must not k
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ import sqlalchemy as sa
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.errors import NotFound
 from services.shared.database import Database
+from services.shared.run_budgets import Ledger, ledger_of
 from services.shared.run_ends import EXPIRY, failure_of_open_call, told_of_open_call
 from services.state import children, journal
 from services.state import tables as t
@@ -92,16 +94,22 @@ def _end(
     leases = leases_of(connection, row.run_id)
     changes += _closed_questions(connection, row.run_id)
     left = OpenEnds()
+    spent: Ledger | None = None
     seq = 0
     while events := journal.read_events(connection, row.workspace_id, row.run_id, seq, _PAGE):
         for event in events:
             left.take(event)
+            spent = _spend(spent, event.changes)
         seq = events[-1].seq
     if left.turn is not None and left.turn.WhichOneof("body") == "blob":
         bodies = journal.read_blobs(connection, row.workspace_id, [left.turn.blob.hash])
         left.turn.message.ParseFromString(bodies.get(left.turn.blob.hash, b""))
     changes += left.changes()
     changes.append(run_pb2.Change(run_state_changed=run_pb2.RunStateChanged(state=EXPIRED)))
+    spent = _spend(spent, changes)
+    used = spent.used.message() if spent is not None and parent is not None else None
+    if used is not None:
+        changes[-1].run_state_changed.used.CopyFrom(used)
     outside = journal.append_outside(connection, db, row, changes, wakes=journal.NOBODY)
     connection.execute(
         sa.update(t.runs)
@@ -117,9 +125,19 @@ def _end(
     )
     successor = row.successor_run_id
     after_ends(connection, now, [row.run_id], [successor] if successor is not None else [])
-    others = children.end_in_tree(connection, db, row, parent, children.End(EXPIRED))
+    others = children.end_in_tree(connection, db, row, parent, children.End(EXPIRED, used=used))
     outside = journal.Outside(outside.seq, None, became_ready=successor is not None)
     return Written(outside, row.run_id, leases, others)
+
+
+def _spend(ledger: Ledger | None, changes: Iterable[run_pb2.Change]) -> Ledger | None:
+    for change in changes:
+        kind = change.WhichOneof("kind") or ""
+        if ledger is not None:
+            ledger.take(kind, change)
+        elif kind == "run_created" and (ledger := ledger_of(change.run_created)) is None:
+            return None
+    return ledger
 
 
 def _closed_questions(connection: sa.Connection, run_id: str) -> list[run_pb2.Change]:

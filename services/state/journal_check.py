@@ -150,12 +150,13 @@ class JournalCheck:
         if kind == "step_started":
             started = change.step_started
             intent = started.WhichOneof("intent")
-            self._began_model |= intent == "model"
+            self._began_model |= intent == "model" or started.tool.HasField("child_budget")
             self._began_tool |= intent == "tool"
             if intent == "model" and not started.model.HasField("reserved"):
                 self._note("budgets_hold", f"step {started.step} is a model call without a reservation")
         elif kind == "attempt_started":
-            self._began_model |= change.attempt_started.step not in self._call_of_step
+            again = change.attempt_started
+            self._began_model |= again.step not in self._call_of_step or again.HasField("child_budget")
 
     def _check_budget(self, seq: int) -> None:
         """What an event begins fits into what was left. What it began and gave up again holds nothing any more."""

@@ -49,13 +49,18 @@ def apply_end_in_tree(connection: sa.Connection, db: Database, row: TransitionRo
 
 def _end_of(row: TransitionRow) -> children.End:
     state = cast(run_pb2.RunState, row.state)
+    changes = run_pb2.Event.FromString(row.body).changes
+    ended = changes[-1].run_state_changed
+    used = ended.used if ended.HasField("used") else None
     if not row.has_output:
-        return children.End(state, None if row.failure is None else content_pb2.Failure.FromString(row.failure))
+        failure = None if row.failure is None else content_pb2.Failure.FromString(row.failure)
+        return children.End(state, failure, used=used)
     answers = [
         change.step_finished.message
-        for change in run_pb2.Event.FromString(row.body).changes
+        for change in changes
         if change.WhichOneof("kind") == "step_finished" and change.step_finished.HasField("message")
     ]
     # A large one is a body of this very transition.
     blobs = () if row.transition is None else row.transition.blobs
-    return children.End(state, None, answers[-1], tuple(blob for blob in blobs if blob.hash == answers[-1].blob.hash))
+    blobs = tuple(blob for blob in blobs if blob.hash == answers[-1].blob.hash)
+    return children.End(state, output=answers[-1], used=used, blobs=blobs)

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 
-from holdfast.api.common.v1 import content_pb2, run_pb2
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as pb
 from holdfast.errors import Conflict, InvalidArgument, LeaseLost
 from holdfast.ids import new_uuid7
@@ -20,6 +20,7 @@ from services.state.invariants import Inspection
 from services.state.run_store import RunFilter
 from services.state.turns import BATCH, CHILD
 from tests.state.support import (
+    BUDGET_EXCEEDED,
     CANCELLED,
     EXPIRED,
     FAILED,
@@ -153,6 +154,41 @@ async def test_end_of_a_child_wakes_its_parent_and_tells_it(store: Store) -> Non
     await sound(store)
     parent = await store.take(parent)
     await store.advance(parent, tool_finished(1), started(2), finished(2), becomes(SUCCEEDED))
+    await sound(store)
+
+
+@pytest.mark.promise("P10")
+async def test_parent_is_told_what_a_child_used_of_the_budget_that_it_was_given(store: Store) -> None:
+    parent, child = await family(store)
+    used = run_pb2.BudgetUse(cost_usd_nanos=7, input_tokens=5, model_calls=1)
+    ended = becomes(BUDGET_EXCEEDED, failure=content_pb2.Failure(reason="BUDGET_EXCEEDED"))
+    ended.run_state_changed.used.CopyFrom(used)
+    await store.advance(child, ended)
+    (end,) = await told(store, parent)
+    assert (end.state, end.failure.reason, end.used) == (BUDGET_EXCEEDED, "BUDGET_EXCEEDED", used)
+    await sound(store)
+
+
+@pytest.mark.promise("P10")
+async def test_state_says_what_a_run_below_used_whose_time_is_over(store: Store) -> None:
+    parent = await store.claimed()
+    budget = agent_pb2.Budget(max_total_tokens=100)
+    waiting = child_of(parent, 1, ttl=Duration(seconds=3_600), budget=budget)
+    await store.advance(parent, calls_agent(1, waiting.run_id), children=[waiting])
+    await store.advance(parent, WAITS)
+    child = await store.take(Held(parent.workspace, waiting.run_id, parent.session_id))
+    reserved = run_pb2.Reservation(input_tokens=30, output_tokens=10)
+    begun = run_pb2.StepStarted(step=1, kind=run_pb2.STEP_KIND_MODEL, model=run_pb2.ModelIntent(reserved=reserved))
+    await store.advance(child, run_pb2.Change(step_started=begun), becomes(WAITING, wait_reason=1))
+
+    def age(connection: sa.Connection) -> None:
+        connection.execute(sa.update(t.runs).where(t.runs.c.run_id == child.run_id).values(expire_at=PAST))
+
+    await store.db.write(age)
+    await store.sweep()
+    (end,) = await told(store, parent)
+    # The call that was under way may have been billed.
+    assert end.used == run_pb2.BudgetUse(input_tokens=30, output_tokens=10, model_calls=1)
     await sound(store)
 
 

@@ -129,3 +129,60 @@ def test_first_limit_without_room_is_named_and_what_is_not_needed_is_not_looked_
     assert book.lines()[0].left == -5
     assert book.shortfall(Amounts(output_tokens=1, model_calls=1)) == Shortfall("max_output_tokens", 15, 20, 0, 1)
     assert book.shortfall(Amounts(tool_calls=7)) is None
+
+
+# ---------------------------------------------------------------------------------------------------------- the tree
+
+
+def lend(book: Ledger, step: int, **given: int) -> None:
+    intent = run_pb2.ToolIntent(
+        tool="ask", call_id=f"c{step}", child_run_id="r", child_budget=agent_pb2.Budget(**given)
+    )
+    take(book, step_started=run_pb2.StepStarted(step=step, kind=run_pb2.STEP_KIND_CHILD, tool=intent))
+
+
+def child_ended(book: Ledger, step: int, used: Amounts | None) -> None:
+    message = used.message() if used is not None else None
+    take(book, child_ended=run_pb2.ChildEnded(step=step, child_run_id="r", used=message))
+
+
+def test_part_that_a_run_below_is_given_is_held_whole_until_it_ends_and_then_what_it_used() -> None:
+    book = ledger(max_cost_usd_nanos=1_000, max_total_tokens=100, max_tool_calls=9)
+    lend(book, 1, max_cost_usd_nanos=400, max_total_tokens=60, max_tool_calls=-1, max_model_calls=3)
+    assert [(line.limit, line.reserved) for line in book.lines()] == [
+        ("max_cost_usd_nanos", 400),
+        ("max_total_tokens", 60),
+        ("max_tool_calls", 1),
+    ]
+    child_ended(book, 1, Amounts(250, 20, 10, model_calls=2))
+    finish(book, 1)
+    assert book.used == Amounts(250, 20, 10, model_calls=2, tool_calls=1)
+    assert book.reserved() == Amounts()
+
+
+def test_run_below_that_does_not_say_what_it_used_has_used_its_part() -> None:
+    book = ledger(max_total_tokens=100, max_input_tokens=80)
+    lend(book, 1, max_total_tokens=60, max_input_tokens=50)
+    child_ended(book, 1, None)
+    assert [line.used for line in book.lines()] == [50, 60]
+    # And one that is given up while it goes on.
+    lend(book, 2, max_total_tokens=10, max_input_tokens=10)
+    finish(book, 2, run_pb2.STEP_STATE_CANCELLED)
+    assert [(line.used, line.reserved) for line in book.lines()] == [(60, 0), (70, 0)]
+
+
+def test_another_attempt_is_another_run_with_a_part_of_its_own() -> None:
+    book = ledger(max_model_calls=10)
+    lend(book, 1, max_model_calls=4)
+    child_ended(book, 1, Amounts(model_calls=4))
+    again = run_pb2.AttemptStarted(
+        step=1, attempt=2, child_run_id="s", child_budget=agent_pb2.Budget(max_model_calls=3)
+    )
+    take(book, attempt_started=again)
+    assert (book.used.model_calls, book.reserved().model_calls) == (4, 3)
+
+
+def test_part_of_nothing_is_no_limit_that_is_left_out() -> None:
+    book = ledger(max_tool_calls=-1, max_model_calls=2)
+    assert book.shortfall(Amounts(tool_calls=1)) == Shortfall("max_tool_calls", 0, 0, 0, 1)
+    assert book.shortfall(Amounts(model_calls=1)) is None

@@ -357,7 +357,7 @@ class BudgetLine(_message.Message):
     def __init__(self, limit: _Optional[str] = ..., max: _Optional[int] = ..., used: _Optional[int] = ..., reserved: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
 
 class ToolIntent(_message.Message):
-    __slots__ = ("tool", "call_id", "effect", "idempotency_key", "tool_kind", "due_time", "child_run_id", "approval_id")
+    __slots__ = ("tool", "call_id", "effect", "idempotency_key", "tool_kind", "due_time", "child_run_id", "child_budget", "approval_id")
     TOOL_FIELD_NUMBER: _ClassVar[int]
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     EFFECT_FIELD_NUMBER: _ClassVar[int]
@@ -365,6 +365,7 @@ class ToolIntent(_message.Message):
     TOOL_KIND_FIELD_NUMBER: _ClassVar[int]
     DUE_TIME_FIELD_NUMBER: _ClassVar[int]
     CHILD_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHILD_BUDGET_FIELD_NUMBER: _ClassVar[int]
     APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     tool: str
     call_id: str
@@ -373,20 +374,23 @@ class ToolIntent(_message.Message):
     tool_kind: str
     due_time: _timestamp_pb2.Timestamp
     child_run_id: str
+    child_budget: _agent_pb2.Budget
     approval_id: str
-    def __init__(self, tool: _Optional[str] = ..., call_id: _Optional[str] = ..., effect: _Optional[_Union[_agent_pb2.EffectClass, str]] = ..., idempotency_key: _Optional[str] = ..., tool_kind: _Optional[str] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., child_run_id: _Optional[str] = ..., approval_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, tool: _Optional[str] = ..., call_id: _Optional[str] = ..., effect: _Optional[_Union[_agent_pb2.EffectClass, str]] = ..., idempotency_key: _Optional[str] = ..., tool_kind: _Optional[str] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., child_run_id: _Optional[str] = ..., child_budget: _Optional[_Union[_agent_pb2.Budget, _Mapping]] = ..., approval_id: _Optional[str] = ...) -> None: ...
 
 class AttemptStarted(_message.Message):
-    __slots__ = ("step", "attempt", "not_before", "child_run_id")
+    __slots__ = ("step", "attempt", "not_before", "child_run_id", "child_budget")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NOT_BEFORE_FIELD_NUMBER: _ClassVar[int]
     CHILD_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CHILD_BUDGET_FIELD_NUMBER: _ClassVar[int]
     step: int
     attempt: int
     not_before: _timestamp_pb2.Timestamp
     child_run_id: str
-    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., child_run_id: _Optional[str] = ...) -> None: ...
+    child_budget: _agent_pb2.Budget
+    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., child_run_id: _Optional[str] = ..., child_budget: _Optional[_Union[_agent_pb2.Budget, _Mapping]] = ...) -> None: ...
 
 class AttemptFailed(_message.Message):
     __slots__ = ("step", "attempt", "failure", "sign_in")
@@ -439,16 +443,34 @@ class StepInDoubt(_message.Message):
     def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ...) -> None: ...
 
 class RunStateChanged(_message.Message):
-    __slots__ = ("state", "wait_reason", "wake_time", "failure")
+    __slots__ = ("state", "wait_reason", "wake_time", "failure", "used")
     STATE_FIELD_NUMBER: _ClassVar[int]
     WAIT_REASON_FIELD_NUMBER: _ClassVar[int]
     WAKE_TIME_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
     state: RunState
     wait_reason: WaitReason
     wake_time: _timestamp_pb2.Timestamp
     failure: _content_pb2.Failure
-    def __init__(self, state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ...) -> None: ...
+    used: BudgetUse
+    def __init__(self, state: _Optional[_Union[RunState, str]] = ..., wait_reason: _Optional[_Union[WaitReason, str]] = ..., wake_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., used: _Optional[_Union[BudgetUse, _Mapping]] = ...) -> None: ...
+
+class BudgetUse(_message.Message):
+    __slots__ = ("cost_usd_nanos", "input_tokens", "output_tokens", "unsplit_tokens", "model_calls", "tool_calls")
+    COST_USD_NANOS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    UNSPLIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    cost_usd_nanos: int
+    input_tokens: int
+    output_tokens: int
+    unsplit_tokens: int
+    model_calls: int
+    tool_calls: int
+    def __init__(self, cost_usd_nanos: _Optional[int] = ..., input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., unsplit_tokens: _Optional[int] = ..., model_calls: _Optional[int] = ..., tool_calls: _Optional[int] = ...) -> None: ...
 
 class CancelRequested(_message.Message):
     __slots__ = ("requested_by", "reason")
@@ -481,20 +503,22 @@ class ExpiryReached(_message.Message):
     def __init__(self, expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ChildEnded(_message.Message):
-    __slots__ = ("step", "attempt", "child_run_id", "state", "failure", "output")
+    __slots__ = ("step", "attempt", "child_run_id", "state", "failure", "output", "used")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     CHILD_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
     step: int
     attempt: int
     child_run_id: str
     state: RunState
     failure: _content_pb2.Failure
     output: _content_pb2.StoredMessage
-    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., child_run_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ...) -> None: ...
+    used: BudgetUse
+    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., child_run_id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., output: _Optional[_Union[_content_pb2.StoredMessage, _Mapping]] = ..., used: _Optional[_Union[BudgetUse, _Mapping]] = ...) -> None: ...
 
 class Approval(_message.Message):
     __slots__ = ("approval_id", "run_id", "step", "kind", "state", "prompt", "answer_schema", "tool", "arguments_json", "create_time", "expire_time", "decide_time", "decision", "sign_in", "arguments_sha256", "arguments_shortened", "tool_sha256", "budget")
