@@ -26,7 +26,7 @@ def budget_problems(spec: agent_pb2.AgentSpec) -> Iterator[tuple[str, str]]:
     if spec.limits.HasField("budget"):
         for name, problem in _limit_problems(spec.limits.budget):
             yield f"limits.budget.{name}", problem
-        yield from _model_problems(spec, spec.limits.budget, "limits.budget")
+        yield from model_problems(spec, spec.limits.budget, "limits.budget")
 
 
 def _limit_problems(budget: agent_pb2.Budget) -> Iterator[tuple[str, str]]:
@@ -35,7 +35,7 @@ def _limit_problems(budget: agent_pb2.Budget) -> Iterator[tuple[str, str]]:
             yield name, f"expected 0 (no limit) to {LARGEST_LIMIT}"
 
 
-def _model_problems(spec: agent_pb2.AgentSpec, budget: agent_pb2.Budget, path: str) -> Iterator[tuple[str, str]]:
+def model_problems(spec: agent_pb2.AgentSpec, budget: agent_pb2.Budget, path: str) -> Iterator[tuple[str, str]]:
     """What the model lacks so that a call can be reserved."""
     limit = next((name for name in _OF_ANSWERS if getattr(budget, name) > 0), None)
     if limit is not None and longest_answer(spec.model) is None:
@@ -85,7 +85,7 @@ async def budget_of_run(spec: agent_pb2.AgentSpec, asked: agent_pb2.Budget | Non
                 setattr(budget, name, wanted)
         violations = [FieldViolation(f"budget.{name}", problem) for name, problem in problems]
         violations += [
-            FieldViolation("budget", f"{field} {why}") for field, why in _model_problems(spec, budget, "budget")
+            FieldViolation("budget", f"{field} {why}") for field, why in model_problems(spec, budget, "budget")
         ]
         if violations:
             listed = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)

@@ -144,7 +144,8 @@ def longest_answer(model: agent_pb2.ModelSpec) -> int | None:
 
 async def prepare(ledger: Ledger, spec: agent_pb2.AgentSpec) -> None:
     """Loads what the guard needs for its decisions, which themselves wait for nothing."""
-    if ledger.limits_cost and not spec.model.HasField("price"):
+    has_agents = any(tool.WhichOneof("kind") == "agent" for tool in spec.tools)
+    if ledger.limits_cost and (has_agents or not spec.model.HasField("price")):
         await asyncio.to_thread(prices.load)
 
 

@@ -76,6 +76,7 @@ def child_run(workspace_id: str, run_id: str, call: ChildCall) -> journal_pb2.Ne
     The one place where a child is made of its parent's step: what it may use at most is said here.
     """
     limits = call.target.spec.limits
+    own = limits.budget if limits.HasField("budget") else None
     stored, blobs = store_message(
         content_pb2.Message(role=content_pb2.ROLE_USER, parts=[content_pb2.Part(text=call.input_text)])
     )
@@ -87,7 +88,7 @@ def child_run(workspace_id: str, run_id: str, call: ChildCall) -> journal_pb2.Ne
         input=stored,
         blobs=blobs,
         agent_limit=limits.max_concurrent_runs,
-        budget=limits.budget if limits.HasField("budget") else None,
+        budget=own if call.budget is None else call.budget,
         ttl=call.tool.timeout if call.tool.HasField("timeout") else None,
         parent=journal_pb2.ParentStep(
             run_id=run_id, step=call.step, attempt=call.attempt, depth=call.depth, depth_limit=call.depth_limit

@@ -52,6 +52,7 @@ class ChildCall:
         target: The agent's revision.
         depth: How many runs stand above the child.
         depth_limit: The greatest depth in its tree.
+        budget: The part of the caller's budget that it is given; None where that has none.
     """
 
     run_id: str
@@ -62,6 +63,7 @@ class ChildCall:
     target: Target
     depth: int
     depth_limit: int
+    budget: agent_pb2.Budget | None = None
 
     @property
     def input_text(self) -> str:
@@ -149,8 +151,10 @@ def withdraw(changes: Iterable[run_pb2.Change]) -> None:
         match change.WhichOneof("kind"):
             case "step_started" if change.step_started.kind == run_pb2.STEP_KIND_CHILD:
                 change.step_started.tool.child_run_id = ""
+                change.step_started.tool.ClearField("child_budget")
             case "attempt_started":
                 change.attempt_started.child_run_id = ""
+                change.attempt_started.ClearField("child_budget")
 
 
 def result_of(tool: agent_pb2.ToolSpec, end: run_pb2.ChildEnded) -> str:

@@ -4,7 +4,7 @@ what is passed in; each decision is folded into the view at once, so that what i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from holdfast.ids import new_uuid7
 from services.executor import budgets, call_approvals, children, retries
 from services.executor.budgets import exceeded_failure, price_unknown_failure
 from services.executor.call_approvals import SessionApprovals
+from services.executor.child_budgets import part_of
 from services.executor.idempotency import idempotency_key
 from services.executor.journal_view import RunView, StepView, to_datetime, to_timestamp
 from services.executor.tools.builtin import due_time_of, effective_tools, question_of
@@ -119,6 +120,8 @@ class Planner:
         self._prior_messages = len(prior)
         self._budget = budgets.guard_of(view, spec, self._tools.values(), prior)
         self._is_over_budget = False
+        # Of the answer whose calls are begun: those that are left, and how many of them start runs.
+        self._calls_to_begin = self._agents_to_begin = 0
         self._session_approvals = session_approvals or SessionApprovals()
         self._new_id = new_id
         self._plan = Plan()
@@ -282,7 +285,12 @@ class Planner:
         if self._budget is not None and (short := self._budget.shortfall_of_tool_calls(len(calls))) is not None:
             self._exceed(short, now)
             return
-        for call in calls:
+        if self._budget is not None:
+            self._agents_to_begin = sum(
+                children.is_agent(self._tools[call.tool]) for call in calls if call.tool in self._tools
+            )
+        for index, call in enumerate(calls):
+            self._calls_to_begin = len(calls) - index
             tool = self._tools.get(call.tool)
             if tool is None:
                 self._refuse_call(call, _unknown_tool_failure(call.tool, self._tools), run_pb2.STEP_STATE_FAILED)
@@ -292,6 +300,7 @@ class Planner:
                 self._begin_call(call, tool, arguments, now)
             except ArgumentsRefused as refused:
                 self._refuse_call(call, refused.failure, run_pb2.STEP_STATE_FAILED)
+        self._calls_to_begin = self._agents_to_begin = 0
 
     def _begin_call(
         self, call: content_pb2.ToolCall, tool: agent_pb2.ToolSpec, arguments: dict[str, object], now: datetime
@@ -301,7 +310,7 @@ class Planner:
         kind = run_pb2.STEP_KIND_WAIT if builtin in ("ask_user", "sleep_until") else run_pb2.STEP_KIND_TOOL
         child: children.ChildCall | None = None
         if children.is_agent(tool):
-            planned = self._child(tool, arguments, number, 1)
+            planned = self._child(tool, arguments, number, 1, now)
             if isinstance(planned, content_pb2.Failure):
                 self._refuse_call(call, planned, run_pb2.STEP_STATE_FAILED)
                 return
@@ -323,6 +332,8 @@ class Planner:
             intent.approval_id = gate.approval_id if gate is not None else ""
         if child is not None:
             intent.child_run_id = child.run_id
+            if child.budget is not None:
+                intent.child_budget.CopyFrom(child.budget)
             self._append(change)
             self._plan.children.append(child)
             return
@@ -353,9 +364,15 @@ class Planner:
         self._add(approval_requested=run_pb2.ApprovalRequested(approval=question))
 
     def _child(
-        self, tool: agent_pb2.ToolSpec, arguments: dict[str, object], step: int, attempt: int
+        self, tool: agent_pb2.ToolSpec, arguments: dict[str, object], step: int, attempt: int, now: datetime
     ) -> children.ChildCall | content_pb2.Failure:
-        return children.plan_child(self._view, self._spec, self._run_id, tool, arguments, self.targets, step, attempt)
+        child = children.plan_child(self._view, self._spec, self._run_id, tool, arguments, self.targets, step, attempt)
+        ledger = self._view.ledger
+        if ledger is None or isinstance(child, content_pb2.Failure):
+            return child
+        parts, self._agents_to_begin = max(self._agents_to_begin, 1), max(self._agents_to_begin - 1, 0)
+        given = part_of(ledger, child.target.spec, now, parts=parts, calls_to_begin=self._calls_to_begin)
+        return given if isinstance(given, content_pb2.Failure) else replace(child, budget=given)
 
     def _refuse_call(self, call: content_pb2.ToolCall, failure: content_pb2.Failure, state: run_pb2.StepState) -> None:
         number = self._view.step_count + 1
@@ -498,7 +515,7 @@ class Planner:
         if not_before is not None:
             started.not_before.CopyFrom(to_timestamp(not_before))
         elif step.is_child:
-            self._begin_child_attempt(step, started)
+            self._begin_child_attempt(step, started, now)
             return
         self._add(attempt_started=started)
         if step.is_child:
@@ -509,15 +526,17 @@ class Planner:
         else:
             self._dispatch(step)
 
-    def _begin_child_attempt(self, step: StepView, started: run_pb2.AttemptStarted) -> None:
+    def _begin_child_attempt(self, step: StepView, started: run_pb2.AttemptStarted, now: datetime) -> None:
         assert step.tool is not None
         tool = self._tools[step.tool.tool]
         arguments = check_arguments(tool, self._view.arguments_of(step))
-        child = self._child(tool, arguments, step.number, started.attempt)
+        child = self._child(tool, arguments, step.number, started.attempt, now)
         if isinstance(child, content_pb2.Failure):
             self._fail_step(step, child)
             return
         started.child_run_id = child.run_id
+        if child.budget is not None:
+            started.child_budget.CopyFrom(child.budget)
         self._add(attempt_started=started)
         self._plan.children.append(child)
 

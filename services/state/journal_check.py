@@ -152,11 +152,15 @@ class JournalCheck:
             intent = started.WhichOneof("intent")
             self._began_model |= intent == "model" or started.tool.HasField("child_budget")
             self._began_tool |= intent == "tool"
+            if started.tool.child_run_id and not started.tool.HasField("child_budget"):
+                self._note("budgets_hold", f"step {started.step} starts a run that is given no part of the budget")
             if intent == "model" and not started.model.HasField("reserved"):
                 self._note("budgets_hold", f"step {started.step} is a model call without a reservation")
         elif kind == "attempt_started":
             again = change.attempt_started
             self._began_model |= again.step not in self._call_of_step or again.HasField("child_budget")
+            if again.child_run_id and not again.HasField("child_budget"):
+                self._note("budgets_hold", f"step {again.step} starts a run that is given no part of the budget")
 
     def _check_budget(self, seq: int) -> None:
         """What an event begins fits into what was left. What it began and gave up again holds nothing any more."""

@@ -62,5 +62,5 @@ def _end_of(row: TransitionRow) -> children.End:
     ]
     # A large one is a body of this very transition.
     blobs = () if row.transition is None else row.transition.blobs
-    blobs = tuple(blob for blob in blobs if blob.hash == answers[-1].blob.hash)
-    return children.End(state, output=answers[-1], used=used, blobs=blobs)
+    its_own = tuple(blob for blob in blobs if blob.hash == answers[-1].blob.hash)
+    return children.End(state, output=answers[-1], used=used, blobs=its_own)

@@ -14,7 +14,7 @@ PROMISES: Final = {
     "P7": "Every tool call that a model makes ends in exactly one result message.",
     "P8": "No credential is ever in the journal, a prompt, a trace, a log line, an error detail or a checkpoint.",
     "P9": "The trace is derived from the journal: one trace a run, without holes or doubles.",
-    "P10": "What a call may use is reserved before it; one that would exceed its run's budget is not made.",
+    "P10": "What a call may use is reserved before it; one that would exceed the budget of its tree is not made.",
     "P11": "Nothing of one workspace can be read, guessed or influenced from another.",
     "P12": "A client that goes away changes nothing; it re-attaches and misses and repeats no event.",
 }

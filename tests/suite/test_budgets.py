@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from holdfast import Agent, Budget, Limits, RunBudgetExceeded
+from holdfast import Agent, Budget, Limits, RunBudgetExceeded, agent_tool
 from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.cli.console import ExitCode
 from holdfast.errors import InvalidArgument, Unavailable
@@ -169,6 +169,43 @@ async def test_person_gives_more_and_the_run_goes_on_with_it(stage: Stage) -> No
     assert [asked.decision.answer_json for asked in detail.tool.approvals] == ["2"]
     check_history(await read_history(handle))
     assert left_of(await handle.budget(), "max_model_calls").used == 3
+
+
+async def test_tree_never_spends_more_than_its_roots_budget(stage: Stage) -> None:
+    """Two agents that never end by themselves, called at once, one of which calls the other; an executor dies."""
+    endless = priced(call("noop", a=1), loop=True)
+    await stage.client.apply(Agent("leaf", model=endless, tools=["noop"], limits=Limits(max_steps=1_000)))
+    await stage.client.apply(
+        Agent("branch", model=priced(call("leaf", input="x"), loop=True), tools=[agent_tool("leaf")])
+    )
+    root = Agent(
+        "root",
+        model=priced(turn("", call("leaf", input="x"), call("branch", input="x")), "done"),
+        tools=[agent_tool("leaf"), agent_tool("branch")],
+    )
+    async with asyncio.timeout(80):
+        await stage.client.apply(root)
+        handle = await stage.client.start(root, "go", budget=Budget(max_model_calls=30, max_tool_calls=200))
+        await until_change(handle, lambda change: change.HasField("run_state_changed"))
+        await stage.suite.kill("executor")
+        await stage.suite.restart("executor")
+        run = await handle.wait()
+        lines = await handle.budget()
+    tree = [run async for run in stage.client.runs.list(root_run_id=handle.id)]
+    assert len(tree) >= 3 and all(run.end_time.seconds for run in tree)
+    made = 0
+    for member in tree:
+        events = await read_history(stage.client.runs.handle(member.run_id))
+        check_history(events)
+        begun = [change.step_started.WhichOneof("intent") for change in changes_of(events, "step_started")]
+        made += begun.count("model") + len(changes_of(events, "attempt_started"))
+    line = left_of(lines, "max_model_calls")
+    assert made <= 30 and line.used <= 30 and line.reserved == 0
+    assert run.state in (run_pb2.RUN_STATE_SUCCEEDED, EXCEEDED)
+    # Those below were stopped by their parts of it, and the root had what they left.
+    assert EXCEEDED in {member.state for member in tree}
+    report = await stage.command("doctor", "--data", str(stage.suite.data))
+    assert {check["result"] for check in report["checks"]} == {"OK"}, report
 
 
 async def test_command_gives_a_budget_and_says_how_the_run_ended(stage: Stage) -> None:
