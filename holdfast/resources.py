@@ -420,6 +420,9 @@ class Trace:
         states: Iterable[int] = (),
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        parent_run_id: str = "",
+        root_run_id: str = "",
+        include_children: bool = False,
     ) -> AsyncIterator[query_service_pb2.RunSummary]:
         """Yields runs in short, newest first."""
         request = query_service_pb2.ListRunsRequest(
@@ -430,22 +433,26 @@ class Trace:
             states=[_run_state(state) for state in states],
             created_after=to_timestamp(created_after),
             created_before=to_timestamp(created_before),
+            parent_run_id=parent_run_id,
+            root_run_id=root_run_id,
+            include_children=include_children,
         )
         async for response in self._transport.pages("trace", self._stub.ListRuns, request):
             for run in response.runs:
                 yield run
 
     async def tree(
-        self, run_id: str, *, min_seq: int = 0, timeout: float | None = None
+        self, run_id: str, *, min_seq: int = 0, include_children: bool = False, timeout: float | None = None
     ) -> query_service_pb2.GetRunTreeResponse:
         """Returns one run's spans, parents before children.
 
         Args:
             run_id: The run.
             min_seq: Wait until trace has read at least this event.
+            include_children: Also the spans of the runs below it.
             timeout: How long to wait at most, in seconds.
         """
-        request = query_service_pb2.GetRunTreeRequest(run_id=run_id, min_seq=min_seq)
+        request = query_service_pb2.GetRunTreeRequest(run_id=run_id, min_seq=min_seq, include_children=include_children)
         return await self._transport.call("trace", self._stub.GetRunTree, request, timeout=timeout)
 
     async def step(self, run_id: str, step: int) -> query_service_pb2.GetStepResponse:

@@ -58,7 +58,7 @@ def trace(
     step: Annotated[int | None, typer.Option(min=1, help="Show this step with its full input and output.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a run as a waterfall, or one step of it in full."""
+    """Show a run with those below it as a waterfall, or one step of it in full."""
     if step is not None:
         detail = with_client(lambda client: client.trace.step(run_id, step))
         print_json(detail) if as_json else _show_step(detail)
@@ -67,7 +67,7 @@ def trace(
     async def read(client: Client) -> query_service_pb2.GetRunTreeResponse:
         # Trace reads the journal a moment after it is written; a run that has just ended is shown whole.
         run = (await client.run(run_id)).run
-        return await client.trace.tree(run_id, min_seq=run.last_seq)
+        return await client.trace.tree(run_id, min_seq=run.last_seq, include_children=True)
 
     tree = with_client(read)
     print_json(tree) if as_json else _show_tree(tree)

@@ -763,6 +763,7 @@ class Planner:
             agent=self._view.created.agent,
             user_id=self._view.created.user_id,
             revision=self._view.created.revision,
+            root_run_id=self._view.created.root_run_id,
         )
         if not_before is not None:
             new_call.not_before.CopyFrom(to_timestamp(not_before))

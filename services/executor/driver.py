@@ -375,7 +375,13 @@ class Driver:
                         await self._parts.reader.session_approvals(self._workspace_id, created.session_id)
                     )
             self._context = RunContext(
-                self._workspace_id, self.run_id, created.agent, spec, view.input_text(), created.user_id
+                self._workspace_id,
+                self.run_id,
+                created.agent,
+                spec,
+                view.input_text(),
+                created.user_id,
+                root_run_id=created.root_run_id,
             )
         if view.ledger is not None:
             await budgets.prepare(view.ledger, self._context.spec)

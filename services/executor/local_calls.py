@@ -52,6 +52,7 @@ class RunContext:
     input_text: str
     user_id: str = ""
     used_call_ids: set[str] = field(default_factory=set)
+    root_run_id: str = ""
 
 
 class LocalCalls:
@@ -168,7 +169,7 @@ class LocalCalls:
         assert tool is not None and call.arguments is not None and call.step.tool is not None
         headers = {
             "X-Holdfast-Run-Id": context.run_id,
-            "traceparent": traceparent_of_step(context.run_id, call.step.number),
+            "traceparent": traceparent_of_step(context.run_id, call.step.number, context.root_run_id),
         }
         started = self._clock.monotonic()
         key = call.step.tool.idempotency_key

@@ -370,7 +370,7 @@ class WorkerHub:
                     agent=call.agent,
                     user_id=call.user_id,
                     last_heartbeat_details=call.last_heartbeat_details,
-                    traceparent=traceparent_of_step(call.run_id, call.step),
+                    traceparent=traceparent_of_step(call.run_id, call.step, call.root_run_id),
                     expire_time=call.offer_expire_time,
                     egress_url=egress_url(self._egress_base, worker.workspace_id, worker.worker_id, call.lease),
                 )

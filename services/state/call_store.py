@@ -98,6 +98,7 @@ def _leased(row: sa.Row[Any], lease: str) -> calls_pb2.LeasedCall:
         last_heartbeat_details=row.details,
         call_id=new.call_id,
         arguments_edited=new.arguments_edited,
+        root_run_id=new.root_run_id,
     )
 
 

@@ -28,6 +28,7 @@ from services.trace.store import RunFilter, RunHistory, RunPosition, TraceStore
 from services.trace.summary import RunRecord
 from services.trace.timeline import Step, Timeline
 
+MAX_DESCENDANTS: Final = 200
 # Another replica may be the one that stores; then no hint arrives here.
 _POLL_SECONDS: Final = 0.2
 # Kept from the caller's deadline, so that it gets an answer and not only its own time-out.
@@ -53,6 +54,7 @@ class RunTree:
 
     run: RunRecord
     spans: list[Span]
+    children: list[RunRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,10 @@ class Queries:
         assert last.created_at is not None, "listed runs have their first event"
         return page, RunPosition(last.created_at, last.run_id)
 
-    async def run_tree(self, workspace_id: str, run_id: str, *, min_seq: int, timeout_seconds: float) -> RunTree:
-        """Returns a run with its spans, once at least event `min_seq` was read.
+    async def run_tree(
+        self, workspace_id: str, run_id: str, *, min_seq: int, timeout_seconds: float, with_children: bool = False
+    ) -> RunTree:
+        """Returns a run with its spans, once at least event `min_seq` was read; with those of the runs below it.
 
         Raises:
             NotFound: The workspace has no such run; with a `min_seq`, none arrived in time.
@@ -136,7 +140,11 @@ class Queries:
         history = await self._store.find_history(workspace_id, run_id)
         if history is None:
             raise _run_not_found(run_id)
-        return RunTree(history.run, SpanBuilder(history.run, Timeline(history.events)).all())
+        below: list[RunHistory] = []
+        if with_children:
+            below = await self._store.find_descendants(workspace_id, history.run, MAX_DESCENDANTS)
+        spans = [span for one in (history, *below) for span in SpanBuilder(one.run, Timeline(one.events)).all()]
+        return RunTree(history.run, spans, [one.run for one in below])
 
     async def _wait_for(self, workspace_id: str, run_id: str, min_seq: int, timeout_seconds: float) -> None:
         end = self._clock.monotonic() + timeout_seconds

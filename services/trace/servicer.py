@@ -81,8 +81,13 @@ class QueryServicer:
             request.run_id,
             min_seq=request.min_seq,
             timeout_seconds=_seconds_left(context, self._default_deadline_seconds),
+            with_children=request.include_children,
         )
-        return pb.GetRunTreeResponse(run=_run_summary(tree.run), spans=[_span(span) for span in tree.spans])
+        return pb.GetRunTreeResponse(
+            run=_run_summary(tree.run),
+            spans=[_span(span) for span in tree.spans],
+            children=[_run_summary(child) for child in tree.children],
+        )
 
     async def GetStep(self, request: pb.GetStepRequest, context: Context) -> pb.GetStepResponse:
         """One step with its full input and output."""
@@ -99,7 +104,7 @@ def _seconds_left(context: Any, default: float) -> float:
 
 
 def _run_filter(request: pb.ListRunsRequest) -> RunFilter:
-    for field in ("agent", "session_id", "user_id"):
+    for field in ("agent", "session_id", "user_id", "parent_run_id", "root_run_id"):
         if "\0" in getattr(request, field):
             raise InvalidArgument(f"{field} holds a NUL character", field=field, description="expected text")
     if not _LISTED_STATES.issuperset(request.states):
@@ -111,6 +116,9 @@ def _run_filter(request: pb.ListRunsRequest) -> RunFilter:
         states=frozenset(request.states),
         created_from=_bound(request, "created_after"),
         created_before=_bound(request, "created_before"),
+        parent_run_id=request.parent_run_id,
+        root_run_id=request.root_run_id,
+        include_children=request.include_children,
     )
 
 
@@ -164,7 +172,11 @@ def _duration(micros: int | None) -> Duration | None:
 def _run_summary(run: RunRecord) -> pb.RunSummary:
     summary = pb.RunSummary(
         run_id=run.run_id,
-        trace_id=trace_id_of(run.run_id),
+        trace_id=trace_id_of(run.root_run_id or run.run_id),
+        parent_run_id=run.parent_run_id,
+        parent_step=run.parent_step,
+        root_run_id=run.root_run_id,
+        depth=run.depth,
         session_id=run.session_id,
         agent=run.agent,
         revision=run.revision,

@@ -113,7 +113,8 @@ class SpanBuilder:
     def __init__(self, run: RunRecord, timeline: Timeline) -> None:
         self._run = run
         self._timeline = timeline
-        self._trace_id = trace_id_of(run.run_id)
+        # A run belongs to the trace of the one at the top of its tree.
+        self._trace_id = trace_id_of(run.root_run_id or run.run_id)
         self._root_id = span_id_of(run.run_id, SpanKind.RUN)
 
     def all(self) -> list[Span]:
@@ -153,6 +154,9 @@ class SpanBuilder:
             attributes[semconv.COST_USD_NANOS] = run.cost_usd_nanos
         _put(attributes, semconv.ENDUSER_ID, run.user_id)
         _put(attributes, semconv.RUN_PREVIOUS_ID, run.previous_run_id)
+        _put(attributes, semconv.RUN_PARENT_ID, run.parent_run_id)
+        _put(attributes, semconv.RUN_ROOT_ID, run.root_run_id)
+        _put(attributes, semconv.RUN_DEPTH, run.depth)
         _put(attributes, semconv.CALLER_TRACEPARENT, timeline.created.traceparent)
         if timeline.cancel is not None and timeline.cancel_requested_at is not None:
             attributes[semconv.CANCEL_REQUEST_TIME] = timeline.cancel_requested_at.isoformat()
@@ -173,7 +177,10 @@ class SpanBuilder:
             f"invoke_agent {run.agent}",
             SpanKind.RUN,
             span_id=self._root_id,
-            parent_span_id="",
+            # The step that waits for it, which is a call of a tool.
+            parent_span_id=(
+                span_id_of(run.parent_run_id, SpanKind.TOOL, str(run.parent_step)) if run.parent_run_id else ""
+            ),
             started_at=timeline.started_at,
             ended_at=timeline.ended_at,
             outcome=timeline.outcome,
@@ -354,6 +361,7 @@ class SpanBuilder:
         _put(attributes, semconv.IDEMPOTENCY_KEY, edited or tool.idempotency_key)
         if tool.effect:
             attributes[semconv.TOOL_EFFECT] = _word(EffectClass, tool.effect, "EFFECT_CLASS_")
+        _put(attributes, semconv.CHILD_RUN_ID, self._timeline.children.get(step.number, ""))
         if tool.HasField("due_time"):
             attributes[semconv.WAIT_DUE_TIME] = tool.due_time.ToJsonString()
         return f"holdfast.wait {tool.tool}" if kind is SpanKind.WAIT else f"execute_tool {tool.tool}"

@@ -24,6 +24,10 @@ class RunFilter:
     created_from: datetime | None = None
     """At or after."""
     created_before: datetime | None = None
+    parent_run_id: str = ""
+    root_run_id: str = ""
+    include_children: bool = False
+    """Without it, and without the two before, only what callers started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +104,6 @@ class TraceStore(Protocol):
 
     async def find_predecessors(self, workspace_id: str, run: RunRecord) -> list[RunRecord]:
         """Returns the runs that a run follows, from the first of its session."""
+
+    async def find_descendants(self, workspace_id: str, run: RunRecord, limit: int) -> list[RunHistory]:
+        """Returns the runs below a run with their events: each behind the one that started it, at most so many."""

@@ -72,6 +72,10 @@ class SqlTraceStore:
         """Returns the runs that a run follows, the session's first one first."""
         return await self._db.read(_find_predecessors, workspace_id, run)
 
+    async def find_descendants(self, workspace_id: str, run: RunRecord, limit: int) -> list[RunHistory]:
+        """Returns the runs below a run with their events: each behind the one that started it, at most so many."""
+        return await self._db.read(_find_descendants, workspace_id, run, limit)
+
 
 class SqlProjection:
     """The writer, on one connection.
@@ -125,6 +129,7 @@ _TEXTS: Final = {
     "step_finished": ("failure", "message"),
     "step_in_doubt": ("failure", "message"),
     "run_state_changed": ("failure", "message"),
+    "child_ended": ("failure", "message"),
     "cancel_requested": ("", "reason"),
     "pause_requested": ("", "reason"),
     "resume_requested": ("", "reason"),
@@ -150,6 +155,8 @@ def _leave_out(change: Change, *, keeps_texts: bool) -> None:
             change.approval_decided.ClearField(field)
     elif kind == "late_result":
         change.late_result.ClearField("content")
+    elif kind == "child_ended" and change.child_ended.output.HasField("message"):
+        change.child_ended.output.message.ClearField("parts")
     if not keeps_texts and kind in _TEXTS:
         inside, field = _TEXTS[kind]
         holder = getattr(change, kind)
@@ -307,6 +314,17 @@ def _list_runs(
     connection: sa.Connection, workspace_id: str, wanted: RunFilter, after: RunPosition | None, limit: int
 ) -> list[RunRecord]:
     query = _select_run(workspace_id)
+    if wanted.parent_run_id:
+        query = query.where(runs.c.parent_run_id == wanted.parent_run_id)
+        # What a run started is in its own tree, which an index finds.
+        root = _find_run(connection, workspace_id, wanted.parent_run_id)
+        if root is None:
+            return []
+        query = query.where(runs.c.root_run_id == (root.root_run_id or root.run_id))
+    if wanted.root_run_id:
+        query = query.where(sa.or_(runs.c.run_id == wanted.root_run_id, runs.c.root_run_id == wanted.root_run_id))
+    if not (wanted.parent_run_id or wanted.root_run_id or wanted.include_children):
+        query = query.where(runs.c.parent_run_id == "")
     if wanted.agent:
         query = query.where(runs.c.agent == wanted.agent)
     if wanted.session_id:
@@ -343,6 +361,23 @@ def _find_predecessors(connection: sa.Connection, workspace_id: str, run: RunRec
         while (previous := by_id.pop(chain[-1].previous_run_id, None)) is not None:
             chain.append(previous)
     return chain[:0:-1]
+
+
+def _find_descendants(connection: sa.Connection, workspace_id: str, run: RunRecord, limit: int) -> list[RunHistory]:
+    of_tree = _select_run(workspace_id).where(
+        runs.c.root_run_id == (run.root_run_id or run.run_id), sa.literal_column("runs.root_run_id") != sa.text("''")
+    )
+    below: dict[str, list[RunRecord]] = {}
+    for row in connection.execute(of_tree.order_by(runs.c.parent_step, runs.c.run_id)):
+        below.setdefault(row.parent_run_id, []).append(_to_record(row))
+    found: list[RunRecord] = []
+    # Popped, so that a tree that met itself would end.
+    left = below.pop(run.run_id, [])[::-1]
+    while left and len(found) < limit:
+        child = left.pop()
+        found.append(child)
+        left += below.pop(child.run_id, [])[::-1]
+    return [_history(connection, child) for child in found]
 
 
 def _history(connection: sa.Connection, run: RunRecord) -> RunHistory:

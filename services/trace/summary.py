@@ -101,6 +101,10 @@ class RunRecord:
     newest_seq: int = 0
     paused_micros: int = 0
     paused_since: datetime | None = None
+    parent_run_id: str = ""
+    parent_step: int = 0
+    root_run_id: str = ""
+    depth: int = 0
 
     @property
     def has_gap(self) -> bool:
@@ -156,6 +160,8 @@ class RunRecord:
         self.revision = created.revision
         self.user_id = created.user_id
         self.previous_run_id = created.previous_run_id
+        self.parent_run_id, self.parent_step = created.parent_run_id, created.parent_step
+        self.root_run_id, self.depth = created.root_run_id, created.depth
         self.created_at = time
         self.state = RUN_STATE_QUEUED
 

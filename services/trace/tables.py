@@ -84,6 +84,11 @@ runs: Final = sa.Table(
     sa.Column("newest_seq", sa.BigInteger, nullable=False),
     sa.Column("paused_micros", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("paused_since", Timestamp),
+    sa.Column("parent_run_id", sa.Text, nullable=False, server_default=sa.text("''")),
+    sa.Column("parent_step", sa.Integer, nullable=False, server_default=sa.text("0")),
+    # Empty for a run that a caller started.
+    sa.Column("root_run_id", sa.Text, nullable=False, server_default=sa.text("''")),
+    sa.Column("depth", sa.Integer, nullable=False, server_default=sa.text("0")),
     # No index holds a column that changes with each event, so that updates stay within their page.
     sa.Index("runs_by_time", "workspace_id", "created_at", "run_id"),
     sa.Index("runs_by_agent", "workspace_id", "agent", "created_at", "run_id"),
@@ -97,6 +102,14 @@ runs: Final = sa.Table(
         "run_id",
         sqlite_where=sa.text("ended_at IS NULL"),
         postgresql_where=sa.text("ended_at IS NULL"),
+    ),
+    sa.Index(
+        "runs_by_root",
+        "workspace_id",
+        "root_run_id",
+        "run_id",
+        sqlite_where=sa.text("root_run_id <> ''"),
+        postgresql_where=sa.text("root_run_id <> ''"),
     ),
     postgresql_with={"fillfactor": "70"},
 )

@@ -199,6 +199,8 @@ class Timeline:
         self.steps: dict[int, Step] = {}
         # Of a run with a budget.
         self.ledger: Ledger | None = None
+        # The runs that steps have started, the newest of each step.
+        self.children: dict[int, str] = {}
         self._step_of_question: dict[str, int] = {}
         for event in events:
             self._apply(event)
@@ -228,8 +230,12 @@ class Timeline:
                 self._claim(change.run_claimed, time)
             case "step_started":
                 self._start_step(change.step_started, time)
+                if change.step_started.tool.child_run_id:
+                    self.children[change.step_started.step] = change.step_started.tool.child_run_id
             case "attempt_started":
                 started = change.attempt_started
+                if started.child_run_id:
+                    self.children[started.step] = started.child_run_id
                 for step in self._step(started.step):
                     attempt = self._attempt(step, started.attempt, time)
                     step.is_in_doubt = False

@@ -228,7 +228,7 @@ class FakeExecutor:
     async def _list_runs(self, request: run_service_pb2.ListRunsRequest, context: Any) -> Any:
         self._check(context)
         # One to a page, so that whoever lists has to turn it.
-        runs = list(self.runs.values())
+        runs = [known for known in self.runs.values() if known.run.parent_run_id == request.parent_run_id]
         index = int(request.page_token or 0)
         last = index + 1 >= len(runs)
         return run_service_pb2.ListRunsResponse(

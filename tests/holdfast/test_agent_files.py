@@ -134,7 +134,7 @@ HEAD = "name: a\nmodel: {provider: openai, name: x}\n"
         ),
         (
             f"{HEAD}tools:\n  - name: t\n",
-            "a.yaml:4: tools[0]: a tool needs a place to run: `worker: {}`, `http:` or `builtin:`",
+            "a.yaml:4: tools[0]: a tool needs a place to run: `worker: {}`, `http:`, `builtin:` or `agent:`",
         ),
         (
             f"{HEAD}tools:\n  - {{name: t, worker: {{}}}}\n  - {{name: t, worker: {{}}}}\n",

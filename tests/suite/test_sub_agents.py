@@ -243,6 +243,35 @@ async def test_state_that_dies_with_the_end_of_a_child_has_told_its_parent(stage
     await sound(stage, handle)
 
 
+async def test_tree_is_one_trace(stage: Stage) -> None:
+    await stage.client.apply(Agent("leaf", model=scripted("a word")))
+    await stage.client.apply(caller("branch", "leaf"))
+    async with asyncio.timeout(40):
+        handle = await stage.start(caller("root", "branch"))
+        await handle.result()
+        below = [run async for run in stage.client.runs.list(root_run_id=handle.id) if run.depth]
+        for run in (*below, await handle.get()):
+            await stage.client.trace.tree(run.run_id, min_seq=run.last_seq, timeout=10)
+        tree = await stage.client.trace.tree(handle.id, include_children=True)
+    assert [(child.agent, child.depth) for child in tree.children] == [("branch", 1), ("leaf", 2)]
+    spans = {span.span_id: span for span in tree.spans}
+    assert len(spans) == len(tree.spans)
+    assert {span.trace_id for span in tree.spans} == {handle.id.replace("-", "")} == {tree.run.trace_id}
+    roots = [span for span in tree.spans if span.name.startswith("invoke_agent")]
+    assert [span.name for span in roots] == ["invoke_agent root", "invoke_agent branch", "invoke_agent leaf"]
+    assert [spans[span.parent_span_id].name for span in roots[1:]] == ["execute_tool branch", "execute_tool leaf"]
+    listed = [run.run_id async for run in stage.client.trace.list()]
+    assert handle.id in listed and not {run.run_id for run in below} & set(listed)
+    assert {run.run_id async for run in stage.client.trace.list(parent_run_id=handle.id)} == {
+        run.run_id for run in below if run.depth == 1
+    }
+    assert len([run async for run in stage.client.trace.list(root_run_id=handle.id)]) == 3
+    shown = await stage.command("trace", handle.id)
+    assert len(shown["children"]) == 2
+    # What was said stays in state.
+    assert b"a word" not in b"".join(path.read_bytes() for path in stage.suite.data.glob("trace.db*"))
+
+
 async def test_doctor_finds_nothing_wrong_with_trees(stage: Stage) -> None:
     report = await stage.command("doctor", "--data", str(stage.suite.data))
     assert report["result"] == "OK", report

@@ -28,7 +28,7 @@ from holdfast.api.common.v1 import content_pb2 as holdfast_dot_api_dot_common_do
 from holdfast.api.common.v1 import run_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.holdfast/api/state/v1/call_queue_service.proto\x12\x15holdfast.api.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"\xff\x02\n\nLeasedCall\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x0c\n\x04tool\x18\x06 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x07 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x61gent\x18\n \x01(\t\x12\x0f\n\x07user_id\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\t\x12\x1e\n\x16last_heartbeat_details\x18\r \x01(\t\x12\x35\n\x11offer_expire_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63\x61ll_id\x18\x0f \x01(\t\x12\x18\n\x10\x61rguments_edited\x18\x10 \x01(\x08\"\x91\x01\n\x11LeaseCallsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05tools\x18\x03 \x03(\t\x12\x11\n\tmax_calls\x18\x04 \x01(\x05\x12\x31\n\x0eoffer_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x12LeaseCallsResponse\x12\x30\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32!.holdfast.api.state.v1.LeasedCall\"J\n\x10StartCallRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\t\"\x13\n\x11StartCallResponse\"\xb4\x01\n\x11RenewCallsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x46\n\x07running\x18\x03 \x03(\x0b\x32\x35.holdfast.api.state.v1.RenewCallsRequest.RunningEntry\x1a.\n\x0cRunningEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x12RenewCallsResponse\x12\x13\n\x0blost_leases\x18\x01 \x03(\t\x12\x18\n\x10\x63\x61ncelled_leases\x18\x02 \x03(\t\"M\n\x12ReturnCallsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0e\n\x06leases\x18\x03 \x03(\t\"\x15\n\x13ReturnCallsResponse\"\xdc\x01\n\x13\x43ompleteCallRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\t\x12.\n\x06\x63hange\x18\x04 \x01(\x0b\x32\x1e.holdfast.api.common.v1.Change\x12+\n\x05\x62lobs\x18\x05 \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12\x30\n\x04late\x18\x06 \x01(\x0b\x32\".holdfast.api.common.v1.LateResult\"#\n\x14\x43ompleteCallResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\"R\n\x0eGetCallRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\t\x12\x1b\n\x13\x65xecuting_worker_id\x18\x03 \x01(\t\"B\n\x0fGetCallResponse\x12/\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32!.holdfast.api.state.v1.LeasedCall2\xe1\x04\n\x10\x43\x61llQueueService\x12\x61\n\nLeaseCalls\x12(.holdfast.api.state.v1.LeaseCallsRequest\x1a).holdfast.api.state.v1.LeaseCallsResponse\x12^\n\tStartCall\x12\'.holdfast.api.state.v1.StartCallRequest\x1a(.holdfast.api.state.v1.StartCallResponse\x12\x61\n\nRenewCalls\x12(.holdfast.api.state.v1.RenewCallsRequest\x1a).holdfast.api.state.v1.RenewCallsResponse\x12\x64\n\x0bReturnCalls\x12).holdfast.api.state.v1.ReturnCallsRequest\x1a*.holdfast.api.state.v1.ReturnCallsResponse\x12g\n\x0c\x43ompleteCall\x12*.holdfast.api.state.v1.CompleteCallRequest\x1a+.holdfast.api.state.v1.CompleteCallResponse\x12X\n\x07GetCall\x12%.holdfast.api.state.v1.GetCallRequest\x1a&.holdfast.api.state.v1.GetCallResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.holdfast/api/state/v1/call_queue_service.proto\x12\x15holdfast.api.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$holdfast/api/common/v1/content.proto\x1a holdfast/api/common/v1/run.proto\"\x94\x03\n\nLeasedCall\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x0c\n\x04tool\x18\x06 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x07 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x61gent\x18\n \x01(\t\x12\x0f\n\x07user_id\x18\x0b \x01(\t\x12\x10\n\x08revision\x18\x0c \x01(\t\x12\x1e\n\x16last_heartbeat_details\x18\r \x01(\t\x12\x35\n\x11offer_expire_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63\x61ll_id\x18\x0f \x01(\t\x12\x18\n\x10\x61rguments_edited\x18\x10 \x01(\x08\x12\x13\n\x0broot_run_id\x18$ \x01(\t\"\x91\x01\n\x11LeaseCallsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05tools\x18\x03 \x03(\t\x12\x11\n\tmax_calls\x18\x04 \x01(\x05\x12\x31\n\x0eoffer_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x12LeaseCallsResponse\x12\x30\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32!.holdfast.api.state.v1.LeasedCall\"J\n\x10StartCallRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\t\"\x13\n\x11StartCallResponse\"\xb4\x01\n\x11RenewCallsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x46\n\x07running\x18\x03 \x03(\x0b\x32\x35.holdfast.api.state.v1.RenewCallsRequest.RunningEntry\x1a.\n\x0cRunningEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x12RenewCallsResponse\x12\x13\n\x0blost_leases\x18\x01 \x03(\t\x12\x18\n\x10\x63\x61ncelled_leases\x18\x02 \x03(\t\"M\n\x12ReturnCallsRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0e\n\x06leases\x18\x03 \x03(\t\"\x15\n\x13ReturnCallsResponse\"\xdc\x01\n\x13\x43ompleteCallRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\t\x12.\n\x06\x63hange\x18\x04 \x01(\x0b\x32\x1e.holdfast.api.common.v1.Change\x12+\n\x05\x62lobs\x18\x05 \x03(\x0b\x32\x1c.holdfast.api.common.v1.Blob\x12\x30\n\x04late\x18\x06 \x01(\x0b\x32\".holdfast.api.common.v1.LateResult\"#\n\x14\x43ompleteCallResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\"R\n\x0eGetCallRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\t\x12\x1b\n\x13\x65xecuting_worker_id\x18\x03 \x01(\t\"B\n\x0fGetCallResponse\x12/\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32!.holdfast.api.state.v1.LeasedCall2\xe1\x04\n\x10\x43\x61llQueueService\x12\x61\n\nLeaseCalls\x12(.holdfast.api.state.v1.LeaseCallsRequest\x1a).holdfast.api.state.v1.LeaseCallsResponse\x12^\n\tStartCall\x12\'.holdfast.api.state.v1.StartCallRequest\x1a(.holdfast.api.state.v1.StartCallResponse\x12\x61\n\nRenewCalls\x12(.holdfast.api.state.v1.RenewCallsRequest\x1a).holdfast.api.state.v1.RenewCallsResponse\x12\x64\n\x0bReturnCalls\x12).holdfast.api.state.v1.ReturnCallsRequest\x1a*.holdfast.api.state.v1.ReturnCallsResponse\x12g\n\x0c\x43ompleteCall\x12*.holdfast.api.state.v1.CompleteCallRequest\x1a+.holdfast.api.state.v1.CompleteCallResponse\x12X\n\x07GetCall\x12%.holdfast.api.state.v1.GetCallRequest\x1a&.holdfast.api.state.v1.GetCallResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,33 +38,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWCALLSREQUEST_RUNNINGENTRY']._loaded_options = None
   _globals['_RENEWCALLSREQUEST_RUNNINGENTRY']._serialized_options = b'8\001'
   _globals['_LEASEDCALL']._serialized_start=211
-  _globals['_LEASEDCALL']._serialized_end=594
-  _globals['_LEASECALLSREQUEST']._serialized_start=597
-  _globals['_LEASECALLSREQUEST']._serialized_end=742
-  _globals['_LEASECALLSRESPONSE']._serialized_start=744
-  _globals['_LEASECALLSRESPONSE']._serialized_end=814
-  _globals['_STARTCALLREQUEST']._serialized_start=816
-  _globals['_STARTCALLREQUEST']._serialized_end=890
-  _globals['_STARTCALLRESPONSE']._serialized_start=892
-  _globals['_STARTCALLRESPONSE']._serialized_end=911
-  _globals['_RENEWCALLSREQUEST']._serialized_start=914
-  _globals['_RENEWCALLSREQUEST']._serialized_end=1094
-  _globals['_RENEWCALLSREQUEST_RUNNINGENTRY']._serialized_start=1048
-  _globals['_RENEWCALLSREQUEST_RUNNINGENTRY']._serialized_end=1094
-  _globals['_RENEWCALLSRESPONSE']._serialized_start=1096
-  _globals['_RENEWCALLSRESPONSE']._serialized_end=1163
-  _globals['_RETURNCALLSREQUEST']._serialized_start=1165
-  _globals['_RETURNCALLSREQUEST']._serialized_end=1242
-  _globals['_RETURNCALLSRESPONSE']._serialized_start=1244
-  _globals['_RETURNCALLSRESPONSE']._serialized_end=1265
-  _globals['_COMPLETECALLREQUEST']._serialized_start=1268
-  _globals['_COMPLETECALLREQUEST']._serialized_end=1488
-  _globals['_COMPLETECALLRESPONSE']._serialized_start=1490
-  _globals['_COMPLETECALLRESPONSE']._serialized_end=1525
-  _globals['_GETCALLREQUEST']._serialized_start=1527
-  _globals['_GETCALLREQUEST']._serialized_end=1609
-  _globals['_GETCALLRESPONSE']._serialized_start=1611
-  _globals['_GETCALLRESPONSE']._serialized_end=1677
-  _globals['_CALLQUEUESERVICE']._serialized_start=1680
-  _globals['_CALLQUEUESERVICE']._serialized_end=2289
+  _globals['_LEASEDCALL']._serialized_end=615
+  _globals['_LEASECALLSREQUEST']._serialized_start=618
+  _globals['_LEASECALLSREQUEST']._serialized_end=763
+  _globals['_LEASECALLSRESPONSE']._serialized_start=765
+  _globals['_LEASECALLSRESPONSE']._serialized_end=835
+  _globals['_STARTCALLREQUEST']._serialized_start=837
+  _globals['_STARTCALLREQUEST']._serialized_end=911
+  _globals['_STARTCALLRESPONSE']._serialized_start=913
+  _globals['_STARTCALLRESPONSE']._serialized_end=932
+  _globals['_RENEWCALLSREQUEST']._serialized_start=935
+  _globals['_RENEWCALLSREQUEST']._serialized_end=1115
+  _globals['_RENEWCALLSREQUEST_RUNNINGENTRY']._serialized_start=1069
+  _globals['_RENEWCALLSREQUEST_RUNNINGENTRY']._serialized_end=1115
+  _globals['_RENEWCALLSRESPONSE']._serialized_start=1117
+  _globals['_RENEWCALLSRESPONSE']._serialized_end=1184
+  _globals['_RETURNCALLSREQUEST']._serialized_start=1186
+  _globals['_RETURNCALLSREQUEST']._serialized_end=1263
+  _globals['_RETURNCALLSRESPONSE']._serialized_start=1265
+  _globals['_RETURNCALLSRESPONSE']._serialized_end=1286
+  _globals['_COMPLETECALLREQUEST']._serialized_start=1289
+  _globals['_COMPLETECALLREQUEST']._serialized_end=1509
+  _globals['_COMPLETECALLRESPONSE']._serialized_start=1511
+  _globals['_COMPLETECALLRESPONSE']._serialized_end=1546
+  _globals['_GETCALLREQUEST']._serialized_start=1548
+  _globals['_GETCALLREQUEST']._serialized_end=1630
+  _globals['_GETCALLRESPONSE']._serialized_start=1632
+  _globals['_GETCALLRESPONSE']._serialized_end=1698
+  _globals['_CALLQUEUESERVICE']._serialized_start=1701
+  _globals['_CALLQUEUESERVICE']._serialized_end=2310
 # @@protoc_insertion_point(module_scope)

@@ -13,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LeasedCall(_message.Message):
-    __slots__ = ("lease", "workspace_id", "run_id", "step", "attempt", "tool", "arguments_json", "idempotency_key", "timeout", "agent", "user_id", "revision", "last_heartbeat_details", "offer_expire_time", "call_id", "arguments_edited")
+    __slots__ = ("lease", "workspace_id", "run_id", "step", "attempt", "tool", "arguments_json", "idempotency_key", "timeout", "agent", "user_id", "revision", "last_heartbeat_details", "offer_expire_time", "call_id", "arguments_edited", "root_run_id")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class LeasedCall(_message.Message):
     OFFER_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_EDITED_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     lease: str
     workspace_id: str
     run_id: str
@@ -46,7 +47,8 @@ class LeasedCall(_message.Message):
     offer_expire_time: _timestamp_pb2.Timestamp
     call_id: str
     arguments_edited: bool
-    def __init__(self, lease: _Optional[str] = ..., workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., revision: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., offer_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., call_id: _Optional[str] = ..., arguments_edited: bool = ...) -> None: ...
+    root_run_id: str
+    def __init__(self, lease: _Optional[str] = ..., workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., revision: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., offer_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., call_id: _Optional[str] = ..., arguments_edited: bool = ..., root_run_id: _Optional[str] = ...) -> None: ...
 
 class LeaseCallsRequest(_message.Message):
     __slots__ = ("workspace_id", "worker_id", "tools", "max_calls", "offer_duration")

@@ -116,7 +116,7 @@ class Transition(_message.Message):
     def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[_run_pb2.Change, _Mapping]]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[NewCall, _Mapping]]] = ..., children: _Optional[_Iterable[_Union[NewRun, _Mapping]]] = ...) -> None: ...
 
 class NewCall(_message.Message):
-    __slots__ = ("step", "attempt", "tool", "arguments_json", "idempotency_key", "not_before", "start_deadline", "timeout", "heartbeat_timeout", "agent", "user_id", "revision", "last_heartbeat_details", "call_id", "arguments_edited")
+    __slots__ = ("step", "attempt", "tool", "arguments_json", "idempotency_key", "not_before", "start_deadline", "timeout", "heartbeat_timeout", "agent", "user_id", "revision", "last_heartbeat_details", "call_id", "arguments_edited", "root_run_id")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TOOL_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,7 @@ class NewCall(_message.Message):
     LAST_HEARTBEAT_DETAILS_FIELD_NUMBER: _ClassVar[int]
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_EDITED_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     step: int
     attempt: int
     tool: str
@@ -147,7 +148,8 @@ class NewCall(_message.Message):
     last_heartbeat_details: str
     call_id: str
     arguments_edited: bool
-    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., revision: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., call_id: _Optional[str] = ..., arguments_edited: bool = ...) -> None: ...
+    root_run_id: str
+    def __init__(self, step: _Optional[int] = ..., attempt: _Optional[int] = ..., tool: _Optional[str] = ..., arguments_json: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., heartbeat_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., agent: _Optional[str] = ..., user_id: _Optional[str] = ..., revision: _Optional[str] = ..., last_heartbeat_details: _Optional[str] = ..., call_id: _Optional[str] = ..., arguments_edited: bool = ..., root_run_id: _Optional[str] = ...) -> None: ...
 
 class NewRun(_message.Message):
     __slots__ = ("workspace_id", "run_id", "session_id", "new_session_id", "agent", "revision", "user_id", "input", "blobs", "reject_when_busy", "request_id", "request_fingerprint", "traceparent", "lane", "agent_limit", "label", "claim_for", "run_grant", "ttl", "budget", "parent")

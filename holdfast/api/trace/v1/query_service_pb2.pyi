@@ -46,7 +46,7 @@ SPAN_STATUS_ERROR: SpanStatus
 SPAN_STATUS_CANCELLED: SpanStatus
 
 class RunSummary(_message.Message):
-    __slots__ = ("run_id", "trace_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "create_time", "end_time", "queued_duration", "active_duration", "waiting_duration", "model_calls", "tool_calls", "failed_attempts", "claims", "usage", "failure", "last_seq", "paused_duration")
+    __slots__ = ("run_id", "trace_id", "session_id", "agent", "revision", "user_id", "state", "wait_reason", "create_time", "end_time", "queued_duration", "active_duration", "waiting_duration", "model_calls", "tool_calls", "failed_attempts", "claims", "usage", "failure", "last_seq", "paused_duration", "parent_run_id", "parent_step", "root_run_id", "depth")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,10 @@ class RunSummary(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
     PAUSED_DURATION_FIELD_NUMBER: _ClassVar[int]
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_STEP_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     trace_id: str
     session_id: str
@@ -89,7 +93,11 @@ class RunSummary(_message.Message):
     failure: _content_pb2.Failure
     last_seq: int
     paused_duration: _duration_pb2.Duration
-    def __init__(self, run_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[_run_pb2.RunState, str]] = ..., wait_reason: _Optional[_Union[_run_pb2.WaitReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queued_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., active_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., waiting_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_calls: _Optional[int] = ..., tool_calls: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., claims: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., last_seq: _Optional[int] = ..., paused_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    parent_run_id: str
+    parent_step: int
+    root_run_id: str
+    depth: int
+    def __init__(self, run_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., session_id: _Optional[str] = ..., agent: _Optional[str] = ..., revision: _Optional[str] = ..., user_id: _Optional[str] = ..., state: _Optional[_Union[_run_pb2.RunState, str]] = ..., wait_reason: _Optional[_Union[_run_pb2.WaitReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queued_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., active_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., waiting_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_calls: _Optional[int] = ..., tool_calls: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., claims: _Optional[int] = ..., usage: _Optional[_Union[_content_pb2.Usage, _Mapping]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., last_seq: _Optional[int] = ..., paused_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., parent_run_id: _Optional[str] = ..., parent_step: _Optional[int] = ..., root_run_id: _Optional[str] = ..., depth: _Optional[int] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("trace_id", "span_id", "parent_span_id", "name", "kind", "step", "attempt", "start_time", "end_time", "status", "failure", "attributes")
@@ -120,7 +128,7 @@ class Span(_message.Message):
     def __init__(self, trace_id: _Optional[str] = ..., span_id: _Optional[str] = ..., parent_span_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[SpanKind, str]] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[_Union[SpanStatus, str]] = ..., failure: _Optional[_Union[_content_pb2.Failure, _Mapping]] = ..., attributes: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class ListRunsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "agent", "session_id", "user_id", "states", "created_after", "created_before")
+    __slots__ = ("page_size", "page_token", "agent", "session_id", "user_id", "states", "created_after", "created_before", "parent_run_id", "root_run_id", "include_children")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +137,9 @@ class ListRunsRequest(_message.Message):
     STATES_FIELD_NUMBER: _ClassVar[int]
     CREATED_AFTER_FIELD_NUMBER: _ClassVar[int]
     CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROOT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_CHILDREN_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
     agent: str
@@ -137,7 +148,10 @@ class ListRunsRequest(_message.Message):
     states: _containers.RepeatedScalarFieldContainer[_run_pb2.RunState]
     created_after: _timestamp_pb2.Timestamp
     created_before: _timestamp_pb2.Timestamp
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., agent: _Optional[str] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., states: _Optional[_Iterable[_Union[_run_pb2.RunState, str]]] = ..., created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    parent_run_id: str
+    root_run_id: str
+    include_children: bool
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., agent: _Optional[str] = ..., session_id: _Optional[str] = ..., user_id: _Optional[str] = ..., states: _Optional[_Iterable[_Union[_run_pb2.RunState, str]]] = ..., created_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_run_id: _Optional[str] = ..., root_run_id: _Optional[str] = ..., include_children: bool = ...) -> None: ...
 
 class ListRunsResponse(_message.Message):
     __slots__ = ("runs", "next_page_token")
@@ -148,20 +162,24 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunSummary, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetRunTreeRequest(_message.Message):
-    __slots__ = ("run_id", "min_seq")
+    __slots__ = ("run_id", "min_seq", "include_children")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     MIN_SEQ_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_CHILDREN_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     min_seq: int
-    def __init__(self, run_id: _Optional[str] = ..., min_seq: _Optional[int] = ...) -> None: ...
+    include_children: bool
+    def __init__(self, run_id: _Optional[str] = ..., min_seq: _Optional[int] = ..., include_children: bool = ...) -> None: ...
 
 class GetRunTreeResponse(_message.Message):
-    __slots__ = ("run", "spans")
+    __slots__ = ("run", "spans", "children")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
     run: RunSummary
     spans: _containers.RepeatedCompositeFieldContainer[Span]
-    def __init__(self, run: _Optional[_Union[RunSummary, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
+    children: _containers.RepeatedCompositeFieldContainer[RunSummary]
+    def __init__(self, run: _Optional[_Union[RunSummary, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., children: _Optional[_Iterable[_Union[RunSummary, _Mapping]]] = ...) -> None: ...
 
 class GetStepRequest(_message.Message):
     __slots__ = ("run_id", "step")

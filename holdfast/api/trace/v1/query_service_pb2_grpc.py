@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class QueryServiceStub(object):
-    """Reads traces. A run is one trace whose id is the run's id; spans are derived from the journal, so that none is
+    """Reads traces. A run with all runs below it is one trace, whose id is the run's id; spans are derived from the journal, so that none is
     missing and none is double.
     """
 
@@ -54,7 +54,7 @@ class QueryServiceStub(object):
 
 
 class QueryServiceServicer(object):
-    """Reads traces. A run is one trace whose id is the run's id; spans are derived from the journal, so that none is
+    """Reads traces. A run with all runs below it is one trace, whose id is the run's id; spans are derived from the journal, so that none is
     missing and none is double.
     """
 
@@ -106,7 +106,7 @@ def add_QueryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QueryService(object):
-    """Reads traces. A run is one trace whose id is the run's id; spans are derived from the journal, so that none is
+    """Reads traces. A run with all runs below it is one trace, whose id is the run's id; spans are derived from the journal, so that none is
     missing and none is double.
     """
 

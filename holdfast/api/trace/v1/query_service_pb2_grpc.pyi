@@ -13,7 +13,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QueryServiceStub:
-    """Reads traces. A run is one trace whose id is the run's id; spans are derived from the journal, so that none is
+    """Reads traces. A run with all runs below it is one trace, whose id is the run's id; spans are derived from the journal, so that none is
     missing and none is double.
     """
 
@@ -26,7 +26,7 @@ class QueryServiceStub:
     """One step with its full input and output. Errors: NOT_FOUND (RUN_NOT_FOUND, STEP_NOT_FOUND)."""
 
 class QueryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Reads traces. A run is one trace whose id is the run's id; spans are derived from the journal, so that none is
+    """Reads traces. A run with all runs below it is one trace, whose id is the run's id; spans are derived from the journal, so that none is
     missing and none is double.
     """
 
