@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
-BudgetPolicy: TypeAlias = Literal["stop", "ask"]
-_BUDGET_POLICIES: Final[Mapping[str, agent_pb2.BudgetPolicy]] = {"ask": agent_pb2.BUDGET_POLICY_ASK}
+BudgetPolicy: TypeAlias = Literal["stop", "ask", "finalise"]
+_BUDGET_POLICIES: Final[Mapping[str, agent_pb2.BudgetPolicy]] = {
+    "ask": agent_pb2.BUDGET_POLICY_ASK,
+    "finalise": agent_pb2.BUDGET_POLICY_FINALISE,
+}
 
 AnyTool: TypeAlias = "Tool[Any, Any] | agent_pb2.ToolSpec | str | Callable[..., Any]"
 
@@ -65,7 +68,8 @@ class Limits:
         max_steps: Model calls, tool calls and waits of one run together; 0 leaves it to the runtime (100).
         max_concurrent_runs: How many runs of the agent may be driven at once in the workspace; 0 is no limit.
         budget: What a run may use of models and tools.
-        on_budget_exceeded: `stop` ends the run before the call that has no room; `ask` asks a person for more.
+        on_budget_exceeded: `stop` ends the run before the call that has no room; `ask` asks a person for more;
+            `finalise` lets the model answer with what it has, from what was kept back for that.
         max_depth: How many levels of sub-agents may stand below a run; 0 leaves it to the runtime (5).
         max_children: How many runs of sub-agents a run may start; 0 leaves it to the runtime (50).
     """

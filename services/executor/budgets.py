@@ -25,6 +25,9 @@ from services.shared.run_budgets import BUDGET_EXCEEDED, Amounts, Ledger, Shortf
 _TOKENS_AROUND_A_MESSAGE: Final = 16
 _TOKENS_AROUND_A_TOOL: Final = 32
 _TOKENS_AROUND_TOOLS: Final = 600
+# The note of the last call is shorter.
+_TOKENS_OF_LAST_NOTE: Final = 600
+_ANSWER_NOW: Final = "There are no tools any more, and no further turns: answer now, with what you have."
 
 _UNITS: Final = {
     "max_cost_usd_nanos": "",
@@ -64,25 +67,57 @@ class BudgetGuard:
 
     def reservation(self, view: RunView, now: datetime) -> run_pb2.Reservation | None:
         """What the next model call may use at most; None when its price is not known."""
+        reserved = run_pb2.Reservation(output_tokens=longest_answer(self._spec.model) or 0)
+        return reserved if self._fill(reserved, self._input_tokens(view), now) else None
+
+    def _fill(self, reserved: run_pb2.Reservation, input_tokens: int, now: datetime) -> bool:
+        """Completes a reservation; False when its price is not known."""
         model = self._spec.model
-        reserved = run_pb2.Reservation(input_tokens=self._input_tokens(view), output_tokens=longest_answer(model) or 0)
+        reserved.input_tokens = input_tokens
         if self._ledger.limits_cost:
-            usage = content_pb2.Usage(input_tokens=reserved.input_tokens, output_tokens=reserved.output_tokens)
+            usage = content_pb2.Usage(input_tokens=input_tokens, output_tokens=reserved.output_tokens)
             cost, source = prices.price_of(model, model.name, usage, "", now)
             if cost is None:
-                return None
+                return False
             reserved.cost_usd_nanos, reserved.price_source = cost, source
-        return reserved
+        return True
 
-    def shortfall(self, reserved: run_pb2.Reservation) -> Shortfall | None:
-        """What a model call lacks; None when it fits."""
-        return self._ledger.shortfall(
-            Amounts(reserved.cost_usd_nanos, reserved.input_tokens, reserved.output_tokens, model_calls=1)
-        )
+    def shortfall(self, reserved: run_pb2.Reservation, now: datetime) -> Shortfall | None:
+        """What a model call lacks; None when it fits, and leaves what is kept back for a last one."""
+        needed = Amounts(reserved.cost_usd_nanos, reserved.input_tokens, reserved.output_tokens, model_calls=1)
+        return self._ledger.shortfall(self._with_last(needed, now))
 
-    def shortfall_of_attempt(self, step: int) -> Shortfall | None:
+    def shortfall_of_attempt(self, step: int, now: datetime) -> Shortfall | None:
         """What another attempt of an open model step lacks; None when it fits."""
-        return self._ledger.shortfall(self._ledger.reservation_of(step))
+        needed = self._ledger.reservation_of(step)
+        return self._ledger.shortfall(needed if step == self._ledger.final_step else self._with_last(needed, now))
+
+    def last_call(self, view: RunView, short: Shortfall, now: datetime) -> run_pb2.ModelIntent | None:
+        """The intent of a last model call without tools; None when there is to be none, was one, or it does not fit."""
+        if not self._finalises or self._ledger.final_step:
+            return None
+        intent = run_pb2.ModelIntent(final_note=f"{exceeded_failure(short).message} {_ANSWER_NOW}")
+        reserved = self.reservation(view, now)
+        if reserved is None:
+            return None
+        self._fill(reserved, reserved.input_tokens + len(intent.final_note) + _TOKENS_AROUND_A_MESSAGE, now)
+        intent.reserved.CopyFrom(reserved)
+        needed = Amounts(reserved.cost_usd_nanos, reserved.input_tokens, reserved.output_tokens, model_calls=1)
+        return intent if self._ledger.shortfall(needed) is None else None
+
+    @property
+    def _finalises(self) -> bool:
+        return self._spec.limits.on_budget_exceeded == agent_pb2.BUDGET_POLICY_FINALISE
+
+    def _with_last(self, needed: Amounts, now: datetime) -> Amounts:
+        """With what is kept back: for a call that is sent all of this one, its longest answer, and a note."""
+        if not self._finalises or self._ledger.final_step:
+            return needed
+        last = run_pb2.Reservation(output_tokens=needed.output_tokens)
+        self._fill(last, needed.input_tokens + needed.output_tokens + _TOKENS_OF_LAST_NOTE, now)
+        total = Amounts(last.cost_usd_nanos, last.input_tokens, last.output_tokens, model_calls=1)
+        total.add(needed)
+        return total
 
     def shortfall_of_tool_calls(self, count: int) -> Shortfall | None:
         """What so many calls of tools lack; None when they fit."""
@@ -160,6 +195,15 @@ def exceeded_failure(short: Shortfall) -> content_pb2.Failure:
             f"(limits.budget.{short.limit}) {_amount(short, short.used)} are used{held}, and "
             f"{_amount(short, short.needed)} more could be needed."
         ),
+        failure_class=content_pb2.FAILURE_CLASS_PERMANENT,
+    )
+
+
+def tools_after_last_call_failure() -> content_pb2.Failure:
+    """Why a run ends whose model calls tools where it was to answer."""
+    return content_pb2.Failure(
+        reason=BUDGET_EXCEEDED,
+        message="The run's budget had no room for more, and the model called tools where it was asked for its answer.",
         failure_class=content_pb2.FAILURE_CLASS_PERMANENT,
     )
 

@@ -14,7 +14,7 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.ids import new_uuid7
 from services.executor import budgets, call_approvals, children, retries
-from services.executor.budgets import exceeded_failure, price_unknown_failure
+from services.executor.budgets import exceeded_failure, price_unknown_failure, tools_after_last_call_failure
 from services.executor.call_approvals import SessionApprovals
 from services.executor.child_budgets import part_of
 from services.executor.idempotency import idempotency_key
@@ -63,6 +63,8 @@ class LocalCall(NamedTuple):
     attempt: int
     tool: agent_pb2.ToolSpec | None
     arguments: dict[str, object] | None
+    # Of the last call of a run that has used up its budget: what the model is told; it is offered no tools.
+    final_note: str = ""
 
 
 class Outcome(NamedTuple):
@@ -267,13 +269,20 @@ class Planner:
             if reserved is None:
                 self._fail(price_unknown_failure(self._spec.model))
                 return
-            if (short := self._budget.shortfall(reserved)) is not None:
+            if (short := self._budget.shortfall(reserved, now)) is not None:
                 self._exceed(short, now)
                 return
             # Invariant: it is set aside by the event that lets the call be made (P10).
             intent.reserved.CopyFrom(reserved)
         self._append(change)
         self._run_here(view.steps[number], None, None)
+
+    def _begin_last_call(self, intent: run_pb2.ModelIntent) -> None:
+        number = self._view.step_count + 1
+        intent.provider, intent.model = self._spec.model.provider, self._spec.model.name
+        intent.message_count = self._prior_messages + self._view.message_count
+        self._add(step_started=run_pb2.StepStarted(step=number, kind=run_pb2.STEP_KIND_MODEL, model=intent))
+        self._run_here(self._view.steps[number], None, None)
 
     def _begin_calls(self, calls: list[content_pb2.ToolCall], now: datetime) -> None:
         if not self._has_room_for(len(calls)):
@@ -284,6 +293,12 @@ class Planner:
             return
         if self._budget is not None and (short := self._budget.shortfall_of_tool_calls(len(calls))) is not None:
             self._exceed(short, now)
+            return
+        if self._view.ledger is not None and self._view.ledger.final_step:
+            # It was offered none.
+            self._is_over_budget = True
+            self._refuse_calls_without_steps()
+            self._end(run_pb2.RUN_STATE_BUDGET_EXCEEDED, tools_after_last_call_failure())
             return
         if self._budget is not None:
             self._agents_to_begin = sum(
@@ -502,7 +517,7 @@ class Planner:
 
     def _begin_attempt(self, step: StepView, attempt: int, not_before: datetime | None, now: datetime) -> None:
         if self._budget is not None and step.kind == run_pb2.STEP_KIND_MODEL and attempt != step.attempt:
-            short = self._budget.shortfall_of_attempt(step.number)
+            short = self._budget.shortfall_of_attempt(step.number, now)
             if short is not None:
                 self._add(
                     step_finished=run_pb2.StepFinished(
@@ -659,7 +674,7 @@ class Planner:
                 self._refuse_call(call, self._open_failure(None), run_pb2.STEP_STATE_CANCELLED)
 
     def _exceed(self, short: Shortfall, now: datetime) -> None:
-        """There is no room for what comes next: the run stops before it, or a person is asked for more."""
+        """There is no room for what comes next: the run stops before it, or what its agent says happens instead."""
         assert self._budget is not None
         needed = self._budget.question_about(short)
         if needed is not None and self._has_room_for(1):
@@ -672,6 +687,11 @@ class Planner:
             return
         self._is_over_budget = True
         self._refuse_calls_without_steps()
+        # Order matters: what the calls came to is part of what a last call is sent.
+        if self._has_room_for(1) and (intent := self._budget.last_call(self._view, short, now)) is not None:
+            self._is_over_budget = False
+            self._begin_last_call(intent)
+            return
         self._end(run_pb2.RUN_STATE_BUDGET_EXCEEDED, exceeded_failure(short))
 
     def _fail(self, failure: content_pb2.Failure) -> None:
@@ -738,7 +758,9 @@ class Planner:
         self._view.apply(_with_message_inline(change, blobs), self._epoch)
 
     def _run_here(self, step: StepView, tool: agent_pb2.ToolSpec | None, arguments: dict[str, object] | None) -> None:
-        self._plan.local_calls.append(LocalCall(step, step.attempt, tool, arguments))
+        ledger = self._view.ledger
+        note = ledger.final_note if ledger is not None and ledger.final_step == step.number else ""
+        self._plan.local_calls.append(LocalCall(step, step.attempt, tool, arguments, note))
 
     def _queue_call(
         self,

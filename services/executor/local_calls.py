@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -93,7 +93,7 @@ class LocalCalls:
         model = self._models.get("scripted")
         assert isinstance(model, ScriptedModel)
         pieces: list[str] = []
-        answer = model.play(_model_request(context, messages, model_steps_before), pieces.append)
+        answer = model.play(_model_request(context, call, messages, model_steps_before), pieces.append)
         if context.spec.model.HasField("price"):
             _put_price(context.spec.model, answer, "", self._clock.now())
         if pieces:
@@ -140,7 +140,7 @@ class LocalCalls:
                 credential = None
                 if model.needs_credential:
                     credential = await self._credentials.resolve(_need(context, call, model_connection(context.spec)))
-                request = _model_request(context, messages, model_steps_before)
+                request = _model_request(context, call, messages, model_steps_before)
                 answer = await model.answer(request, credential, deltas.add)
         except ModelFailed as error:
             return _failed(call, error.failure)
@@ -284,13 +284,17 @@ class _Deltas:
 
 
 def _model_request(
-    context: RunContext, messages: Sequence[content_pb2.Message], model_steps_before: int
+    context: RunContext, call: LocalCall, messages: Sequence[content_pb2.Message], model_steps_before: int
 ) -> ModelRequest:
+    tools: Collection[agent_pb2.ToolSpec] = effective_tools(context.spec).values()
+    if call.final_note:
+        note = content_pb2.Message(role=content_pb2.ROLE_RUNTIME, parts=[content_pb2.Part(text=call.final_note)])
+        messages, tools = [*messages, note], ()
     return ModelRequest(
         spec=context.spec.model,
         instructions=context.spec.instructions,
         messages=messages,
-        tools=effective_tools(context.spec).values(),
+        tools=tools,
         model_steps_before=model_steps_before,
         input_text=context.input_text,
     )

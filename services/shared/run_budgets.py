@@ -122,6 +122,9 @@ class Ledger:
         self.used = Amounts()
         self.last_answer: content_pb2.Usage | None = None
         """What the newest answer of the model says that it used; None when it says nothing."""
+        self.final_step = 0
+        self.final_note = ""
+        """Of the last model call, which is made without tools, its step and what the model is told; 0 before it."""
         self.is_declined = False
         """Whether somebody was asked for more, and gave nothing."""
         self._asked: dict[str, str] = {}
@@ -216,6 +219,8 @@ class Ledger:
         match started.WhichOneof("intent"):
             case "model":
                 reserved = started.model.reserved
+                if started.model.final_note:
+                    self.final_step, self.final_note = started.step, started.model.final_note
                 self._model_calls[started.step] = _ModelCall(
                     Amounts(reserved.cost_usd_nanos, reserved.input_tokens, reserved.output_tokens, model_calls=1)
                 )

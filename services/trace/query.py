@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from holdfast.api.common.v1.agent_pb2 import AgentSpec
-from holdfast.api.common.v1.content_pb2 import BlobRef, Message, StoredMessage
+from holdfast.api.common.v1.content_pb2 import ROLE_RUNTIME, BlobRef, Message, Part, StoredMessage
 from holdfast.api.common.v1.run_pb2 import (
     STEP_KIND_MODEL,
     Approval,
@@ -224,9 +224,13 @@ class Queries:
             ),
             default=0,
         )
+        sent = [InputMessage(item, index >= already_sent) for index, item in enumerate(said)]
+        if intent.final_note:
+            note = Message(role=ROLE_RUNTIME, parts=[Part(text=intent.final_note)])
+            sent.append(InputMessage(Said(run.run_id, step.number, note), True))
         return ModelDetail(
             spec=reading_spec.result(),
-            input=[InputMessage(item, index >= already_sent) for index, item in enumerate(said)],
+            input=sent,
             output=None if output is None else resolved.message(output),
             finished=step.finished,
         )

@@ -311,3 +311,83 @@ def test_cancelling_closes_the_question() -> None:
     plan = drive.journal.claim().plan()
     assert kinds(plan) == ["run_claimed", "approval_closed", "step_finished", "run_state_changed"]
     assert last_state(plan).state == run_pb2.RUN_STATE_CANCELLED
+
+
+# ------------------------------------------------------------------------------------------------------ one last answer
+
+
+def finalising(**limits: int) -> Journal:
+    journal = journal_with(None, **limits)
+    journal.spec.limits.on_budget_exceeded = agent_pb2.BUDGET_POLICY_FINALISE
+    return journal
+
+
+@pytest.mark.promise("P7")
+def test_model_answers_with_what_it_has_without_tools_and_is_told_why() -> None:
+    journal = finalising(max_tool_calls=1)
+    drive = journal.claim()
+    drive.plan()
+    plan = drive.plan(drive.model_says(("noop", {}), ("pay", {})))
+    assert kinds(plan) == ["step_finished", *["step_started", "step_finished"] * 2, "step_started"]
+    [call] = plan.local_calls
+    assert call.tool is None and "limits.budget.max_tool_calls" in call.final_note
+    assert plan.changes[-1].step_started.model.final_note == call.final_note
+    assert all("budget" in result.content for result in results_by_call(drive.view).values())
+    # Whoever takes over makes the same call, and no other one.
+    drive = journal.claim()
+    [again] = drive.plan().local_calls
+    assert (again.final_note, again.attempt) == (call.final_note, 2)
+    plan = drive.plan(drive.model_says(text="That is what I know."))
+    assert last_state(plan).state == run_pb2.RUN_STATE_SUCCEEDED
+    assert book_of(drive)[1] == Amounts()
+
+
+def test_enough_is_kept_back_for_the_last_answer() -> None:
+    first = reserved_of(finalising(max_total_tokens=10**6).claim().plan())
+    one = first.input_tokens + first.output_tokens
+    # For one call, and not for another one that is sent all of it: the first call is the last one.
+    [call] = finalising(max_total_tokens=2 * one).claim().plan().local_calls
+    assert call.final_note
+    drive = finalising(max_total_tokens=4 * one).claim()
+    [call] = drive.plan().local_calls
+    assert not call.final_note
+    used = 3 * one - 100
+    plan = drive.plan(says(drive, ("noop", {}), input_tokens=used - 50, output_tokens=50))
+    [call] = plan.local_calls
+    plan = drive.plan(drive.result(call.step.number))
+    # The conversation became longer than was foreseen: not even the last call fits.
+    assert last_state(plan).state == EXCEEDED
+
+
+def test_last_call_fits_into_what_was_kept_back() -> None:
+    drive = finalising(max_output_tokens=3 * LONGEST).claim()
+    drive.plan()
+    drive.plan(says(drive, ("noop", {}), input_tokens=500, output_tokens=LONGEST))
+    [call] = drive.plan(drive.result(2)).local_calls
+    assert not call.final_note
+    drive.plan(says(drive, ("noop", {}), input_tokens=500, output_tokens=LONGEST))
+    plan = drive.plan(drive.result(4))
+    [call] = plan.local_calls
+    assert call.final_note and call.tool is None
+    used, reserved = book_of(drive)
+    assert used.output_tokens + reserved.output_tokens == 3 * LONGEST
+
+
+@pytest.mark.promise("P7")
+def test_calls_in_the_last_answer_are_refused_and_the_run_stops() -> None:
+    drive = finalising(max_tool_calls=1).claim()
+    drive.plan()
+    drive.plan(drive.model_says(("noop", {}), ("noop", {"n": 2})))
+    plan = drive.plan(drive.model_says(("noop", {"n": 3})))
+    assert last_state(plan).state == EXCEEDED
+    assert "asked for its answer" in last_state(plan).failure.message
+    assert len(results_by_call(drive.view)) == 3 and not drive.view.open_steps
+
+
+def test_last_attempt_that_does_not_fit_again_ends_the_run() -> None:
+    journal = finalising(max_model_calls=1)
+    [call] = journal.claim().plan().local_calls
+    assert call.final_note
+    plan = journal.claim().plan()
+    assert kinds(plan) == ["run_claimed", "attempt_failed", "step_finished", "run_state_changed"]
+    assert last_state(plan).state == EXCEEDED

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast import Agent, Budget, Limits, RunBudgetExceeded, agent_tool
-from holdfast.api.common.v1 import agent_pb2, run_pb2
+from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.cli.console import ExitCode
 from holdfast.errors import InvalidArgument, Unavailable
 from holdfast.ids import new_uuid7
@@ -169,6 +169,28 @@ async def test_person_gives_more_and_the_run_goes_on_with_it(stage: Stage) -> No
     assert [asked.decision.answer_json for asked in detail.tool.approvals] == ["2"]
     check_history(await read_history(handle))
     assert left_of(await handle.budget(), "max_model_calls").used == 3
+
+
+async def test_model_answers_with_what_it_has_when_there_is_no_room_for_more(stage: Stage) -> None:
+    agent = Agent(
+        "finaliser",
+        model=priced(call("noop", a=1), "I know {{result}}.", "not this"),
+        tools=["noop"],
+        limits=Limits(budget=Budget(max_model_calls=2), on_budget_exceeded="finalise"),
+    )
+    async with asyncio.timeout(60):
+        handle = await stage.start(agent)
+        assert await handle.result() == 'I know {"a":1}.'
+        run = await handle.get()
+        await stage.client.trace.tree(handle.id, min_seq=run.last_seq, timeout=30)
+        detail = await stage.client.trace.step(handle.id, 3)
+    events = await read_history(handle)
+    check_history(events)
+    [last] = [change.step_started.model for change in changes_of(events, "step_started")][-1:]
+    assert "max_model_calls" in last.final_note
+    sent = detail.model.input[-1].message
+    assert (sent.role, sent.parts[0].text) == (content_pb2.ROLE_RUNTIME, last.final_note)
+    assert left_of(await handle.budget(), "max_model_calls").left == 0
 
 
 async def test_tree_never_spends_more_than_its_roots_budget(stage: Stage) -> None:

@@ -17,6 +17,7 @@ class BudgetPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BUDGET_POLICY_UNSPECIFIED: _ClassVar[BudgetPolicy]
     BUDGET_POLICY_STOP: _ClassVar[BudgetPolicy]
     BUDGET_POLICY_ASK: _ClassVar[BudgetPolicy]
+    BUDGET_POLICY_FINALISE: _ClassVar[BudgetPolicy]
 
 class EffectClass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,6 +35,7 @@ class InDoubtPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 BUDGET_POLICY_UNSPECIFIED: BudgetPolicy
 BUDGET_POLICY_STOP: BudgetPolicy
 BUDGET_POLICY_ASK: BudgetPolicy
+BUDGET_POLICY_FINALISE: BudgetPolicy
 EFFECT_CLASS_UNSPECIFIED: EffectClass
 EFFECT_CLASS_READ_ONLY: EffectClass
 EFFECT_CLASS_IDEMPOTENT: EffectClass
