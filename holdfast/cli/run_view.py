@@ -139,6 +139,9 @@ class RunView:
         self._line(Text.assemble((f"  {ended.step:>3}   run {ended.child_run_id} ", "dim"), state))
 
     async def _on_attempt_started(self, started: run_pb2.AttemptStarted, event: RunEvent) -> None:
+        if started.attempt == 1:
+            # It was waited with: that time is not the call's.
+            self._start_times[started.step] = event.message.time
         when = moment(started.not_before)
         self._line(
             Text(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ from holdfast.api.common.v1 import agent_pb2, run_pb2
 from holdfast.errors import FailedPrecondition, InvalidArgument, Reason
 from holdfast.runs import RunHandle
 from holdfast.testing import call, scripted, turn
+from tests.suite.effects import Gate
 from tests.suite.histories import changes_of, check_history, read_history, results_of
-from tests.suite.stages import Stage, until_waiting
+from tests.suite.stages import Stage, question_of, until_waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -100,6 +103,44 @@ async def test_calls_of_a_turn_are_decided_in_any_order_and_others_go_on_meanwhi
     assert "Ask Ada first." in results_of(view)["pay_b"].content
     assert results_of(view)["pay_b"].is_error
     assert len(stage.http.of(handle.id, "/pay_b")) == 1
+
+
+async def test_a_decision_counts_while_other_calls_of_the_turn_are_under_way(stage: Stage) -> None:
+    gate = Gate("looked")
+    stage.http.on("/look_j", gate.answer)
+    pay = stage.tool("pay_j", input_schema=SCHEMA, approval=True)
+    both = turn("", call("look_j"), call("pay_j", amount=5))
+    agent = Agent("busy", model=scripted(both, "both"), tools=[stage.tool("look_j", effect="read_only"), pay])
+    async with asyncio.timeout(40):
+        handle = await stage.start(agent)
+        await stage.http.until(lambda: bool(stage.http.of(handle.id, "/look_j")))
+        approval = await question_of(handle)
+        assert (await handle.get()).state == run_pb2.RUN_STATE_RUNNING
+        await stage.client.approvals.approve(approval.approval_id)
+        # It is made although the other one has not ended.
+        await stage.http.until(lambda: bool(stage.http.of(handle.id, "/pay_j")))
+        gate.open()
+        assert await handle.result() == "both"
+    check_history(await read_history(handle))
+    assert len(stage.http.of(handle.id, "/pay_j")) == 1
+
+
+async def test_large_arguments_are_shown_whole_and_are_what_was_approved(stage: Stage) -> None:
+    note = "n" * 20_000
+    pay = stage.tool("pay_k", approval=True)
+    agent = Agent("writer", model=scripted(call("pay_k", note=note), "paid"), tools=[pay])
+    async with asyncio.timeout(40):
+        handle = await stage.start(agent)
+        [listed] = await asked(stage, handle)
+        assert listed.arguments_shortened
+        whole = await stage.client.approvals.get(listed.approval_id)
+        assert not whole.arguments_shortened
+        assert json.loads(whole.arguments_json) == {"note": note}
+        assert hashlib.sha256(whole.arguments_json.encode()).hexdigest() == whole.arguments_sha256
+        await stage.client.approvals.approve(whole.approval_id, arguments_sha256=whole.arguments_sha256)
+        assert await handle.result() == "paid"
+    [made] = stage.http.of(handle.id, "/pay_k")
+    assert made.body == {"note": note}
 
 
 async def test_edited_arguments_are_what_is_called_and_the_model_is_told(stage: Stage) -> None:

@@ -212,6 +212,8 @@ UNKNOWN: dict[str, tuple[str, Callable[[Client], Awaitable[Any]]]] = {
     "run": ("RUN_NOT_FOUND", lambda client: client.run(UUID)),
     "run that is no id": ("RUN_NOT_FOUND", lambda client: client.run("not-an-id")),
     "question": ("APPROVAL_NOT_FOUND", lambda client: client.approvals.answer(UUID, "yes")),
+    "call to approve": ("APPROVAL_NOT_FOUND", lambda client: client.approvals.approve(UUID, arguments={"a": 1})),
+    "call to reject": ("APPROVAL_NOT_FOUND", lambda client: client.approvals.reject(UUID, "no")),
     "trace": ("RUN_NOT_FOUND", lambda client: client.trace.tree(UUID)),
     "connection": ("CONNECTION_NOT_FOUND", lambda client: client.connections.revoke("nothing")),
     "key": ("API_KEY_NOT_FOUND", lambda client: client.keys.revoke(UUID)),
