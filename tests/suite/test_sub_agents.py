@@ -80,6 +80,7 @@ async def test_agent_asks_others_at_once_and_goes_on_with_their_answers(stage: S
     assert [child["agent"] for child in shown["children"]] in (["weather", "counter"], ["counter", "weather"])
 
 
+@pytest.mark.promise("P7")
 async def test_child_that_fails_or_answers_wrongly_is_told_to_the_model(stage: Stage) -> None:
     await stage.client.apply(looper("looper", 2))
     await stage.client.apply(Agent("talker", model=scripted("no number")))
@@ -145,6 +146,7 @@ async def test_agent_that_is_not_there_cannot_be_called(stage: Stage) -> None:
         await stage.client.apply(Agent("lonely", model=scripted("x"), tools=[agent_tool("nobody")]))
 
 
+@pytest.mark.promise("P6")
 async def test_questions_of_a_child_are_found_at_the_root_while_that_holds_nothing(stage: Stage) -> None:
     await stage.client.apply(
         Agent("asker", model=scripted(call("ask_user", question="Which?"), "{{result}}"), tools=["ask_user"])
@@ -198,6 +200,7 @@ async def test_time_of_a_parent_is_the_time_of_its_tree(stage: Stage) -> None:
     await sound(stage, handle)
 
 
+@pytest.mark.promise("P2")
 @pytest.mark.parametrize("crash_point", ["executor.before_commit", "executor.after_commit"])
 async def test_executor_that_dies_as_it_starts_a_child_leaves_one_child(stage: Stage, crash_point: str) -> None:
     await stage.client.apply(Agent("helper", model=scripted("helped")))
@@ -222,6 +225,7 @@ async def test_executor_that_dies_as_it_starts_a_child_leaves_one_child(stage: S
     await sound(stage, handle)
 
 
+@pytest.mark.promise("P1")
 async def test_state_that_dies_with_the_end_of_a_child_has_told_its_parent(stage: Stage) -> None:
     gate = Gate("late")
     stage.http.on("/end", gate.answer)
@@ -243,6 +247,39 @@ async def test_state_that_dies_with_the_end_of_a_child_has_told_its_parent(stage
     await sound(stage, handle)
 
 
+async def test_state_that_dies_with_the_end_of_a_parent_stops_its_children(stage: Stage) -> None:
+    sleeping = scripted(call("sleep_until", seconds=3_600), "x")
+    await stage.client.apply(Agent("dozer", model=sleeping, tools=["sleep_until"]))
+    async with asyncio.timeout(60):
+        handle = await stage.start(caller("guard", "dozer"))
+        await until_waiting(handle, CHILD)
+        (child,) = await children_of(stage, handle)
+        await until_waiting(stage.client.runs.handle(child.run_id), run_pb2.WAIT_REASON_TIMER)
+        await stage.suite.kill("state")
+        await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": "state.tree_end.after_commit"})
+        await handle.cancel("enough")
+        assert await stage.suite.wait_for_exit("state") == 137
+        await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": ""})
+        assert (await handle.wait()).state == run_pb2.RUN_STATE_CANCELLED
+        assert (await stage.client.runs.handle(child.run_id).wait()).state == run_pb2.RUN_STATE_CANCELLED
+    await sound(stage, handle)
+
+
+@pytest.mark.promise("P11")
+async def test_child_uses_what_its_parent_may_use_and_nothing_else(stage: Stage) -> None:
+    await stage.client.connections.create("shop", "s3cret-token", base_url=stage.http.url(""))
+    tool = stage.tool("order", connection="shop")
+    await stage.client.apply(Agent("buyer", model=scripted(call("order"), "{{result}}"), tools=[tool]))
+    async with asyncio.timeout(40):
+        # The one at the top is granted what it declares itself, which is nothing, and what those declare that it calls.
+        handle = await stage.start(caller("house", "buyer"), user_id="ada")
+        assert await handle.result() == "fine"
+        (child,) = await children_of(stage, handle)
+    assert len(stage.http.of(child.run_id, "/order")) == 1
+    assert child.user_id == "ada"
+
+
+@pytest.mark.promise("P9")
 async def test_tree_is_one_trace(stage: Stage) -> None:
     await stage.client.apply(Agent("leaf", model=scripted("a word")))
     await stage.client.apply(caller("branch", "leaf"))
