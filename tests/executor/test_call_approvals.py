@@ -6,12 +6,15 @@ import json
 from datetime import timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from services.executor import call_approvals
 from services.executor.call_approvals import SessionApprovals, sha256_of
 from services.executor.idempotency import idempotency_key
 from services.executor.journal_view import RunView
+from services.executor.tools.schema import canonical_json
 from services.state.expiry import OpenEnds
 from tests.executor.driving import NOW, RUN_ID, Drive, Journal, agent, kinds, last_state, results_by_call
 
@@ -105,6 +108,7 @@ def test_calls_that_need_no_approval_are_made_meanwhile() -> None:
     assert set(drive.view.open_steps) == {2}
 
 
+@pytest.mark.promise("P2")
 @pytest.mark.parametrize("drivers", [1, 2, 3])
 def test_nothing_is_made_while_nobody_has_decided_whoever_drives(drivers: int) -> None:
     journal = Journal(gated())
@@ -116,6 +120,7 @@ def test_nothing_is_made_while_nobody_has_decided_whoever_drives(drivers: int) -
         assert not plan.changes
 
 
+@pytest.mark.promise("P5")
 def test_an_approved_call_is_announced_and_then_made_once() -> None:
     journal = Journal(gated())
     first = waiting(journal, ("pay", {"amount": 5}))
@@ -152,6 +157,7 @@ def test_calls_of_a_turn_are_decided_in_any_order() -> None:
     assert set(third.view.open_steps) == {4}
 
 
+@pytest.mark.promise("P7")
 def test_a_rejection_is_told_to_the_model_as_the_one_result() -> None:
     journal = Journal(gated())
     first = waiting(journal, ("pay", {}))
@@ -331,3 +337,70 @@ def test_state_ends_an_expired_run_that_waits_for_approval_as_its_driver_would()
     said = {call: result.content for call, result in results_by_call(by_driver.view).items()}
     assert {call: result.content for call, result in results_by_call(by_state).items()} == said
     assert all("may have taken effect" not in content for content in said.values())
+
+
+CALLS: list[tuple[str, dict[str, object]]] = [("pay", {"n": 0}), ("ship", {"n": 1}), ("pay", {"n": 2})]
+VERDICTS = st.sampled_from(["approve", "edit", "reject"])
+STEPS = st.integers(0, len(CALLS) - 1)
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.promise("P7")
+@settings(max_examples=200, deadline=None)
+@given(
+    story=st.lists(
+        st.one_of(
+            st.tuples(VERDICTS, STEPS),
+            # A driver that takes the run on, and tells what its calls brought or is lost before that.
+            st.tuples(st.sampled_from(["drive", "lose"]), st.just(0)),
+            st.tuples(st.sampled_from(["pause", "resume"]), st.just(0)),
+        ),
+        max_size=12,
+    )
+)
+def test_whatever_is_decided_when_and_whoever_is_lost_each_call_is_made_once_as_approved(
+    story: list[tuple[str, int]],
+) -> None:
+    journal = Journal(gated())
+    questions = asked(waiting(journal, *CALLS))
+    allowed: dict[int, str] = {}
+    made: dict[int, list[str]] = {}
+    decided: set[int] = set()
+    for what, number in story:
+        question = questions[number]
+        if what in ("approve", "edit", "reject") and number not in decided:
+            decided.add(number)
+            if what == "reject":
+                journal.write(0, [reject(question, "no")])
+            elif what == "edit":
+                allowed[question.step] = f'{{"n":{number + 10}}}'
+                journal.write(0, [approve_edited(question, allowed[question.step])])
+            else:
+                allowed[question.step] = question.arguments_json
+                journal.write(0, [approve(question)])
+        elif what == "pause":
+            journal.write(0, [run_pb2.Change(pause_requested=run_pb2.PauseRequested())])
+        elif what == "resume":
+            journal.write(0, [run_pb2.Change(resume_requested=run_pb2.ResumeRequested())])
+        elif what in ("drive", "lose"):
+            drive = journal.claim()
+            plan = drive.plan()
+            for call in plan.calls:
+                made.setdefault(call.step, []).append(call.arguments_json)
+            for local in plan.local_calls:
+                if local.tool is not None:
+                    made.setdefault(local.step.number, []).append(canonical_json(local.arguments))
+            if what == "drive":
+                for local in plan.local_calls:
+                    if local.tool is not None:
+                        drive.plan(drive.result(local.step.number))
+    for step, arguments in made.items():
+        assert arguments == [allowed[step]], "once, and as it was approved"
+    journal.write(0, [run_pb2.Change(cancel_requested=run_pb2.CancelRequested())])
+    last = journal.claim()
+    assert not last.plan().local_calls
+    results = results_by_call(last.view)
+    assert len(results) == len(CALLS)
+    for question in questions:
+        told = results[f"c1_{question.step - 2}"].content
+        assert question.step in made or "may have taken effect" not in told

@@ -203,6 +203,20 @@ async def test_an_approval_that_nobody_gives_expires_and_the_call_is_not_made(st
     assert not stage.http.of(handle.id, "/pay_e")
 
 
+async def test_a_run_whose_time_is_over_takes_its_question_along(stage: Stage) -> None:
+    agent = payer(stage, "pay_l", call("pay_l", amount=5), "paid")
+    async with asyncio.timeout(40):
+        handle = await stage.start(agent, ttl=1.5)
+        [approval] = await asked(stage, handle)
+        assert (await handle.wait()).state == run_pb2.RUN_STATE_EXPIRED
+        assert (await stage.client.approvals.get(approval.approval_id)).state == run_pb2.APPROVAL_STATE_EXPIRED
+        with pytest.raises(FailedPrecondition):
+            await stage.client.approvals.approve(approval.approval_id)
+    view = check_history(await read_history(handle))
+    assert "may have taken effect" not in results_of(view)["pay_l"].content
+    assert not stage.http.of(handle.id, "/pay_l")
+
+
 async def test_an_approval_for_the_session_is_found_by_its_next_runs_and_by_no_other(stage: Stage) -> None:
     agent = payer(stage, "pay_f", call("pay_f", amount=5), call("pay_f", amount=6), "paid")
     async with asyncio.timeout(60):
