@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
-BudgetPolicy: TypeAlias = Literal["stop", "ask", "finalise"]
+BudgetPolicy: TypeAlias = Literal["stop", "ask", "finalise", "degrade"]
 _BUDGET_POLICIES: Final[Mapping[str, agent_pb2.BudgetPolicy]] = {
     "ask": agent_pb2.BUDGET_POLICY_ASK,
     "finalise": agent_pb2.BUDGET_POLICY_FINALISE,
+    "degrade": agent_pb2.BUDGET_POLICY_DEGRADE,
 }
 
 AnyTool: TypeAlias = "Tool[Any, Any] | agent_pb2.ToolSpec | str | Callable[..., Any]"
@@ -69,7 +70,9 @@ class Limits:
         max_concurrent_runs: How many runs of the agent may be driven at once in the workspace; 0 is no limit.
         budget: What a run may use of models and tools.
         on_budget_exceeded: `stop` ends the run before the call that has no room; `ask` asks a person for more;
-            `finalise` lets the model answer with what it has, from what was kept back for that.
+            `finalise` lets the model answer with what it has, from what was kept back for that; `degrade` goes on with
+            `cheaper_model`.
+        cheaper_model: For `degrade`, as the agent's `model`.
         max_depth: How many levels of sub-agents may stand below a run; 0 leaves it to the runtime (5).
         max_children: How many runs of sub-agents a run may start; 0 leaves it to the runtime (50).
     """
@@ -78,6 +81,7 @@ class Limits:
     max_concurrent_runs: int = 0
     budget: Budget | Mapping[str, Any] | None = None
     on_budget_exceeded: BudgetPolicy = "stop"
+    cheaper_model: str | agent_pb2.ModelSpec | None = None
     max_depth: int = 0
     max_children: int = 0
 
@@ -134,6 +138,8 @@ class Agent:
                 self.spec.limits.budget.CopyFrom(budget.message())
             if given.on_budget_exceeded != "stop":
                 self.spec.limits.on_budget_exceeded = _BUDGET_POLICIES[given.on_budget_exceeded]
+            if given.cheaper_model is not None:
+                self.spec.limits.cheaper_model.CopyFrom(_model_spec(given.cheaper_model))
             self.spec.limits.max_depth = given.max_depth
             self.spec.limits.max_children = given.max_children
         check_spec(self.spec)

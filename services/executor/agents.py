@@ -152,6 +152,8 @@ class _Validation:
         if not 0 <= spec.limits.max_concurrent_runs <= MAX_CONCURRENT_RUNS_LIMIT:
             self._add("limits.max_concurrent_runs", f"expected 0 (no limit) to {MAX_CONCURRENT_RUNS_LIMIT}")
         self._check_enum("limits.on_budget_exceeded", spec.limits.on_budget_exceeded, agent_pb2.BudgetPolicy)
+        if spec.limits.HasField("cheaper_model"):
+            self._check_model(spec.limits.cheaper_model, "limits.cheaper_model")
         for path, problem in budget_problems(spec):
             self._add(path, problem)
         if not 0 <= spec.limits.max_depth <= MAX_DEPTH_LIMIT:
@@ -162,30 +164,30 @@ class _Validation:
 
     # --- the model ----------------------------------------------------------------------------------------------
 
-    def _check_model(self, model: agent_pb2.ModelSpec) -> None:
+    def _check_model(self, model: agent_pb2.ModelSpec, path: str = "model") -> None:
         if model.provider not in self._providers:
             self._add(
-                "model.provider",
+                f"{path}.provider",
                 _needed(model.provider, f"one of {', '.join(sorted(self._providers))}"),
                 reason=Reason.MODEL_UNKNOWN if model.provider else Reason.INVALID_FIELD,
             )
         if len(model.name) > 256:
-            self._add("model.name", "expected at most 256 characters")
+            self._add(f"{path}.name", "expected at most 256 characters")
         if model.connection and NAME_PATTERN.fullmatch(model.connection) is None:
-            self._add("model.connection", "expected a name of the form [a-z][a-z0-9-]{0,62}")
+            self._add(f"{path}.connection", "expected a name of the form [a-z][a-z0-9-]{0,62}")
         if model.provider == "scripted":
             if not model.script.turns:
-                self._add("model.script.turns", "expected at least one turn")
+                self._add(f"{path}.script.turns", "expected at least one turn")
         else:
             if not model.name.strip():
-                self._add("model.name", "is required")
+                self._add(f"{path}.name", "is required")
             if model.HasField("script"):
-                self._add("model.script", "only the provider `scripted` plays a script")
+                self._add(f"{path}.script", "only the provider `scripted` plays a script")
         for index, turn in enumerate(model.script.turns):
-            self._check_turn(f"model.script.turns[{index}]", turn)
-        self._check_parameters(model.parameters)
-        self._check_duration("model.timeout", model, "timeout")
-        self._check_retry("model.retry", model.retry)
+            self._check_turn(f"{path}.script.turns[{index}]", turn)
+        self._check_parameters(f"{path}.parameters", model.parameters)
+        self._check_duration(f"{path}.timeout", model, "timeout")
+        self._check_retry(f"{path}.retry", model.retry)
 
     def _check_turn(self, path: str, turn: agent_pb2.ScriptTurn) -> None:
         for name in _SCRIPT_RESULT.findall(turn.text):
@@ -197,8 +199,7 @@ class _Validation:
             self._check_struct(f"{path}.tool_calls[{index}].arguments", call.arguments)
         self._check_duration(f"{path}.delay", turn, "delay", at_least_zero=True)
 
-    def _check_parameters(self, parameters: agent_pb2.ModelParameters) -> None:
-        path = "model.parameters"
+    def _check_parameters(self, path: str, parameters: agent_pb2.ModelParameters) -> None:
         if parameters.HasField("temperature") and not 0 <= parameters.temperature <= 2:
             self._add(f"{path}.temperature", "expected 0 to 2")
         if parameters.HasField("top_p") and not 0 < parameters.top_p <= 1:

@@ -19,10 +19,15 @@ _OF_ANSWERS: Final = ("max_cost_usd_nanos", "max_output_tokens", "max_total_toke
 
 def budget_problems(spec: agent_pb2.AgentSpec) -> Iterator[tuple[str, str]]:
     """Yields the fields of an agent's budget and of its model's price that are wrong, and why."""
-    price = spec.model.price
-    for name in ("input_usd_nanos_per_million_tokens", "output_usd_nanos_per_million_tokens"):
-        if not 0 <= getattr(price, name) <= LARGEST_LIMIT:
-            yield f"model.price.{name}", f"expected 0 to {LARGEST_LIMIT}"
+    for path, model in (("model", spec.model), ("limits.cheaper_model", spec.limits.cheaper_model)):
+        for name in ("input_usd_nanos_per_million_tokens", "output_usd_nanos_per_million_tokens"):
+            if not 0 <= getattr(model.price, name) <= LARGEST_LIMIT:
+                yield f"{path}.price.{name}", f"expected 0 to {LARGEST_LIMIT}"
+    degrades = spec.limits.on_budget_exceeded == agent_pb2.BUDGET_POLICY_DEGRADE
+    if degrades and not spec.limits.HasField("cheaper_model"):
+        yield "limits.cheaper_model", "is needed for on_budget_exceeded: degrade"
+    elif spec.limits.HasField("cheaper_model") and not degrades:
+        yield "limits.cheaper_model", "is for on_budget_exceeded: degrade only"
     if spec.limits.HasField("budget"):
         for name, problem in _limit_problems(spec.limits.budget):
             yield f"limits.budget.{name}", problem
@@ -38,11 +43,19 @@ def _limit_problems(budget: agent_pb2.Budget) -> Iterator[tuple[str, str]]:
 def model_problems(spec: agent_pb2.AgentSpec, budget: agent_pb2.Budget, path: str) -> Iterator[tuple[str, str]]:
     """What the model lacks so that a call can be reserved."""
     limit = next((name for name in _OF_ANSWERS if getattr(budget, name) > 0), None)
-    if limit is not None and longest_answer(spec.model) is None:
-        yield (
-            "model.parameters.max_output_tokens",
-            f"is needed under {path}.{limit}: before each call its longest answer is reserved",
-        )
+    for field, model in models_of(spec):
+        if limit is not None and longest_answer(model) is None:
+            yield (
+                f"{field}.parameters.max_output_tokens",
+                f"is needed under {path}.{limit}: before each call its longest answer is reserved",
+            )
+
+
+def models_of(spec: agent_pb2.AgentSpec) -> Iterator[tuple[str, agent_pb2.ModelSpec]]:
+    """Yields the models that runs of an agent may call, with their fields."""
+    yield "model", spec.model
+    if spec.limits.HasField("cheaper_model"):
+        yield "limits.cheaper_model", spec.limits.cheaper_model
 
 
 async def check_prices(spec: agent_pb2.AgentSpec, budget: agent_pb2.Budget, path: str) -> None:
@@ -51,15 +64,16 @@ async def check_prices(spec: agent_pb2.AgentSpec, budget: agent_pb2.Budget, path
     Raises:
         InvalidArgument: Names the limit.
     """
-    model = spec.model
-    if budget.max_cost_usd_nanos <= 0 or model.HasField("price"):
+    if budget.max_cost_usd_nanos <= 0:
         return
-    if not await asyncio.to_thread(prices.is_known, model.provider, model.name):
+    for field, model in models_of(spec):
+        if model.HasField("price") or await asyncio.to_thread(prices.is_known, model.provider, model.name):
+            continue
         raise InvalidArgument(
             f"{path}.max_cost_usd_nanos: the price of {model.provider}/{model.name} is not known to "
-            f"{prices.price_source()}; give it as model.price, or limit tokens",
+            f"{prices.price_source()}; give it as {field}.price, or limit tokens",
             field=f"{path}.max_cost_usd_nanos",
-            description="needs a model whose price is known: give it as model.price, or limit tokens",
+            description=f"needs a model whose price is known: give it as {field}.price, or limit tokens",
         )
 
 

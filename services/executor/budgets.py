@@ -65,14 +65,48 @@ class BudgetGuard:
         self._prior = prior
         self._is_child = is_child
 
-    def reservation(self, view: RunView, now: datetime) -> run_pb2.Reservation | None:
-        """What the next model call may use at most; None when its price is not known."""
-        reserved = run_pb2.Reservation(output_tokens=longest_answer(self._spec.model) or 0)
-        return reserved if self._fill(reserved, self._input_tokens(view), now) else None
+    def next_call(self, view: RunView, now: datetime) -> run_pb2.ModelIntent | Shortfall | content_pb2.Failure:
+        """The next model call with what is reserved for it, by the model that it is made with; or what it lacks, or why
+        the run cannot go on."""
+        short: Shortfall | None = None
+        for is_cheaper in (False, True) if self._degrades else (False,):
+            if self._ledger.is_degraded and not is_cheaper:
+                continue
+            model = self._model(is_cheaper)
+            reserved = self._reservation(view, is_cheaper, now)
+            if reserved is None:
+                return price_unknown_failure(model)
+            short = self.shortfall(reserved, now)
+            if short is None:
+                return run_pb2.ModelIntent(
+                    provider=model.provider, model=model.name, reserved=reserved, is_cheaper=is_cheaper
+                )
+        assert short is not None
+        return short
 
-    def _fill(self, reserved: run_pb2.Reservation, input_tokens: int, now: datetime) -> bool:
+    def goes_on_cheaper(self, short: Shortfall) -> bool:
+        """Whether what has no room may have it with the cheaper model, which was not used so far."""
+        return self._degrades and not self._ledger.is_degraded and short.limit != "max_tool_calls"
+
+    @property
+    def _degrades(self) -> bool:
+        return self._spec.limits.on_budget_exceeded == agent_pb2.BUDGET_POLICY_DEGRADE
+
+    def _model(self, is_cheaper: bool) -> agent_pb2.ModelSpec:
+        return self._spec.limits.cheaper_model if is_cheaper else self._spec.model
+
+    def _reservation(self, view: RunView, is_cheaper: bool, now: datetime) -> run_pb2.Reservation | None:
+        model = self._model(is_cheaper)
+        reserved = run_pb2.Reservation(output_tokens=longest_answer(model) or 0)
+        # What another model has counted is nothing to go by: it counts in its own way.
+        is_counted = self._ledger.last_is_cheaper == is_cheaper
+        return reserved if self._fill(reserved, self._input_tokens(view, is_counted), now, model) else None
+
+    def _fill(
+        self, reserved: run_pb2.Reservation, input_tokens: int, now: datetime, model: agent_pb2.ModelSpec | None = None
+    ) -> bool:
         """Completes a reservation; False when its price is not known."""
-        model = self._spec.model
+        model = self._spec.model if model is None else model
         reserved.input_tokens = input_tokens
         if self._ledger.limits_cost:
             usage = content_pb2.Usage(input_tokens=input_tokens, output_tokens=reserved.output_tokens)
@@ -97,7 +131,7 @@ class BudgetGuard:
         if not self._finalises or self._ledger.final_step:
             return None
         intent = run_pb2.ModelIntent(final_note=f"{exceeded_failure(short).message} {_ANSWER_NOW}")
-        reserved = self.reservation(view, now)
+        reserved = self._reservation(view, False, now)
         if reserved is None:
             return None
         self._fill(reserved, reserved.input_tokens + len(intent.final_note) + _TOKENS_AROUND_A_MESSAGE, now)
@@ -135,9 +169,9 @@ class BudgetGuard:
             limit=short.limit, max=short.max, used=short.used, reserved=short.reserved, needed=short.needed
         )
 
-    def _input_tokens(self, view: RunView) -> int:
+    def _input_tokens(self, view: RunView, is_counted: bool) -> int:
         last, turn = self._ledger.last_answer, view.turn
-        if last is not None and last.input_tokens > 0 and turn is not None:
+        if is_counted and last is not None and last.input_tokens > 0 and turn is not None:
             return last.input_tokens + last.output_tokens + _tokens_of(turn.results.values())
         asked = len(self._spec.instructions.encode()) + _TOKENS_AROUND_A_MESSAGE + _tokens_of_tools(self._tools)
         return asked + _tokens_of(self._prior) + _tokens_of(view.conversation())
@@ -180,7 +214,10 @@ def longest_answer(model: agent_pb2.ModelSpec) -> int | None:
 async def prepare(ledger: Ledger, spec: agent_pb2.AgentSpec) -> None:
     """Loads what the guard needs for its decisions, which themselves wait for nothing."""
     has_agents = any(tool.WhichOneof("kind") == "agent" for tool in spec.tools)
-    if ledger.limits_cost and (has_agents or not spec.model.HasField("price")):
+    has_own_prices = spec.model.HasField("price") and (
+        spec.limits.cheaper_model.HasField("price") or not spec.limits.HasField("cheaper_model")
+    )
+    if ledger.limits_cost and (has_agents or not has_own_prices):
         await asyncio.to_thread(prices.load)
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2
 from services.executor import prices
-from services.executor.budget_rules import model_problems
+from services.executor.budget_rules import model_problems, models_of
 from services.shared.run_budgets import BUDGET_EXCEEDED, Ledger
 
 
@@ -44,7 +44,9 @@ def part_of(
     for field, why in model_problems(agent, given, "the budget of the run that calls it:"):
         return _not_called(agent, "BUDGET_NOT_KEPT", f"{field} {why}")
     one = content_pb2.Usage(input_tokens=1, output_tokens=1)
-    if given.max_cost_usd_nanos > 0 and prices.price_of(agent.model, agent.model.name, one, "", now)[0] is None:
+    if given.max_cost_usd_nanos > 0 and any(
+        prices.price_of(model, model.name, one, "", now)[0] is None for _, model in models_of(agent)
+    ):
         return _not_called(
             agent, "BUDGET_NOT_KEPT", "the run's cost is limited and nobody knows the price of its model"
         )

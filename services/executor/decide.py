@@ -14,7 +14,7 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.ids import new_uuid7
 from services.executor import budgets, call_approvals, children, retries
-from services.executor.budgets import exceeded_failure, price_unknown_failure, tools_after_last_call_failure
+from services.executor.budgets import exceeded_failure, tools_after_last_call_failure
 from services.executor.call_approvals import SessionApprovals
 from services.executor.child_budgets import part_of
 from services.executor.idempotency import idempotency_key
@@ -65,6 +65,8 @@ class LocalCall(NamedTuple):
     arguments: dict[str, object] | None
     # Of the last call of a run that has used up its budget: what the model is told; it is offered no tools.
     final_note: str = ""
+    # Made with the cheaper model of the agent's limits.
+    is_cheaper: bool = False
 
 
 class Outcome(NamedTuple):
@@ -265,15 +267,15 @@ class Planner:
         intent.provider, intent.model = self._spec.model.provider, self._spec.model.name
         intent.message_count = self._prior_messages + view.message_count
         if self._budget is not None:
-            reserved = self._budget.reservation(view, now)
-            if reserved is None:
-                self._fail(price_unknown_failure(self._spec.model))
+            call = self._budget.next_call(view, now)
+            if isinstance(call, content_pb2.Failure):
+                self._fail(call)
                 return
-            if (short := self._budget.shortfall(reserved, now)) is not None:
-                self._exceed(short, now)
+            if isinstance(call, Shortfall):
+                self._exceed(call, now)
                 return
-            # Invariant: it is set aside by the event that lets the call be made (P10).
-            intent.reserved.CopyFrom(reserved)
+            # Invariant: what it may use is set aside by the event that lets the call be made (P10).
+            intent.MergeFrom(call)
         self._append(change)
         self._run_here(view.steps[number], None, None)
 
@@ -524,7 +526,8 @@ class Planner:
                         step=step.number, attempt=step.attempt, state=run_pb2.STEP_STATE_FAILED, failure=step.failure
                     )
                 )
-                self._exceed(short, now)
+                if not self._budget.goes_on_cheaper(short):
+                    self._exceed(short, now)
                 return
         started = run_pb2.AttemptStarted(step=step.number, attempt=attempt)
         if not_before is not None:
@@ -760,7 +763,8 @@ class Planner:
     def _run_here(self, step: StepView, tool: agent_pb2.ToolSpec | None, arguments: dict[str, object] | None) -> None:
         ledger = self._view.ledger
         note = ledger.final_note if ledger is not None and ledger.final_step == step.number else ""
-        self._plan.local_calls.append(LocalCall(step, step.attempt, tool, arguments, note))
+        is_cheaper = ledger is not None and ledger.is_cheaper(step.number)
+        self._plan.local_calls.append(LocalCall(step, step.attempt, tool, arguments, note, is_cheaper))
 
     def _queue_call(
         self,
@@ -865,7 +869,11 @@ class Planner:
         return self._view.step_count + steps <= self._max_steps
 
     def _retry_policy(self, step: StepView) -> agent_pb2.RetryPolicy:
-        return self._spec.model.retry if step.tool is None else self._tools[step.tool.tool].retry
+        if step.tool is not None:
+            return self._tools[step.tool.tool].retry
+        ledger = self._view.ledger
+        is_cheaper = ledger is not None and ledger.is_cheaper(step.number)
+        return self._spec.limits.cheaper_model.retry if is_cheaper else self._spec.model.retry
 
 
 def _with_message_inline(change: run_pb2.Change, blobs: Collection[content_pb2.Blob]) -> run_pb2.Change:

@@ -77,10 +77,11 @@ class LocalCalls:
         """Whether the call takes no time, so that a task for it would cost more than the call."""
         if call.tool is not None:
             return bool(call.tool.WhichOneof("kind") == "builtin")
-        if context.spec.model.provider != "scripted":
+        spec = _model_spec(context, call)
+        if spec.provider != "scripted":
             return False
         model = self._models.get("scripted")
-        return isinstance(model, ScriptedModel) and not model.delay_seconds(context.spec.model, model_steps_before)
+        return isinstance(model, ScriptedModel) and not model.delay_seconds(spec, model_steps_before)
 
     def execute_instantly(
         self, context: RunContext, call: LocalCall, messages: Sequence[content_pb2.Message], model_steps_before: int
@@ -94,8 +95,9 @@ class LocalCalls:
         assert isinstance(model, ScriptedModel)
         pieces: list[str] = []
         answer = model.play(_model_request(context, call, messages, model_steps_before), pieces.append)
-        if context.spec.model.HasField("price"):
-            _put_price(context.spec.model, answer, "", self._clock.now())
+        spec = _model_spec(context, call)
+        if spec.HasField("price"):
+            _put_price(spec, answer, "", self._clock.now())
         if pieces:
             deltas = _Deltas(self._journal, context.run_id, call)
             deltas.add("".join(pieces))
@@ -128,7 +130,7 @@ class LocalCalls:
     async def _call_model(
         self, context: RunContext, call: LocalCall, messages: Sequence[content_pb2.Message], model_steps_before: int
     ) -> Outcome:
-        spec = context.spec.model
+        spec = _model_spec(context, call)
         model = self._models.get(spec.provider)
         timeout = (
             spec.timeout.ToTimedelta().total_seconds() if spec.HasField("timeout") else DEFAULT_MODEL_TIMEOUT_SECONDS
@@ -139,7 +141,7 @@ class LocalCalls:
             async with asyncio.timeout(timeout):
                 credential = None
                 if model.needs_credential:
-                    credential = await self._credentials.resolve(_need(context, call, model_connection(context.spec)))
+                    credential = await self._credentials.resolve(_need(context, call, model_connection(spec)))
                 request = _model_request(context, call, messages, model_steps_before)
                 answer = await model.answer(request, credential, deltas.add)
         except ModelFailed as error:
@@ -283,6 +285,10 @@ class _Deltas:
         return None if self._first is None else max(0.0, self._first - started)
 
 
+def _model_spec(context: RunContext, call: LocalCall) -> agent_pb2.ModelSpec:
+    return context.spec.limits.cheaper_model if call.is_cheaper else context.spec.model
+
+
 def _model_request(
     context: RunContext, call: LocalCall, messages: Sequence[content_pb2.Message], model_steps_before: int
 ) -> ModelRequest:
@@ -291,7 +297,7 @@ def _model_request(
         note = content_pb2.Message(role=content_pb2.ROLE_RUNTIME, parts=[content_pb2.Part(text=call.final_note)])
         messages, tools = [*messages, note], ()
     return ModelRequest(
-        spec=context.spec.model,
+        spec=_model_spec(context, call),
         instructions=context.spec.instructions,
         messages=messages,
         tools=tools,

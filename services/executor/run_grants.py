@@ -22,9 +22,8 @@ _MAX_ENTRIES: Final = 4_096
 _MAX_AGENTS: Final = 100
 
 
-def model_connection(spec: agent_pb2.AgentSpec) -> str:
-    """Returns the name of the connection that the agent's model uses; empty when it wants none."""
-    model = spec.model
+def model_connection(model: agent_pb2.ModelSpec) -> str:
+    """Returns the name of the connection that a model uses; empty when it wants none."""
     return "" if model.provider in WITHOUT_CREDENTIAL else model.connection or model.provider
 
 
@@ -32,7 +31,9 @@ def declared_connections(*specs: agent_pb2.AgentSpec) -> list[grant_pb2.GrantedC
     """Returns what agents' models and tools declare, each connection once with the union of its permissions."""
     scopes: dict[str, dict[str, None]] = {}
     for spec in specs:
-        if name := model_connection(spec):
+        if name := model_connection(spec.model):
+            scopes.setdefault(name, {})
+        if spec.limits.HasField("cheaper_model") and (name := model_connection(spec.limits.cheaper_model)):
             scopes.setdefault(name, {})
         for tool in spec.tools:
             if tool.HasField("auth"):

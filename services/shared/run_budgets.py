@@ -107,6 +107,7 @@ class _ModelCall:
     """A model call under way: what each of its attempts may use, and whether one of them holds that now."""
 
     reserved: Amounts
+    is_cheaper: bool
     holds: bool = True
 
 
@@ -122,6 +123,10 @@ class Ledger:
         self.used = Amounts()
         self.last_answer: content_pb2.Usage | None = None
         """What the newest answer of the model says that it used; None when it says nothing."""
+        self.is_degraded = False
+        """Whether the run goes on with its cheaper model."""
+        self.last_is_cheaper = False
+        """Whether the newest answer is that model's."""
         self.final_step = 0
         self.final_note = ""
         """Of the last model call, which is made without tools, its step and what the model is told; 0 before it."""
@@ -147,6 +152,11 @@ class Ledger:
         for lent in self._lent.values():
             total.add(lent)
         return total
+
+    def is_cheaper(self, step: int) -> bool:
+        """Whether an open model step is made with the cheaper model."""
+        call = self._model_calls.get(step)
+        return call is not None and call.is_cheaper
 
     def reservation_of(self, step: int) -> Amounts:
         """What each attempt of an open model step may use."""
@@ -222,8 +232,10 @@ class Ledger:
                 if started.model.final_note:
                     self.final_step, self.final_note = started.step, started.model.final_note
                 self._model_calls[started.step] = _ModelCall(
-                    Amounts(reserved.cost_usd_nanos, reserved.input_tokens, reserved.output_tokens, model_calls=1)
+                    Amounts(reserved.cost_usd_nanos, reserved.input_tokens, reserved.output_tokens, model_calls=1),
+                    started.model.is_cheaper,
                 )
+                self.is_degraded |= started.model.is_cheaper
             case "tool":
                 self._tool_calls.add(started.step)
                 if started.tool.HasField("child_budget"):
@@ -266,7 +278,7 @@ class Ledger:
             return
         if finished.state == run_pb2.STEP_STATE_SUCCEEDED:
             usage = finished.usage if finished.HasField("usage") else None
-            self.last_answer = usage
+            self.last_answer, self.last_is_cheaper = usage, call.is_cheaper
             self.used.add(call.reserved if usage is None else _used(usage, call.reserved))
         elif call.holds:
             # Given up while it was under way.

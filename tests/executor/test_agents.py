@@ -121,6 +121,17 @@ def test_valid_definition_is_accepted(changes: Changes) -> None:
         ({"limits": {"maxSteps": -1}}, "limits.max_steps"),
         ({"limits": {"maxConcurrentRuns": 100_001}}, "limits.max_concurrent_runs"),
         ({"limits": {"budget": {"maxToolCalls": -1}}}, "limits.budget.max_tool_calls"),
+        ({"limits": {"onBudgetExceeded": "BUDGET_POLICY_DEGRADE"}}, "limits.cheaper_model"),
+        ({"limits": {"cheaperModel": openai()["model"]}}, "limits.cheaper_model"),
+        (
+            {"limits": {"onBudgetExceeded": 4, "cheaperModel": {"provider": "openai"}}},
+            "limits.cheaper_model.name",
+        ),
+        (
+            {"limits": {"budget": {"maxOutputTokens": 9}, "onBudgetExceeded": 4, "cheaperModel": openai()["model"]},
+             "model": {"provider": "anthropic", "name": "m"}},
+            "limits.cheaper_model.parameters.max_output_tokens",
+        ),
         ({"limits": {"budget": {"maxInputTokens": 10**18}}}, "limits.budget.max_input_tokens"),
         ({"limits": {"budget": {"maxTotalTokens": 10}}}, "model.parameters.max_output_tokens"),
         (openai() | {"limits": {"budget": {"maxCostUsdNanos": 10}}}, "model.parameters.max_output_tokens"),

@@ -391,3 +391,60 @@ def test_last_attempt_that_does_not_fit_again_ends_the_run() -> None:
     plan = journal.claim().plan()
     assert kinds(plan) == ["run_claimed", "attempt_failed", "step_finished", "run_state_changed"]
     assert last_state(plan).state == EXCEEDED
+
+
+# ----------------------------------------------------------------------------------------------------- a cheaper model
+
+
+def degrading(**limits: int) -> Journal:
+    """A tenth of the price, and half the longest answer."""
+    journal = journal_with(None, **limits)
+    journal.spec.limits.on_budget_exceeded = agent_pb2.BUDGET_POLICY_DEGRADE
+    cheaper = journal.spec.limits.cheaper_model
+    cheaper.CopyFrom(journal.spec.model)
+    cheaper.name = "small"
+    cheaper.price.input_usd_nanos_per_million_tokens //= 10
+    cheaper.price.output_usd_nanos_per_million_tokens //= 10
+    cheaper.parameters.max_output_tokens = LONGEST // 2
+    return journal
+
+
+def test_run_goes_on_with_the_cheaper_model_and_stays_with_it() -> None:
+    journal = degrading(max_cost_usd_nanos=20_000)
+    drive = journal.claim()
+    [call] = drive.plan().local_calls
+    assert not call.is_cheaper
+    drive.plan(says(drive, ("noop", {}), input_tokens=50, output_tokens=7, cost_usd_nanos=18_900))
+    plan = drive.plan(drive.result(2))
+    [call] = plan.local_calls
+    intent = plan.changes[-1].step_started.model
+    assert (call.is_cheaper, intent.is_cheaper, intent.model) == (True, True, "small")
+    # The other model's count is nothing to go by.
+    assert intent.reserved.input_tokens > 300 and intent.reserved.output_tokens == LONGEST // 2
+    assert 18_900 + intent.reserved.cost_usd_nanos <= 20_000
+    # Its executor is lost: the same model again.
+    drive = journal.claim()
+    [call] = drive.plan().local_calls
+    assert (call.is_cheaper, call.attempt) == (True, 2)
+    used, _ = book_of(drive)
+    assert used.cost_usd_nanos == 18_900 + intent.reserved.cost_usd_nanos
+    drive.plan(says(drive, ("noop", {}), input_tokens=60, output_tokens=7, cost_usd_nanos=20))
+    [call] = drive.plan(drive.result(4)).local_calls
+    assert call.is_cheaper
+    plan = drive.plan(says(drive, ("noop", {}), input_tokens=60, output_tokens=7, cost_usd_nanos=600))
+    assert last_state(drive.plan(drive.result(6))).state == EXCEEDED
+
+
+def test_attempt_without_room_is_made_with_the_cheaper_model() -> None:
+    journal = degrading(max_output_tokens=LONGEST * 3 // 2)
+    journal.claim().plan()
+    plan = journal.claim().plan()
+    assert kinds(plan) == ["run_claimed", "attempt_failed", "step_finished", "step_started"]
+    [call] = plan.local_calls
+    assert (call.is_cheaper, call.step.number) == (True, 2)
+
+
+def test_cheaper_model_helps_against_no_limit_of_tools() -> None:
+    drive = degrading(max_tool_calls=1).claim()
+    drive.plan()
+    assert last_state(drive.plan(drive.model_says(("noop", {}), ("noop", {"n": 2})))).state == EXCEEDED

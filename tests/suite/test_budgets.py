@@ -193,6 +193,26 @@ async def test_model_answers_with_what_it_has_when_there_is_no_room_for_more(sta
     assert left_of(await handle.budget(), "max_model_calls").left == 0
 
 
+async def test_run_goes_on_with_a_cheaper_model(stage: Stage) -> None:
+    dear = priced(call("noop", a=1), loop=True, longest=1_000)
+    cheap = priced("not yet", "not yet", "done cheaply", "done cheaply", longest=10)
+    cheap.name = "small"
+    limits = Limits(
+        max_steps=1_000, budget=Budget(max_output_tokens=1_005), on_budget_exceeded="degrade", cheaper_model=cheap
+    )
+    agent = Agent("degrader", model=dear, tools=["noop"], limits=limits)
+    async with asyncio.timeout(60):
+        handle = await stage.start(agent)
+        assert await handle.result() == "done cheaply"
+        detail = await stage.client.trace.tree(handle.id, min_seq=(await handle.get()).last_seq, timeout=30)
+    events = await read_history(handle)
+    check_history(events)
+    intents = [change.step_started for change in changes_of(events, "step_started")]
+    made = [started.model.is_cheaper for started in intents if started.WhichOneof("intent") == "model"]
+    assert made == [False, False, False, True]
+    assert "chat small" in [span.name for span in detail.spans]
+
+
 async def test_tree_never_spends_more_than_its_roots_budget(stage: Stage) -> None:
     """Two agents that never end by themselves, called at once, one of which calls the other; an executor dies."""
     endless = priced(call("noop", a=1), loop=True)

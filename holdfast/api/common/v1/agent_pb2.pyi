@@ -18,6 +18,7 @@ class BudgetPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BUDGET_POLICY_STOP: _ClassVar[BudgetPolicy]
     BUDGET_POLICY_ASK: _ClassVar[BudgetPolicy]
     BUDGET_POLICY_FINALISE: _ClassVar[BudgetPolicy]
+    BUDGET_POLICY_DEGRADE: _ClassVar[BudgetPolicy]
 
 class EffectClass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,6 +37,7 @@ BUDGET_POLICY_UNSPECIFIED: BudgetPolicy
 BUDGET_POLICY_STOP: BudgetPolicy
 BUDGET_POLICY_ASK: BudgetPolicy
 BUDGET_POLICY_FINALISE: BudgetPolicy
+BUDGET_POLICY_DEGRADE: BudgetPolicy
 EFFECT_CLASS_UNSPECIFIED: EffectClass
 EFFECT_CLASS_READ_ONLY: EffectClass
 EFFECT_CLASS_IDEMPOTENT: EffectClass
@@ -62,20 +64,22 @@ class AgentSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., model: _Optional[_Union[ModelSpec, _Mapping]] = ..., instructions: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[ToolSpec, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ...) -> None: ...
 
 class RunLimits(_message.Message):
-    __slots__ = ("max_steps", "max_concurrent_runs", "max_depth", "max_children", "budget", "on_budget_exceeded")
+    __slots__ = ("max_steps", "max_concurrent_runs", "max_depth", "max_children", "budget", "on_budget_exceeded", "cheaper_model")
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_CONCURRENT_RUNS_FIELD_NUMBER: _ClassVar[int]
     MAX_DEPTH_FIELD_NUMBER: _ClassVar[int]
     MAX_CHILDREN_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     ON_BUDGET_EXCEEDED_FIELD_NUMBER: _ClassVar[int]
+    CHEAPER_MODEL_FIELD_NUMBER: _ClassVar[int]
     max_steps: int
     max_concurrent_runs: int
     max_depth: int
     max_children: int
     budget: Budget
     on_budget_exceeded: BudgetPolicy
-    def __init__(self, max_steps: _Optional[int] = ..., max_concurrent_runs: _Optional[int] = ..., max_depth: _Optional[int] = ..., max_children: _Optional[int] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., on_budget_exceeded: _Optional[_Union[BudgetPolicy, str]] = ...) -> None: ...
+    cheaper_model: ModelSpec
+    def __init__(self, max_steps: _Optional[int] = ..., max_concurrent_runs: _Optional[int] = ..., max_depth: _Optional[int] = ..., max_children: _Optional[int] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., on_budget_exceeded: _Optional[_Union[BudgetPolicy, str]] = ..., cheaper_model: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
 
 class Budget(_message.Message):
     __slots__ = ("max_cost_usd_nanos", "max_input_tokens", "max_output_tokens", "max_total_tokens", "max_model_calls", "max_tool_calls")

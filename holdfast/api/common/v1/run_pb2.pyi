@@ -319,18 +319,20 @@ class StepStarted(_message.Message):
     def __init__(self, step: _Optional[int] = ..., kind: _Optional[_Union[StepKind, str]] = ..., model: _Optional[_Union[ModelIntent, _Mapping]] = ..., tool: _Optional[_Union[ToolIntent, _Mapping]] = ...) -> None: ...
 
 class ModelIntent(_message.Message):
-    __slots__ = ("provider", "model", "message_count", "reserved", "final_note")
+    __slots__ = ("provider", "model", "message_count", "reserved", "final_note", "is_cheaper")
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
     RESERVED_FIELD_NUMBER: _ClassVar[int]
     FINAL_NOTE_FIELD_NUMBER: _ClassVar[int]
+    IS_CHEAPER_FIELD_NUMBER: _ClassVar[int]
     provider: str
     model: str
     message_count: int
     reserved: Reservation
     final_note: str
-    def __init__(self, provider: _Optional[str] = ..., model: _Optional[str] = ..., message_count: _Optional[int] = ..., reserved: _Optional[_Union[Reservation, _Mapping]] = ..., final_note: _Optional[str] = ...) -> None: ...
+    is_cheaper: bool
+    def __init__(self, provider: _Optional[str] = ..., model: _Optional[str] = ..., message_count: _Optional[int] = ..., reserved: _Optional[_Union[Reservation, _Mapping]] = ..., final_note: _Optional[str] = ..., is_cheaper: bool = ...) -> None: ...
 
 class Reservation(_message.Message):
     __slots__ = ("cost_usd_nanos", "input_tokens", "output_tokens", "price_source")
