@@ -40,13 +40,18 @@ class Agents:
         self._stub = transport.stub("executor", AgentServiceStub)
 
     async def apply(
-        self, agent: Agent | agent_pb2.AgentSpec, *, validate_only: bool = False
+        self,
+        agent: Agent | agent_pb2.AgentSpec,
+        *,
+        validate_only: bool = False,
+        applied_together: Iterable[str] = (),
     ) -> agent_service_pb2.ApplyAgentResponse:
         """Stores a definition as a revision and points `latest` to it.
 
         Args:
             agent: The definition.
             validate_only: Check it and store nothing.
+            applied_together: Names of agents that are about to be stored as well, which its tools may call.
 
         Raises:
             InvalidArgument: With the fields that are wrong; for an agent from a file, with file and line.
@@ -56,7 +61,10 @@ class Agents:
 
         spec = agent.spec if isinstance(agent, Agent) else agent
         request = agent_service_pb2.ApplyAgentRequest(
-            spec=spec, validate_only=validate_only, request_id="" if validate_only else new_uuid7()
+            spec=spec,
+            validate_only=validate_only,
+            request_id="" if validate_only else new_uuid7(),
+            applied_together=applied_together,
         )
         try:
             return await self._transport.call("executor", self._stub.ApplyAgent, request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -50,13 +51,15 @@ def apply(
             for name in agent.fill_from(tools):
                 note(f"{agent.name}: {name} completed from {worker}")
 
+    together = [agent.name for agent in found]
+
     async def store(client: Client) -> None:
         for agent in found:
             # Each alone is checked first, so that one refusal leaves nothing half-done.
             if len(found) > 1 and not check:
-                await client.agents.apply(agent, validate_only=True)
-        for agent in found:
-            response = await client.agents.apply(agent, validate_only=check)
+                await client.agents.apply(agent, validate_only=True, applied_together=together)
+        for agent in called_first(found):
+            response = await client.agents.apply(agent, validate_only=check, applied_together=together)
             for name in label or () if not check else ():
                 await client.agents.set_label(agent.name, name, response.revision.revision)
             if as_json:
@@ -74,6 +77,26 @@ def apply(
             say(Text.assemble(f"{agent.name} ", (word, "green" if response.created else "dim"), f" revision {shown}"))
 
     with_client(store)
+
+
+def called_first(agents: Sequence[Agent]) -> list[Agent]:
+    """Returns agents in an order in which each comes behind those that it calls, where they do not call each other."""
+    named = {agent.name: agent for agent in agents}
+    ordered: dict[int, Agent] = {}
+    begun: set[int] = set()
+
+    def add(agent: Agent) -> None:
+        if id(agent) in begun:
+            return
+        begun.add(id(agent))
+        for tool in agent.spec.tools:
+            if tool.agent.agent in named:
+                add(named[tool.agent.agent])
+        ordered[id(agent)] = agent
+
+    for agent in agents:
+        add(agent)
+    return list(ordered.values())
 
 
 def _read(file: Path) -> list[Agent]:

@@ -234,7 +234,8 @@ async def _find(
             # It may be the run's id.
             pass
         run = await client.run(target)
-        found = [item async for item in client.approvals.list(run_id=run.id) if only in (0, item.kind)]
+        # What agents ask that it has called is asked of whoever has to do with it.
+        found = [item async for item in client.approvals.list(root_run_id=run.id) if only in (0, item.kind)]
         asked = f"the run {run.id} asks nothing"
     else:
         found = [item async for item in client.approvals.list() if only in (0, item.kind)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from holdfast.testing import call, scripted, turn
 from tests.suite.effects import Gate
 from tests.suite.histories import changes_of, check_history, read_history
 from tests.suite.stages import Stage, until_change, until_waiting
+from tests.suite.test_doctor import holdfast
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 CHILD = run_pb2.WAIT_REASON_CHILD
+PAIR = (("ping", "pong"), ("pong", "ping"))
 
 
 def caller(name: str, agent: str, **options: Any) -> Agent:
@@ -146,6 +150,26 @@ async def test_agent_that_is_not_there_cannot_be_called(stage: Stage) -> None:
         await stage.client.apply(Agent("lonely", model=scripted("x"), tools=[agent_tool("nobody")]))
 
 
+async def test_agents_of_one_file_may_call_each_other(stage: Stage, tmp_path: Path) -> None:
+    text = """
+    name: {name}
+    model:
+      provider: scripted
+      script: {{turns: [{{tool_calls: [{{tool: other, arguments: {{input: x}}}}]}}, {{text: "{name}"}}]}}
+    tools: [{{name: other, agent: {{agent: {other}, revision: prod}}}}]
+    limits: {{max_depth: 1}}
+    """
+    file = tmp_path / "agents.yaml"
+    file.write_text("---".join(dedent(text.format(name=name, other=other)) for name, other in PAIR))
+    for options in (("--check",), ("--label", "prod")):
+        code, _, complaint = await holdfast(stage.suite, "apply", "-f", str(file), *options)
+        assert code == 0, complaint
+    async with asyncio.timeout(40):
+        handle = await stage.client.start("ping", "x")
+        assert await handle.result() == "ping"
+    await sound(stage, handle)
+
+
 @pytest.mark.promise("P6")
 async def test_questions_of_a_child_are_found_at_the_root_while_that_holds_nothing(stage: Stage) -> None:
     await stage.client.apply(
@@ -160,7 +184,10 @@ async def test_questions_of_a_child_are_found_at_the_root_while_that_holds_nothi
             while not questions:
                 questions = [q async for q in stage.client.approvals.list(root_run_id=handle.id)]
             assert questions[0].run_id != handle.id
-            await stage.client.approvals.answer(questions[0].approval_id, "blue")
+            if handle is first:
+                await stage.client.approvals.answer(questions[0].approval_id, "blue")
+            else:
+                await stage.command("answer", handle.id, "blue")
         assert [await handle.result() for handle in (first, second)] == ["blue", "blue"]
     await sound(stage, first, second)
 
@@ -262,6 +289,15 @@ async def test_state_that_dies_with_the_end_of_a_parent_stops_its_children(stage
         await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": ""})
         assert (await handle.wait()).state == run_pb2.RUN_STATE_CANCELLED
         assert (await stage.client.runs.handle(child.run_id).wait()).state == run_pb2.RUN_STATE_CANCELLED
+    await sound(stage, handle)
+
+
+async def test_long_answer_of_a_child_arrives_whole(stage: Stage) -> None:
+    words = " ".join(f"word{number}" for number in range(3_000))
+    await stage.client.apply(Agent("verbose", model=scripted(words)))
+    async with asyncio.timeout(40):
+        handle = await stage.start(caller("reader", "verbose"))
+        assert await handle.result() == words
     await sound(stage, handle)
 
 

@@ -40,7 +40,7 @@ class AgentServicer(AgentServiceServicer):
         request_id = request_id_field(request.request_id)
         validate_agent(request.spec)
         await check_prices(request.spec, request.spec.limits.budget, "limits.budget")
-        await self._check_called_agents(current_workspace(), request.spec)
+        await self._check_called_agents(current_workspace(), request.spec, set(request.applied_together))
         revision = revision_id(request.spec)
         if request.validate_only:
             return await self._would_be(current_workspace(), revision, request.spec)
@@ -56,14 +56,14 @@ class AgentServicer(AgentServiceServicer):
             )
         return api.ApplyAgentResponse(revision=stored.revision, created=stored.created)
 
-    async def _check_called_agents(self, workspace_id: str, spec: agent_pb2.AgentSpec) -> None:
+    async def _check_called_agents(self, workspace_id: str, spec: agent_pb2.AgentSpec, to_come: set[str]) -> None:
         """Refuses a definition that calls agents which are not there. They may call each other: depth ends that."""
         missing: list[FieldViolation] = []
         for index, tool in enumerate(spec.tools):
             called = tool.agent
             # What is applied here is its own `latest` from now on.
             is_itself = called.agent == spec.name and called.revision in ("", LATEST)
-            if tool.WhichOneof("kind") != "agent" or is_itself:
+            if tool.WhichOneof("kind") != "agent" or is_itself or called.agent in to_come:
                 continue
             try:
                 await self._revisions.resolve(workspace_id, called.agent, called.revision)

@@ -25,37 +25,37 @@ _sym_db = _symbol_database.Default()
 from holdfast.api.common.v1 import agent_pb2 as holdfast_dot_api_dot_common_dot_v1_dot_agent__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,holdfast/api/executor/v1/agent_service.proto\x12\x18holdfast.api.executor.v1\x1a\"holdfast/api/common/v1/agent.proto\"o\n\x11\x41pplyAgentRequest\x12/\n\x04spec\x18\x01 \x01(\x0b\x32!.holdfast.api.common.v1.AgentSpec\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"^\n\x12\x41pplyAgentResponse\x12\x37\n\x08revision\x18\x01 \x01(\x0b\x32%.holdfast.api.common.v1.AgentRevision\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\" \n\x0fGetAgentRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\"@\n\x10GetAgentResponse\x12,\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.Agent\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x12ListAgentsResponse\x12-\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x17GetAgentRevisionRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"S\n\x18GetAgentRevisionResponse\x12\x37\n\x08revision\x18\x01 \x01(\x0b\x32%.holdfast.api.common.v1.AgentRevision\"Q\n\x19ListAgentRevisionsRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x1aListAgentRevisionsResponse\x12\x38\n\trevisions\x18\x01 \x03(\x0b\x32%.holdfast.api.common.v1.AgentRevision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x14SetAgentLabelRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"E\n\x15SetAgentLabelResponse\x12,\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.Agent2\xb1\x05\n\x0c\x41gentService\x12g\n\nApplyAgent\x12+.holdfast.api.executor.v1.ApplyAgentRequest\x1a,.holdfast.api.executor.v1.ApplyAgentResponse\x12\x61\n\x08GetAgent\x12).holdfast.api.executor.v1.GetAgentRequest\x1a*.holdfast.api.executor.v1.GetAgentResponse\x12g\n\nListAgents\x12+.holdfast.api.executor.v1.ListAgentsRequest\x1a,.holdfast.api.executor.v1.ListAgentsResponse\x12y\n\x10GetAgentRevision\x12\x31.holdfast.api.executor.v1.GetAgentRevisionRequest\x1a\x32.holdfast.api.executor.v1.GetAgentRevisionResponse\x12\x7f\n\x12ListAgentRevisions\x12\x33.holdfast.api.executor.v1.ListAgentRevisionsRequest\x1a\x34.holdfast.api.executor.v1.ListAgentRevisionsResponse\x12p\n\rSetAgentLabel\x12..holdfast.api.executor.v1.SetAgentLabelRequest\x1a/.holdfast.api.executor.v1.SetAgentLabelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,holdfast/api/executor/v1/agent_service.proto\x12\x18holdfast.api.executor.v1\x1a\"holdfast/api/common/v1/agent.proto\"\x89\x01\n\x11\x41pplyAgentRequest\x12/\n\x04spec\x18\x01 \x01(\x0b\x32!.holdfast.api.common.v1.AgentSpec\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x18\n\x10\x61pplied_together\x18\x18 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"^\n\x12\x41pplyAgentResponse\x12\x37\n\x08revision\x18\x01 \x01(\x0b\x32%.holdfast.api.common.v1.AgentRevision\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\" \n\x0fGetAgentRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\"@\n\x10GetAgentResponse\x12,\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.Agent\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x12ListAgentsResponse\x12-\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x1d.holdfast.api.common.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x17GetAgentRevisionRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"S\n\x18GetAgentRevisionResponse\x12\x37\n\x08revision\x18\x01 \x01(\x0b\x32%.holdfast.api.common.v1.AgentRevision\"Q\n\x19ListAgentRevisionsRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x1aListAgentRevisionsResponse\x12\x38\n\trevisions\x18\x01 \x03(\x0b\x32%.holdfast.api.common.v1.AgentRevision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x14SetAgentLabelRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"E\n\x15SetAgentLabelResponse\x12,\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1d.holdfast.api.common.v1.Agent2\xb1\x05\n\x0c\x41gentService\x12g\n\nApplyAgent\x12+.holdfast.api.executor.v1.ApplyAgentRequest\x1a,.holdfast.api.executor.v1.ApplyAgentResponse\x12\x61\n\x08GetAgent\x12).holdfast.api.executor.v1.GetAgentRequest\x1a*.holdfast.api.executor.v1.GetAgentResponse\x12g\n\nListAgents\x12+.holdfast.api.executor.v1.ListAgentsRequest\x1a,.holdfast.api.executor.v1.ListAgentsResponse\x12y\n\x10GetAgentRevision\x12\x31.holdfast.api.executor.v1.GetAgentRevisionRequest\x1a\x32.holdfast.api.executor.v1.GetAgentRevisionResponse\x12\x7f\n\x12ListAgentRevisions\x12\x33.holdfast.api.executor.v1.ListAgentRevisionsRequest\x1a\x34.holdfast.api.executor.v1.ListAgentRevisionsResponse\x12p\n\rSetAgentLabel\x12..holdfast.api.executor.v1.SetAgentLabelRequest\x1a/.holdfast.api.executor.v1.SetAgentLabelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.api.executor.v1.agent_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_APPLYAGENTREQUEST']._serialized_start=110
-  _globals['_APPLYAGENTREQUEST']._serialized_end=221
-  _globals['_APPLYAGENTRESPONSE']._serialized_start=223
-  _globals['_APPLYAGENTRESPONSE']._serialized_end=317
-  _globals['_GETAGENTREQUEST']._serialized_start=319
-  _globals['_GETAGENTREQUEST']._serialized_end=351
-  _globals['_GETAGENTRESPONSE']._serialized_start=353
-  _globals['_GETAGENTRESPONSE']._serialized_end=417
-  _globals['_LISTAGENTSREQUEST']._serialized_start=419
-  _globals['_LISTAGENTSREQUEST']._serialized_end=477
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=479
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=571
-  _globals['_GETAGENTREVISIONREQUEST']._serialized_start=573
-  _globals['_GETAGENTREVISIONREQUEST']._serialized_end=631
-  _globals['_GETAGENTREVISIONRESPONSE']._serialized_start=633
-  _globals['_GETAGENTREVISIONRESPONSE']._serialized_end=716
-  _globals['_LISTAGENTREVISIONSREQUEST']._serialized_start=718
-  _globals['_LISTAGENTREVISIONSREQUEST']._serialized_end=799
-  _globals['_LISTAGENTREVISIONSRESPONSE']._serialized_start=801
-  _globals['_LISTAGENTREVISIONSRESPONSE']._serialized_end=912
-  _globals['_SETAGENTLABELREQUEST']._serialized_start=914
-  _globals['_SETAGENTLABELREQUEST']._serialized_end=1004
-  _globals['_SETAGENTLABELRESPONSE']._serialized_start=1006
-  _globals['_SETAGENTLABELRESPONSE']._serialized_end=1075
-  _globals['_AGENTSERVICE']._serialized_start=1078
-  _globals['_AGENTSERVICE']._serialized_end=1767
+  _globals['_APPLYAGENTREQUEST']._serialized_start=111
+  _globals['_APPLYAGENTREQUEST']._serialized_end=248
+  _globals['_APPLYAGENTRESPONSE']._serialized_start=250
+  _globals['_APPLYAGENTRESPONSE']._serialized_end=344
+  _globals['_GETAGENTREQUEST']._serialized_start=346
+  _globals['_GETAGENTREQUEST']._serialized_end=378
+  _globals['_GETAGENTRESPONSE']._serialized_start=380
+  _globals['_GETAGENTRESPONSE']._serialized_end=444
+  _globals['_LISTAGENTSREQUEST']._serialized_start=446
+  _globals['_LISTAGENTSREQUEST']._serialized_end=504
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=506
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=598
+  _globals['_GETAGENTREVISIONREQUEST']._serialized_start=600
+  _globals['_GETAGENTREVISIONREQUEST']._serialized_end=658
+  _globals['_GETAGENTREVISIONRESPONSE']._serialized_start=660
+  _globals['_GETAGENTREVISIONRESPONSE']._serialized_end=743
+  _globals['_LISTAGENTREVISIONSREQUEST']._serialized_start=745
+  _globals['_LISTAGENTREVISIONSREQUEST']._serialized_end=826
+  _globals['_LISTAGENTREVISIONSRESPONSE']._serialized_start=828
+  _globals['_LISTAGENTREVISIONSRESPONSE']._serialized_end=939
+  _globals['_SETAGENTLABELREQUEST']._serialized_start=941
+  _globals['_SETAGENTLABELREQUEST']._serialized_end=1031
+  _globals['_SETAGENTLABELRESPONSE']._serialized_start=1033
+  _globals['_SETAGENTLABELRESPONSE']._serialized_end=1102
+  _globals['_AGENTSERVICE']._serialized_start=1105
+  _globals['_AGENTSERVICE']._serialized_end=1794
 # @@protoc_insertion_point(module_scope)

@@ -8,14 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ApplyAgentRequest(_message.Message):
-    __slots__ = ("spec", "validate_only", "request_id")
+    __slots__ = ("spec", "validate_only", "applied_together", "request_id")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_TOGETHER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     spec: _agent_pb2.AgentSpec
     validate_only: bool
+    applied_together: _containers.RepeatedScalarFieldContainer[str]
     request_id: str
-    def __init__(self, spec: _Optional[_Union[_agent_pb2.AgentSpec, _Mapping]] = ..., validate_only: bool = ..., request_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, spec: _Optional[_Union[_agent_pb2.AgentSpec, _Mapping]] = ..., validate_only: bool = ..., applied_together: _Optional[_Iterable[str]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class ApplyAgentResponse(_message.Message):
     __slots__ = ("revision", "created")
