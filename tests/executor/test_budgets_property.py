@@ -33,16 +33,18 @@ BUDGETS = st.fixed_dictionaries(
 ).filter(bool)
 
 
-def journal_of(policy: int, budget: dict[str, int]) -> Journal:
+def journal_of(policy: agent_pb2.BudgetPolicy, budget: dict[str, int]) -> Journal:
     journal = degrading(**budget)
-    journal.spec.limits.on_budget_exceeded = agent_pb2.BudgetPolicy.Name(policy)
+    journal.spec.limits.on_budget_exceeded = policy
     journal.spec.limits.max_steps = 60
     return journal
 
 
 @settings(max_examples=150, deadline=None)
 @given(policy=st.sampled_from(POLICIES), budget=BUDGETS, data=st.data())
-def test_no_run_uses_more_than_its_budget(policy: int, budget: dict[str, int], data: st.DataObject) -> None:
+def test_no_run_uses_more_than_its_budget(
+    policy: agent_pb2.BudgetPolicy, budget: dict[str, int], data: st.DataObject
+) -> None:
     journal = journal_of(policy, budget)
     drive = journal.claim()
     plan = drive.plan()
