@@ -34,6 +34,7 @@ Record = workspace_pb2.ExportRecord
 #   ["revisions", name, revision]            revisions of the agent after the revision
 #   ["sessions", session]                    sessions after the session
 #   ["runs", session, ordinal]               runs of the session after the ordinal
+#   ["children", session, run]               runs of the session that others have started, after the run
 #   ["events", session, ordinal, run, seq]   events of the run after the seq, then its questions
 #   ["blobs", hash]                          bodies after the hash
 Place = list[Any]
@@ -42,6 +43,7 @@ _FORMS: Final[dict[str, tuple[type, ...]]] = {
     "revisions": (str, str),
     "sessions": (str,),
     "runs": (str, int),
+    "children": (str, str),
     "events": (str, int, str, int),
     "blobs": (str,),
 }
@@ -190,22 +192,43 @@ def _runs(connection: sa.Connection, scope: Scope, session_id: str, after: int) 
         .limit(1)
     ).one_or_none()
     if row is None:
-        return [], ["sessions", session_id]
+        return [], ["children", session_id, _NIL]
     return [Record(run=run_of(row))], ["events", session_id, row.ordinal, row.run_id, 0]
+
+
+def _children(
+    connection: sa.Connection, scope: Scope, session_id: str, after: str
+) -> tuple[list[Record], Place | None]:
+    r = t.runs.c
+    row = connection.execute(
+        sa.select(t.runs)
+        .where(
+            r.workspace_id == scope.workspace_id,
+            r.session_id == session_id,
+            r.ordinal == 0,
+            r.run_id > after,
+        )
+        .order_by(r.run_id)
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return [], ["sessions", session_id]
+    return [Record(run=run_of(row))], ["events", session_id, 0, row.run_id, 0]
 
 
 def _events(
     connection: sa.Connection, scope: Scope, session_id: str, ordinal: int, run_id: str, after: int
 ) -> tuple[list[Record], Place | None]:
+    following: Place = ["runs", session_id, ordinal] if ordinal else ["children", session_id, run_id]
     # Looked for through the run: events of one that is being deleted belong to nobody any more.
     if journal.select_run(connection, scope.workspace_id, run_id) is None:
-        return [], ["runs", session_id, ordinal]
+        return [], following
     events = journal.read_events(connection, scope.workspace_id, run_id, after, FRAME_RECORDS)
     if events:
         return [Record(event=event) for event in events], ["events", session_id, ordinal, run_id, events[-1].seq]
     a = t.approvals.c
     asked = connection.execute(sa.select(t.approvals).where(a.run_id == run_id).order_by(a.approval_id)).all()
-    return [Record(approval=approval_of(row)) for row in asked], ["runs", session_id, ordinal]
+    return [Record(approval=approval_of(row)) for row in asked], following
 
 
 def _blobs(connection: sa.Connection, scope: Scope, after: str) -> tuple[list[Record], Place | None]:
@@ -230,6 +253,7 @@ _STEPS: Final[dict[str, Any]] = {
     "revisions": _revisions,
     "sessions": _sessions,
     "runs": _runs,
+    "children": _children,
     "events": _events,
     "blobs": _blobs,
 }
@@ -245,7 +269,9 @@ def _decoded(cursor: str) -> Place:
         form = _FORMS[place[0]]
         if tuple(type(value) for value in place[1:]) != form:
             raise ValueError(cursor)
-        if place[0] in ("sessions", "runs", "events") and not all(is_uuid(v) for v in place[1:] if type(v) is str):
+        if place[0] in ("sessions", "runs", "children", "events") and not all(
+            is_uuid(v) for v in place[1:] if type(v) is str
+        ):
             raise ValueError(cursor)
         if place[0] == "blobs":
             bytes.fromhex(place[1])

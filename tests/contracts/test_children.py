@@ -13,7 +13,7 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as pb
 from holdfast.errors import Conflict, InvalidArgument, LeaseLost
 from holdfast.ids import new_uuid7
-from services.state import housekeeping_store, journal, run_store
+from services.state import export, housekeeping_store, journal, run_store
 from services.state import tables as t
 from services.state.housekeeping_store import Erasure
 from services.state.invariants import Inspection
@@ -388,6 +388,45 @@ async def test_children_are_removed_with_their_parent_and_not_before(store: Stor
     for run in (parent, child):
         assert await store.db.read(journal.select_run, store.workspace, run.run_id) is None
     await sound(store)
+
+
+async def test_an_export_has_the_whole_tree_whoever_asks_for_it_and_wherever_it_broke_off(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, child = await family(store, user_id="ada")
+    (grandchild,) = await starts_children(store, child, 1, depth=2)
+    await store.advance(child, WAITS)
+    await store.advance(await store.take(grandchild), started(1), asks(1, new_uuid7()), becomes(WAITING, wait_reason=1))
+    other = await store.create(user_id="bob")
+
+    async def exported(scope: export.Scope, cursor: str = "") -> list[str]:
+        found: list[str] = []
+        async for records, _ in export.export(store.db, scope, cursor):
+            for record in records:
+                kind = str(record.WhichOneof("kind"))
+                found.append(f"{kind} {record.run.run_id or record.event.run_id or record.approval.run_id}")
+        return found
+
+    of_tree = [f"run {run.run_id}" for run in (parent, child, grandchild)]
+    for scope in (
+        export.Scope(store.workspace),
+        export.Scope(store.workspace, session_id=parent.session_id),
+        export.Scope(store.workspace, user_id="ada"),
+    ):
+        found = await exported(scope)
+        assert sorted(line for line in found if line in of_tree) == sorted(of_tree)
+        for run in (parent, child, grandchild):
+            assert found.count(f"event {run.run_id}") == len(await store.events(run))
+        assert found.count(f"approval {grandchild.run_id}") == 1
+        assert (f"run {other.run_id}" in found) == scope.is_everything
+    everything = export.Scope(store.workspace)
+    whole = await exported(everything)
+    monkeypatch.setattr("services.state.export.FRAME_RECORDS", 1)
+    frames = [(len(records), cursor) async for records, cursor in export.export(store.db, everything, "")]
+    done = 0
+    for count, cursor in frames:
+        done += count
+        assert await exported(everything, cursor) == whole[done:]
 
 
 async def test_doctor_finds_what_a_tree_may_not_be(store: Store) -> None:

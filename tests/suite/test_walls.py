@@ -17,7 +17,7 @@ import pytest_asyncio
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from holdfast import Agent, Client
+from holdfast import Agent, Client, agent_tool
 from holdfast.api.auth.v1 import (
     api_key_service_pb2,
     audit_service_pb2,
@@ -406,6 +406,33 @@ async def test_every_public_method_is_looked_at() -> None:
         for method in access
     }
     assert looked_at == declared
+
+
+async def test_a_neighbours_tree_and_agent_are_nobody_elses(walls: Walls) -> None:
+    executor, trace = ("executor", RunServiceStub), ("trace", QueryServiceStub)
+    approvals = ("executor", ApprovalServiceStub)
+    run_id = walls.run_id
+    calls: list[tuple[Any, str, Message, str]] = [
+        (executor, "RunService/ListRuns", run_service_pb2.ListRunsRequest(root_run_id=run_id), "runs"),
+        (executor, "RunService/ListRuns", run_service_pb2.ListRunsRequest(parent_run_id=run_id), "runs"),
+        (trace, "QueryService/ListRuns", query_service_pb2.ListRunsRequest(root_run_id=run_id), "runs"),
+        (trace, "QueryService/ListRuns", query_service_pb2.ListRunsRequest(parent_run_id=run_id), "runs"),
+        (
+            approvals,
+            "ApprovalService/ListApprovals",
+            approval_service_pb2.ListApprovalsRequest(root_run_id=run_id),
+            "approvals",
+        ),
+    ]
+    for target, method, request, field_ in calls:
+        answered = await ask(walls, target, method, request)
+        assert isinstance(answered, Message), answered
+        assert not getattr(answered, field_), method
+    spec = agent_pb2.AgentSpec(name="thief", model=scripted("x"), tools=[agent_tool(walls.agent)])
+    apply = agent_service_pb2.ApplyAgentRequest(spec=spec)
+    refused = await ask(walls, ("executor", AgentServiceStub), "AgentService/ApplyAgent", apply)
+    assert isinstance(refused, grpc.aio.AioRpcError)
+    assert refused.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("method", sorted(requests_of(Walls(None, ""), True)))  # type: ignore[arg-type]
