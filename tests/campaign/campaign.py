@@ -361,7 +361,8 @@ class _Campaign:
                 found.extend(verdict.doubt_violations(record))
                 found.extend(verdict.pause_violations(record, counted))
                 found.extend(verdict.expiry_violations(record))
-                found.extend(verdict.budget_violations(record, counted))
+                below = [child for child in load.children if child.parent is record]
+                found.extend(verdict.budget_violations(record, counted, below))
                 found.extend(verdict.approval_violations(record, counted))
         if not load.unfinished:
             found.extend(verdict.effect_violations(everyone, counted))

@@ -98,7 +98,7 @@ class Record:
     @property
     def may_be_stopped(self) -> bool:
         """Whether it may end before it has done all that it does."""
-        is_ended_with_its_parent = self.parent is not None and (self.parent.is_limited or self.parent.may_be_stopped)
+        is_ended_with_its_parent = self.parent is not None and (self.is_limited or self.parent.may_be_stopped)
         return self.is_cancelled or self.expires_at is not None or is_ended_with_its_parent
 
 
@@ -270,7 +270,15 @@ class Load:
 
     async def _watch_child(self, run_id: str, parent: Record, client: Client, tasks: asyncio.TaskGroup) -> None:
         handle = await persist(partial(client.run, run_id))
-        record = Record(parent.number, run_id, handle.run.session_id, handle.run.agent, parent=parent)
+        # What it may use is a part of what the run above may.
+        record = Record(
+            parent.number,
+            run_id,
+            handle.run.session_id,
+            handle.run.agent,
+            is_limited=parent.is_limited,
+            parent=parent,
+        )
         self.children.append(record)
         self.unfinished.add(run_id)
         await self._watch(handle, record, client, random.Random(run_id), tasks)

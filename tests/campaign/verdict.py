@@ -224,8 +224,14 @@ def _state_at_end(events: Sequence[run_pb2.Event]) -> run_pb2.RunState | None:
     return next((state for state in states if state in _ENDS), None)
 
 
-def budget_violations(record: Record, counted: Counted) -> Iterator[Violation]:
-    """Whether a run kept to its budget: in its journal at every event, and in what was really called."""
+def budget_violations(record: Record, counted: Counted, below: Sequence[Record] = ()) -> Iterator[Violation]:
+    """Whether a run kept to its budget: in its journal at every event, and in what was really called.
+
+    Args:
+        record: The run.
+        counted: What was called.
+        below: The runs that it has started: what they use is its own.
+    """
     ledger: Ledger | None = None
     for event in record.events:
         for change in event.changes:
@@ -240,7 +246,8 @@ def budget_violations(record: Record, counted: Counted) -> Iterator[Violation]:
         if record.is_limited:
             yield Violation("it was given a budget, and its journal has none", record.run_id)
         return
-    called = sum(run_id == record.run_id for run_id in counted.run_of.values())
+    tree = {record.run_id, *(child.run_id for child in below)}
+    called = sum(run_id in tree for run_id in counted.run_of.values())
     if called > ledger.limits.get("max_tool_calls", called):
         yield Violation(f"it made {called} calls of tools, more than its budget has", record.run_id)
 

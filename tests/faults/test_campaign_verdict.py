@@ -255,6 +255,15 @@ def test_budget_of_a_run(budget: agent_pb2.Budget, calls: int, what: list[str]) 
     assert [found.what for found in budget_violations(limited(budget), effects)] == what
 
 
+def test_what_runs_below_use_is_of_the_same_budget() -> None:
+    run = limited(agent_pb2.Budget(max_tool_calls=1))
+    child = Record(0, "child", "session-1", "helper-1", is_limited=True, parent=run)
+    effects = counted(1)
+    effects.run_of["a child's key"] = "child"
+    found = list(budget_violations(run, effects, [child]))
+    assert found == [Violation("it made 2 calls of tools, more than its budget has", "run-1")]
+
+
 def test_budget_that_was_lost_is_found() -> None:
     run = record(history())
     assert list(budget_violations(run, counted(1))) == []
