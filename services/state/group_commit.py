@@ -4,8 +4,8 @@ No delay is added: alone, an operation is committed at once. While the storage i
 again: to an executor a refusal is final. Invariant: an operation is answered only after its commit,
 and operations of one run are committed in the order they came in.
 
-Transitions and new runs have a lane each: on PostgreSQL, one commits while the other does. That is safe, as nothing is
-written to a run before its creation was answered.
+Transitions, new runs, and ends that concern more runs than their own have a lane each: on PostgreSQL, one commits while
+another does. That is safe, as nothing is written to a run before its creation was answered, nor after its end.
 
 Operations of a workspace that this process has not met, or whose payloads are sealed and whose key is not at hand, wait
 for that beside the lanes, in their order; those of the others pass.
@@ -80,7 +80,8 @@ class GroupCommit:
 
     def __init__(self, db: Database, hub: Hub, *, clock: Clock | None = None, max_pending: int = MAX_PENDING) -> None:
         clock = SystemClock() if clock is None else clock
-        self._transitions = _TransitionLane(db, hub, clock)
+        self._tree_ends = _TreeEndLane(db, hub, clock)
+        self._transitions = _TransitionLane(db, hub, clock, self._tree_ends)
         self._runs = _RunLane(db, hub, clock)
         self._room = asyncio.Semaphore(max_pending)
         self._seals = db.seals
@@ -92,7 +93,8 @@ class GroupCommit:
     @property
     def pending(self) -> int:
         """How many operations wait for their commit: a measure of the load."""
-        return self._transitions.pending + self._runs.pending + sum(map(len, self._held.values()))
+        lanes = (self._transitions, self._tree_ends, self._runs)
+        return sum(lane.pending for lane in lanes) + sum(map(len, self._held.values()))
 
     def submit(self, operation: journal_pb2.Operation, answer: Callable[[journal_pb2.OperationResult], None]) -> None:
         """Takes an operation of a stream; `answer` is called once, after its commit. The caller bounds how many."""
@@ -204,6 +206,7 @@ class GroupCommit:
         try:
             async with asyncio.TaskGroup() as lanes:
                 lanes.create_task(self._transitions.run())
+                lanes.create_task(self._tree_ends.run())
                 lanes.create_task(self._runs.run())
         finally:
             for task in self._bringing:
@@ -320,6 +323,10 @@ class _Lane(Generic[P]):
 
 
 class _TransitionLane(_Lane[PendingTransition]):
+    def __init__(self, db: Database, hub: Hub, clock: Clock, tree_ends: _TreeEndLane) -> None:
+        super().__init__(db, hub, clock)
+        self._tree_ends = tree_ends
+
     async def _commit_once(self, batch: list[PendingTransition], *, is_repeated: bool) -> None:
         # One statement commits by itself; what carries more than its event needs a transaction around several.
         is_plain = all(pending.row.transition is None for pending in batch)
@@ -329,57 +336,61 @@ class _TransitionLane(_Lane[PendingTransition]):
             outcome = await self._transactional.run(apply_batch, self._db, batch)
         missing = [pending for index, pending in enumerate(batch) if index not in outcome.answers]
         diagnoses = await self._db.read(diagnose, missing) if missing else {}
-        for pending in missing:
-            if diagnoses[id(pending)] is None and pending.ends_in_tree:
-                # Order matters: before anything is answered. Where it fails, the whole batch is found to be committed.
-                diagnoses[id(pending)] = await self._end_in_tree(pending)
         crash_point("state.after_commit")
         again: list[PendingTransition] = []
         for index, pending in enumerate(batch):
             result = outcome.answers.get(index) or diagnoses[id(pending)]
-            if result is None:
+            if result is not None:
+                pending.answer(result)
+                if isinstance(result, Committed):
+                    _publish(self._hub, pending.row, result)
+            elif pending.ends_in_tree:
+                # All that its run did before is committed, and nothing comes after it: it need not keep this order.
+                self._tree_ends.add(pending)
+            else:
                 again.append(pending)
-                continue
-            pending.answer(result)
-            if isinstance(result, Committed):
-                self._publish(pending.row, result)
         # First in the queue: those of the same run that came later wait behind it.
         self._pending.extendleft(reversed(again))
         _tell(self._hub, outcome, is_repeated)
 
-    async def _end_in_tree(self, pending: PendingTransition) -> Committed | None:
-        """Ends a run that has a parent or children; None where its condition does not hold any more."""
-        end = await self._transactional.run(apply_end_in_tree, self._db, pending.row)
-        if end is None:
-            return None
-        crash_point("state.tree_end.after_commit")
-        for written in end.written:
-            if written.outside is not None:
-                self._hub.outside_event(written.run_id, written.outside)
-        if end.applied.unblocked_run_id is not None:
-            self._hub.runs_ready()
-        # Its children, if there are any left, are due for the sweep.
-        self._hub.wakes_at(end.applied.at)
-        return Committed(pending.row.seq, end.applied.at, end.applied.told)
 
-    def _publish(self, row: TransitionRow, committed: Committed) -> None:
-        if self._hub.is_watched(row.run_id):
-            event = run_pb2.Event.FromString(row.body)
-            event.run_id, event.seq, event.epoch = row.run_id, row.seq, row.epoch
-            event.time.FromDatetime(committed.at)
-            self._hub.committed(event)
-        if row.is_end:
-            self._publish_end(row, committed.told)
-        if row.wake_at is not None:
-            self._hub.wakes_at(row.wake_at)
-        if row.transition is not None:
-            # A hint: workers would find the calls at their executors' next look as well.
-            for tool in {call.tool for call in row.transition.calls}:
-                self._hub.calls_queued(row.workspace_id, tool)
+class _TreeEndLane(_Lane[PendingTransition]):
+    """Ends of runs that have a parent or children, each in a transaction of its own, beside all other transitions."""
 
-    def _publish_end(self, row: TransitionRow, told: str | None) -> None:
-        run = ended_run(row, told) if told is not None and self._hub.is_end_awaited(row.run_id) else None
-        self._hub.may_have_ended(row.run_id, None if run is None else Ended(row.workspace_id, run))
+    async def _commit_once(self, batch: list[PendingTransition], *, is_repeated: bool) -> None:
+        for index, pending in enumerate(batch):
+            try:
+                result = await self._end(pending)
+            except (Unavailable, ResourceExhausted):
+                # Those that are answered are done.
+                batch[:] = batch[index:]
+                raise
+            except Exception as error:
+                await self._after_failure([pending], error)
+                continue
+            pending.answer(result)
+            if isinstance(result, Committed):
+                _publish(self._hub, pending.row, result)
+            _tell(self._hub, Outcome(), is_repeated)
+
+    async def _end(self, pending: PendingTransition) -> Committed | HoldfastError:
+        while True:
+            end = await self._transactional.run(apply_end_in_tree, self._db, pending.row)
+            if end is None:
+                # It is stored already, or somebody else has written to the run meanwhile.
+                result = (await self._db.read(diagnose, [pending]))[id(pending)]
+                if result is None:
+                    continue
+                return result
+            crash_point("state.tree_end.after_commit")
+            for written in end.written:
+                if written.outside is not None:
+                    self._hub.outside_event(written.run_id, written.outside)
+            if end.applied.unblocked_run_id is not None:
+                self._hub.runs_ready()
+            # Its children, if there are any left, are due for the sweep.
+            self._hub.wakes_at(end.applied.at)
+            return Committed(pending.row.seq, end.applied.at, end.applied.told)
 
 
 class _RunLane(_Lane[PendingRun]):
@@ -438,6 +449,24 @@ class _RunLane(_Lane[PendingRun]):
         else:
             log.debug("id_taken", key=pending.key, exc_info=error)
             pending.answer(AlreadyExists(ID_TAKEN))
+
+
+def _publish(hub: Hub, row: TransitionRow, committed: Committed) -> None:
+    if hub.is_watched(row.run_id):
+        event = run_pb2.Event.FromString(row.body)
+        event.run_id, event.seq, event.epoch = row.run_id, row.seq, row.epoch
+        event.time.FromDatetime(committed.at)
+        hub.committed(event)
+    if row.is_end:
+        told = committed.told
+        run = ended_run(row, told) if told is not None and hub.is_end_awaited(row.run_id) else None
+        hub.may_have_ended(row.run_id, None if run is None else Ended(row.workspace_id, run))
+    if row.wake_at is not None:
+        hub.wakes_at(row.wake_at)
+    if row.transition is not None:
+        # A hint: workers would find the calls at their executors' next look as well.
+        for tool in {call.tool for call in row.transition.calls}:
+            hub.calls_queued(row.workspace_id, tool)
 
 
 def _tell(hub: Hub, outcome: Outcome, is_repeated: bool) -> None:

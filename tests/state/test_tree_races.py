@@ -93,6 +93,20 @@ async def test_child_that_ends_while_its_parent_is_paused_elsewhere_tells_it(sto
     await sound(store)
 
 
+async def test_end_that_waits_for_its_parent_holds_up_nobody_else(store: Store, postgres_state: str) -> None:
+    parent, [child] = await family(store)
+    other = await store.claimed()
+    asked = Asked("key-1")
+    async with held_open(postgres_state, pauses.request_pause, Database, parent.workspace, parent.run_id, asked):
+        end = asyncio.create_task(store.advance(child, becomes(FAILED)))
+        await until_blocked(store.db)
+        await store.advance(other, becomes(FAILED))
+        assert not end.done()
+    await end
+    assert (await store.kinds(parent))[-1] == "child_ended"
+    await sound(store)
+
+
 async def test_child_that_is_cancelled_elsewhere_as_it_ends_reads_on_first(store: Store, postgres_state: str) -> None:
     parent, [child] = await family(store)
     cancel = (parent.workspace, child.run_id, "key-1", "enough")
