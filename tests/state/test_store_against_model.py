@@ -23,6 +23,7 @@ from services.state.invariants import Inspection
 from services.state.transitions import ALLOWED
 from tests.fakes.state_store import ModelStateStore, StateStore
 from tests.state.builders import (
+    BUDGET_EXCEEDED,
     CANCELLED,
     EXPIRED,
     FAILED,
@@ -59,7 +60,7 @@ _index = st.integers(0, 7)
 _executor = st.integers(0, len(EXECUTORS) - 1)
 _worker = st.integers(0, len(WORKERS) - 1)
 _kind = st.sampled_from(
-    ["start", "finish", "end", "fail", "wait", "rest", "nap", "ask", "queue", "queue_hasty", "close", "again"]
+    ["start", "finish", "end", "fail", "exceed", "wait", "rest", "nap", "ask", "queue", "queue_hasty", "close", "again"]
 )
 
 # Which run, under which of its epochs counted from the newest, how far from the next seq, what happens.
@@ -114,6 +115,9 @@ _BEGINNING: list[Step] = [
     ("cancel", 7),
     ("claim", 0),
     ("write", 6, 0, 0, "expire"),
+    ("create", "alone", 3),
+    ("claim", 0),
+    ("write", 8, 0, 0, "exceed"),
     ("write", 4, 0, 0, "ask"),
     ("write", 5, 0, 0, "ask"),
     ("pause", 4),
@@ -209,6 +213,7 @@ class Pair:
                 "end": [finishes(step), ends()],
                 "fail": [ends(FAILED)],
                 "expire": [ends(EXPIRED)],
+                "exceed": [ends(BUDGET_EXCEEDED)],
                 "wait": [waits()],
                 "rest": [becomes_paused()],
                 "nap": [waits(run_pb2.WAIT_REASON_TIMER, wake_at=PAST)],
@@ -522,7 +527,7 @@ async def play(database_url: str, history: list[Step], seen: set[tuple[int, int]
                 await states.look()
             left = [(await real.run(new.run_id)) for new in pair.history.created]
             waiting = {run.session_id for run in left if run.state in (run_pb2.RUN_STATE_WAITING, PAUSED)}
-            ended = (run_pb2.RUN_STATE_SUCCEEDED, FAILED, CANCELLED, EXPIRED)
+            ended = (run_pb2.RUN_STATE_SUCCEEDED, FAILED, CANCELLED, EXPIRED, BUDGET_EXCEEDED)
             assert all(run.state in ended or run.session_id in waiting for run in left)
 
 

@@ -239,8 +239,11 @@ async def test_tree_never_spends_more_than_its_roots_budget(stage: Stage) -> Non
     for member in tree:
         events = await read_history(stage.client.runs.handle(member.run_id))
         check_history(events)
-        begun = [change.step_started.WhichOneof("intent") for change in changes_of(events, "step_started")]
-        made += begun.count("model") + len(changes_of(events, "attempt_started"))
+        begun = [change.step_started for change in changes_of(events, "step_started")]
+        models = {started.step for started in begun if started.WhichOneof("intent") == "model"}
+        again = [change.attempt_started.step for change in changes_of(events, "attempt_started")]
+        # Tools are called again, too, when the executor dies.
+        made += len(models) + sum(step in models for step in again)
     line = left_of(lines, "max_model_calls")
     assert made <= 30 and line.used <= 30 and line.reserved == 0
     assert run.state in (run_pb2.RUN_STATE_SUCCEEDED, EXCEEDED)
