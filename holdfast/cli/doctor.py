@@ -240,7 +240,7 @@ def _fields(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _line(name: str, is_well: bool, word: str, text: str) -> None:
-    say(Text.assemble((f"{name:22} "), (f"{word:12} ", "green" if is_well else "bold red"), (text, "dim")))
+    say(Text.assemble((f"{name:24} "), (f"{word:12} ", "green" if is_well else "bold red"), (text, "dim")))
 
 
 def _describe(status: pb.GetStatusResponse) -> str:

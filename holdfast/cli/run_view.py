@@ -121,7 +121,7 @@ class RunView:
             Text.assemble(
                 (f"  {started.step:>3} → ", "cyan"),
                 (tool.tool, "bold"),
-                (f" {effect} " if tool.effect else " ", "dim"),
+                (f" {effect} " if tool.effect and not tool.child_run_id else " ", "dim"),
                 arguments,
             ),
             cut=True,

@@ -309,7 +309,7 @@ def get(run_id: RunArgument, as_json: JsonOption = False) -> None:
         return
     why = _why(found)
     say(Text.assemble((f"run {found.run_id} ", "bold"), state_text(state_name(found.state)), f" {why}" if why else ""))
-    say(f"{found.agent} · {summary(found)} · began {age(found.create_time)} ago")
+    say(f"{found.agent} · {summary(found)} · began {age(found.create_time)}")
     if found.parent_run_id:
         say(f"started by step {found.parent_step} of run {found.parent_run_id}, at depth {found.depth}")
     if found.HasField("failure"):
