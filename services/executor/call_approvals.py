@@ -34,8 +34,6 @@ APPROVAL_EXPIRED: Final = "APPROVAL_EXPIRED"
 APPROVAL_REJECTED: Final = "APPROVAL_REJECTED"
 APPROVAL_VOID: Final = "APPROVAL_VOID"
 
-_STANDING_SCOPES: Final = (run_pb2.APPROVAL_SCOPE_RUN, run_pb2.APPROVAL_SCOPE_SESSION)
-
 
 @dataclass(frozen=True, slots=True)
 class Gate:
@@ -126,11 +124,6 @@ def expires_after(tool: agent_pb2.ToolSpec) -> timedelta:
     """Returns how long a call of the tool waits for its approval."""
     policy = tool.approval
     return policy.expire_after.ToTimedelta() if policy.HasField("expire_after") else EXPIRES_AFTER
-
-
-def is_standing(decision: run_pb2.ApprovalDecided) -> bool:
-    """Whether a decision holds for later calls, too."""
-    return decision.verdict == run_pb2.APPROVAL_VERDICT_APPROVED and decision.scope in _STANDING_SCOPES
 
 
 def refusal_of(decision: run_pb2.ApprovalDecided, arguments_json: str) -> content_pb2.Failure | None:
