@@ -26,10 +26,9 @@ import sqlalchemy as sa
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from services.shared.database import Database
-from services.shared.seals import seals_of
 from services.state import journal
 from services.state import tables as t
-from services.state.new_runs import created_body, put_grants, run_values
+from services.state.new_runs import put_first_event, put_grants, run_values
 from services.state.run_store import Written, request_cancel
 from services.state.transitions import ENDED
 from services.state.turns import BATCH, CHILD
@@ -69,16 +68,7 @@ def insert_children(connection: sa.Connection, now: datetime, transition: journa
                 attempt=new.parent.attempt,
             )
         )
-        connection.execute(
-            sa.insert(t.journal).values(
-                run_id=new.run_id,
-                seq=1,
-                workspace_id=new.workspace_id,
-                epoch=0,
-                at=now,
-                body=seals_of(connection).seal(new.workspace_id, created_body(new, None)),
-            )
-        )
+        put_first_event(connection, new, None, now)
         journal.put_blobs(connection, new.workspace_id, new.run_id, new.blobs, now)
         put_grants(connection, [new])
 

@@ -62,6 +62,16 @@ def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun)
     put_blobs(connection, new.workspace_id, new.run_id, new.blobs, now)
     claimed = not blocked and bool(_claimable(connection, now, [new]))
     connection.execute(sa.insert(t.runs).values(run_values(new, now, ordinal, previous, blocked, claimed)))
+    put_first_event(connection, new, previous, now)
+    put_grants(connection, [new])
+    remember_request(connection, new.workspace_id, new.request_id, "StartRun", new.request_fingerprint, new.run_id, now)
+    stored = select_run(connection, new.workspace_id, new.run_id)
+    assert stored is not None
+    return stored
+
+
+def put_first_event(connection: sa.Connection, new: journal_pb2.NewRun, previous: str | None, now: datetime) -> None:
+    """Writes the event that creates a run."""
     connection.execute(
         sa.insert(t.journal).values(
             run_id=new.run_id,
@@ -72,11 +82,6 @@ def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun)
             body=_sealed_body(connection, new, previous),
         )
     )
-    put_grants(connection, [new])
-    remember_request(connection, new.workspace_id, new.request_id, "StartRun", new.request_fingerprint, new.run_id, now)
-    stored = select_run(connection, new.workspace_id, new.run_id)
-    assert stored is not None
-    return stored
 
 
 def put_grants(connection: sa.Connection, batch: Sequence[journal_pb2.NewRun]) -> None:
