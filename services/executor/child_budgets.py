@@ -7,12 +7,31 @@ until that run ends; then what it used is counted, and the rest is there for oth
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2
 from services.executor import prices
 from services.executor.budget_rules import model_problems, models_of
 from services.shared.run_budgets import BUDGET_EXCEEDED, Ledger
+
+
+@dataclass(slots=True)
+class Shares:
+    """Among how many what is left is divided while the calls of one answer are begun.
+
+    Attributes:
+        agents: How many runs are still to be started, the next one included.
+        calls: How many calls are still to begin, the current one included.
+    """
+
+    agents: int
+    calls: int
+
+    def take(self) -> int:
+        """Returns among how many the next run's part is divided; the run after it shares with one fewer."""
+        self.agents -= 1
+        return self.agents + 1
 
 
 def part_of(

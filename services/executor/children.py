@@ -10,9 +10,11 @@ import hashlib
 import uuid
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
+from services.executor.child_budgets import Shares, part_of
 from services.executor.journal_view import RunView, StepView
 from services.executor.tools.builtin import AGENT_ARGUMENTS
 from services.executor.tools.schema import canonical_json, struct_to_dict
@@ -65,6 +67,12 @@ class ChildCall:
     depth_limit: int
     budget: agent_pb2.Budget | None = None
 
+    def put_into(self, started: run_pb2.ToolIntent | run_pb2.AttemptStarted) -> None:
+        """Names the run in the intent of the attempt that starts it."""
+        started.child_run_id = self.run_id
+        if self.budget is not None:
+            started.child_budget.CopyFrom(self.budget)
+
     @property
     def input_text(self) -> str:
         """What the child is asked."""
@@ -102,8 +110,23 @@ def plan_child(
     targets: Targets,
     step: int,
     attempt: int,
+    now: datetime,
+    shares: Shares | None,
 ) -> ChildCall | content_pb2.Failure:
-    """Returns the run that an attempt of a step starts, or why there can be none: the model is told."""
+    """Returns the run that an attempt of a step starts, or why there can be none: the model is told.
+
+    Args:
+        view: The run that calls.
+        spec: Its agent's definition.
+        run_id: Its id.
+        tool: The tool that is called.
+        arguments: With what.
+        targets: What tools that are agents stand for; that of this tool is there.
+        step: The step that is to wait for the run.
+        attempt: Of the step.
+        now: For prices.
+        shares: How what is left of a budget is divided; None for a call that is begun alone.
+    """
     assert view.created is not None
     target = targets[tool.name]
     if isinstance(target, content_pb2.Failure):
@@ -122,7 +145,14 @@ def plan_child(
             f"The agent {target.agent} was not called: this run has started {view.children_started} runs of other "
             f"agents, and may start {most} (limits.max_children).",
         )
-    return ChildCall(child_run_id(run_id, step, attempt), step, attempt, tool, arguments, target, depth, limit)
+    budget: agent_pb2.Budget | None = None
+    if view.ledger is not None:
+        parts, calls_to_begin = (shares.take(), shares.calls) if shares is not None else (1, 0)
+        given = part_of(view.ledger, target.spec, now, parts=parts, calls_to_begin=calls_to_begin)
+        if isinstance(given, content_pb2.Failure):
+            return given
+        budget = given
+    return ChildCall(child_run_id(run_id, step, attempt), step, attempt, tool, arguments, target, depth, limit, budget)
 
 
 def tools_to_begin(view: RunView, outcomes: Iterable[tuple[run_pb2.Change, Collection[content_pb2.Blob]]]) -> set[str]:

@@ -22,7 +22,8 @@ from holdfast.errors import Conflict, DeadlineExceeded, InvalidArgument, LeaseLo
 from services.executor import budgets, retries
 from services.executor.call_approvals import SessionApprovals, has_policies
 from services.executor.child_runs import ChildRuns
-from services.executor.decide import LocalCall, Outcome, Plan, Planner
+from services.executor.decide.plan import LocalCall, Outcome, Plan
+from services.executor.decide.planner import Planner
 from services.executor.journal_view import Joined, RunView
 from services.executor.local_calls import LocalCalls, RunContext
 from services.executor.revisions import RevisionCache

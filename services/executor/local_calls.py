@@ -18,7 +18,7 @@ from services.executor.credentials import (
     Need,
     ResolvedCredential,
 )
-from services.executor.decide import LocalCall, Outcome
+from services.executor.decide.plan import LocalCall, Outcome
 from services.executor.models import ModelAnswer, ModelFailed, ModelRegistry, ModelRequest
 from services.executor.models.scripted import ScriptedModel
 from services.executor.prices import price_of

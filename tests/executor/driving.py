@@ -10,7 +10,8 @@ from google.protobuf import json_format
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from services.executor.call_approvals import SessionApprovals
-from services.executor.decide import Outcome, Plan, Planner
+from services.executor.decide.plan import Outcome, Plan
+from services.executor.decide.planner import Planner
 from services.executor.journal_view import RunView
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from services.executor.budgets import longest_answer
-from services.executor.decide import Outcome, Plan
+from services.executor.decide.plan import Outcome, Plan
 from services.executor.journal_view import RunView
 from services.shared.run_budgets import Amounts
 from tests.executor.driving import NOW, Drive, Journal, agent, kinds, last_state, results_by_call

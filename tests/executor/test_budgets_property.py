@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
-from services.executor.decide import LocalCall, Outcome
+from services.executor.decide.plan import LocalCall, Outcome
 from services.shared.run_budgets import LIMITS, Amounts
 from services.state.journal_check import TOTALS, JournalCheck
 from tests.executor.driving import Drive, Journal, results_by_call

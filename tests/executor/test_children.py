@@ -11,7 +11,7 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.ids import new_uuid7
 from services.executor.child_runs import child_run
 from services.executor.children import Target, child_run_id
-from services.executor.decide import Plan
+from services.executor.decide.plan import Plan
 from services.state.expiry import OpenEnds
 from tests.executor.driving import NOW, RUN_ID, Drive, Journal, agent, kinds, last_state, results_by_call
 

@@ -7,7 +7,8 @@ from datetime import UTC, timedelta
 import pytest
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
-from services.executor.decide import MAX_SIGN_INS, Outcome, Plan
+from services.executor.decide.attempts import MAX_SIGN_INS
+from services.executor.decide.plan import Outcome, Plan
 from services.executor.journal_view import RunView, to_timestamp
 from services.state.expiry import OpenEnds
 from tests.executor.driving import NOW, Drive, Journal, agent, kinds, last_state, results_by_call

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from google.protobuf import json_format
 
 from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
-from services.executor.decide import Outcome, Planner
+from services.executor.decide.plan import Outcome
+from services.executor.decide.planner import Planner
 from services.executor.journal_view import RunView
 from services.executor.stored_messages import store_message
 from services.executor.tools.output import settle_result
