@@ -64,6 +64,8 @@ class Projection(Protocol):
     async def try_to_lead(self) -> bool:
         """Tells whether this process is the one that projects. It may be asked again, and stays so until it closes.
 
+        Once it has closed another one may.
+
         Two replicas that both believe to lead do no harm: only one of their `store` calls succeeds.
         """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final
@@ -14,7 +15,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from holdfast.api.common.v1.run_pb2 import Change, Event
 from holdfast.api.state.v1.change_feed_service_pb2 import FeedEntry
 from holdfast.api.state.v1.journal_service_pb2 import ReadJournalResponse
-from holdfast.errors import Conflict
+from holdfast.errors import Conflict, HoldfastError
 from services.shared.compression import WORTHWHILE_BYTES, compressed, expanded
 from services.shared.database import Database, Writer
 from services.shared.telemetry import get_logger
@@ -31,6 +32,9 @@ _CHUNK: Final = 500
 
 # Part of a database-wide name space: the same in every replica, of this schema only.
 _LEADER_LOCK: Final = "holdfast.trace.projection"
+
+# Of a process that ends: a server that does not answer frees the lock by itself.
+_GIVE_UP_SECONDS: Final = 1.0
 
 log = get_logger(__name__)
 
@@ -52,7 +56,11 @@ class SqlTraceStore:
     @asynccontextmanager
     async def _projection(self) -> AsyncIterator[Projection]:
         async with self._db.writer() as writer:
-            yield SqlProjection(self._db, writer)
+            projection = SqlProjection(self._db, writer)
+            try:
+                yield projection
+            finally:
+                await projection.give_up_lead()
 
     async def find_run(self, workspace_id: str, run_id: str) -> RunRecord | None:
         """Returns a run; None when the workspace has none of that id."""
@@ -87,12 +95,24 @@ class SqlProjection:
     def __init__(self, db: Database, writer: Writer) -> None:
         self._db = db
         self._writer = writer
+        self._leads = False
 
     async def try_to_lead(self) -> bool:
         """Tells whether this process is the one that projects."""
         if self._db.dialect == "sqlite":
             return True
-        return await self._writer.run(_try_to_lock)
+        self._leads = await self._writer.run(_try_to_lock)
+        return self._leads
+
+    async def give_up_lead(self) -> None:
+        """Lets another replica lead from now on.
+
+        The end of the session frees the lock too, but only once the server has noticed it, which nobody can wait for.
+        """
+        if self._leads:
+            with suppress(HoldfastError, TimeoutError):
+                async with asyncio.timeout(_GIVE_UP_SECONDS):
+                    await self._writer.run(_unlock)
 
     async def cursor(self) -> bytes:
         """Returns the cursor up to which all events are stored."""
@@ -167,6 +187,11 @@ def _leave_out(change: Change, *, keeps_texts: bool) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
+
+
+def _unlock(connection: sa.Connection) -> None:
+    # The connection has no other lock. If it is a new one by now it has none at all, which is no error.
+    connection.execute(sa.select(sa.func.pg_advisory_unlock_all()))
 
 
 def _try_to_lock(connection: sa.Connection) -> bool:
