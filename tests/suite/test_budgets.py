@@ -164,7 +164,9 @@ async def test_person_gives_more_and_the_run_goes_on_with_it(stage: Stage) -> No
         again = await question_of(handle, but=question.approval_id)
         assert (again.budget.max, again.budget.used, again.budget.needed) == (3, 3, 1)
         await stage.client.approvals.resolve(again.approval_id, "fail_run")
-        assert (await handle.wait()).state == EXCEEDED
+        run = await handle.wait()
+        assert run.state == EXCEEDED
+        await stage.client.trace.tree(handle.id, min_seq=run.last_seq, timeout=30)
         detail = await stage.client.trace.step(handle.id, question.step)
     assert [asked.decision.answer_json for asked in detail.tool.approvals] == ["2"]
     check_history(await read_history(handle))
