@@ -200,7 +200,7 @@ async def main() -> None:
             counters.create_database(name)
         urls = {name: server.database_url(f"growth_{name}") for name in ("empty", "full")}
         async with (
-            Suite(database_url=urls["full"]) as full,
+            Suite(database_url=urls["full"], warm=False) as full,
             await psycopg.AsyncConnection.connect(urls["full"], autocommit=True) as connection,
         ):
             # Makes the run that is copied, and warms the suite up.
@@ -208,7 +208,7 @@ async def main() -> None:
             for row in await measure_long_runs(full, connection, arguments.concurrency):
                 print(json.dumps(row), flush=True)
             if arguments.rows:
-                async with Suite(database_url=urls["empty"]) as empty:
+                async with Suite(database_url=urls["empty"], warm=False) as empty:
                     row = await measure_full_database(empty, full, connection, server, arguments)
                     print(json.dumps(row), flush=True)
 

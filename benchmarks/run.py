@@ -31,7 +31,7 @@ async def measure_steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for database in arguments.databases.split(","):
         with ExitStack() as closing:
             url, pid = ("", None) if database == "sqlite" else _postgres(closing)
-            async with Suite(database_url=url) as suite:
+            async with Suite(database_url=url, warm=False) as suite:
                 for concurrency in map(int, arguments.concurrency.split(",")):
                     found = await closed_loop(
                         suite,
@@ -68,7 +68,7 @@ async def measure_start() -> dict[str, Any]:
     megabytes: list[float] = []
     for _ in range(3):
         began = time.perf_counter()
-        async with Suite() as suite:
+        async with Suite(warm=False) as suite:
             seconds.append(time.perf_counter() - began)
             megabytes.append(sum(resident_megabytes(suite.process_id(name)) for name in SERVICES))
     imports: list[float] = []
@@ -88,7 +88,7 @@ async def measure_take_over() -> dict[str, Any]:
     """Seconds from SIGKILL of the driving executor to the first thing its successor writes."""
     seconds: list[float] = []
     for _ in range(3):
-        async with Suite(executors=2) as suite, suite.client(executor="executor-2") as client:
+        async with Suite(executors=2, warm=False) as suite, suite.client(executor="executor-2") as client:
             spec = noop_agent(0)
             for turn in spec.model.script.turns:
                 turn.delay.FromMilliseconds(400)

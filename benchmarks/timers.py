@@ -137,7 +137,7 @@ async def main() -> None:
     with postgres(arguments.cache / "data") as server:
         WalCounters(server.url).create_database("timers")
         url = server.database_url("timers")
-        async with Suite(database_url=url, executors=arguments.executors) as suite:
+        async with Suite(database_url=url, executors=arguments.executors, warm=False) as suite:
             print(json.dumps(await measure(suite, server, url, arguments)), flush=True)
 
 

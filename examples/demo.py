@@ -250,7 +250,7 @@ class Stage:
 async def stage(data: Path, shop_folder: Path) -> AsyncIterator[Stage]:
     """Starts everything, and stops it again."""
     began = time.monotonic()
-    async with Suite(data) as suite:
+    async with Suite(data, warm=False) as suite:
         seconds = time.monotonic() - began
         console.print(
             f"The suite is up after {seconds:.1f} s: executor, state, auth and trace, four processes on SQLite."

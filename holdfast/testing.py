@@ -24,7 +24,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from holdfast.api.common.v1 import agent_pb2
-from holdfast.cli.launch import SERVICES, Plan, check_server_is_installed, command, free_addresses, wait_until_serving
+from holdfast.cli.launch import SERVICES, Plan, check_server_is_installed, free_addresses, wait_until_serving
+from holdfast.cli.warm import ServiceProcess, start_service, warm_service
 from holdfast.client import Client
 from holdfast.times import to_duration
 from holdfast.worker import Worker
@@ -48,7 +49,7 @@ class _Process:
     address: str
     environment: Mapping[str, str]
     log: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: ServiceProcess | None = None
 
     @property
     def is_running(self) -> bool:
@@ -75,6 +76,9 @@ class Suite:
             unless HOLDFAST_STATE_ADDRESS in `service_settings` names what leads to all of them.
         settings: Further `HOLDFAST_*` settings of every service.
         service_settings: Further settings of single services, such as `{"state": {"HOLDFAST_LOG_LEVEL": "debug"}}`.
+        warm: Start services as forks of processes that have their code loaded, where the system can do that: suites
+            after the first one are up in a fraction of its time. False for who measures the processes or looks into
+            them: each is started by its own command then.
 
     Attributes:
         data: The folder.
@@ -89,6 +93,7 @@ class Suite:
         states: int = 1,
         settings: Mapping[str, str] | None = None,
         service_settings: Mapping[str, Mapping[str, str]] | None = None,
+        warm: bool = True,
     ) -> None:
         if states > 1 and not database_url:
             raise ValueError("several processes of state need a PostgreSQL: give its database_url")
@@ -100,6 +105,7 @@ class Suite:
         self._states = states
         self._settings = dict(settings or {})
         self._service_settings = dict(service_settings or {})
+        self._warm = warm
         self._plan: Plan | None = None
         self._processes: dict[str, _Process] = {}
 
@@ -135,6 +141,7 @@ class Suite:
         )
         self._plan.prepare()
         try:
+            await self._load()
             for service in SERVICES:
                 self._launch(self._new_process(service, service, addresses[service]))
             for number in range(2, self._states + 1):
@@ -320,18 +327,18 @@ class Suite:
         name = f"executor-{len(self.executors) + 1}"
         return self._new_process(name, "executor", free_addresses(1)[0], settings)
 
+    async def _load(self) -> None:
+        """Has the code of all services loaded, side by side: suites after the first one find it there."""
+        if not self._warm:
+            return
+        loading = [warm_service(service, self.plan.environment(service)) for service in SERVICES]
+        # What cannot be loaded is started by its command, and its log says why.
+        await asyncio.gather(*(asyncio.to_thread(warm.load) for warm in loading if warm), return_exceptions=True)
+
     def _launch(self, process: _Process) -> None:
         process.forget()
         with open(process.log, "ab") as log:
-            process.process = subprocess.Popen(
-                command(process.service),
-                env=dict(process.environment),
-                # Where the kernel has no other way, the end of this pipe tells the service that the tests are gone.
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process.process = start_service(process.service, process.environment, log, warm=self._warm)
 
     async def _wait(self, *names: str) -> None:
         async def one(name: str) -> None:
@@ -368,12 +375,12 @@ class Suite:
         if process is None or process.process is None:
             return 0
         try:
-            await asyncio.to_thread(process.process.wait, seconds)
+            code = await asyncio.to_thread(process.process.wait, seconds)
         except subprocess.TimeoutExpired:
             process.process.kill()
-            await asyncio.to_thread(process.process.wait)
+            code = await asyncio.to_thread(process.process.wait)
         process.forget()
-        return process.process.returncode
+        return code
 
 
 # ------------------------------------------------------------------------------------------------------ scripted models

@@ -81,7 +81,7 @@ class Canaries:
         """Looks everywhere. Ends the suite's services, because some is written only then.
 
         Args:
-            stage: The suite, with SQLite, and at the log level `debug`.
+            stage: The suite, with SQLite, at the log level `debug`, and not started warm.
             seen: Every answer that clients got: messages, exceptions, texts.
             spans: What the services exported.
         """
@@ -89,6 +89,7 @@ class Canaries:
         self.assert_absent(await dumps_of(stage))
         for name in SERVICES:
             process = Path(f"/proc/{stage.suite.process_id(name)}")
+            assert b"HOLDFAST_LISTEN=" in (process / "environ").read_bytes(), "what it was started with is shown there"
             self.assert_absent((f"{name}'s {part}", (process / part).read_bytes()) for part in ("environ", "cmdline"))
         for name in SERVICES:
             await stage.suite.terminate(name)

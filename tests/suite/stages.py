@@ -100,12 +100,16 @@ async def open_stage(
     *,
     database_url: str = "",
     service_settings: Mapping[str, Mapping[str, str]] | None = None,
+    warm: bool = True,
 ) -> AsyncIterator[Stage]:
     """Starts a suite with everything around it."""
     async with (
         HttpEffects() as http,
         Suite(
-            settings={**LOOPBACK, **(settings or {})}, database_url=database_url, service_settings=service_settings
+            settings={**LOOPBACK, **(settings or {})},
+            database_url=database_url,
+            service_settings=service_settings,
+            warm=warm,
         ) as suite,
         suite.client() as client,
     ):

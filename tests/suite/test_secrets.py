@@ -57,7 +57,7 @@ async def test_a_providers_key_is_found_nowhere_but_with_the_provider() -> None:
     async with (
         asyncio.timeout(150),
         collecting() as spans,
-        open_stage({"HOLDFAST_LOG_LEVEL": "debug", "HOLDFAST_OTLP_ENDPOINT": spans.address}) as stage,
+        open_stage({"HOLDFAST_LOG_LEVEL": "debug", "HOLDFAST_OTLP_ENDPOINT": spans.address}, warm=False) as stage,
         FakeProvider() as provider,
         stage.worker(tell, fail),
     ):

@@ -40,7 +40,7 @@ def steps(task: Task) -> dict[str, Any]:
     """
 
     async def measure() -> dict[str, Any]:
-        async with Suite(database_url=task.database_url) as suite:
+        async with Suite(database_url=task.database_url, warm=False) as suite:
             counters = WalCounters(task.database_url)
             counters.checkpoint()
             before, shares = counters.read(), counters.wal_bytes_by_application("holdfast-")
@@ -71,7 +71,7 @@ async def _recovery(task: Task) -> dict[str, Any]:
     async with (
         # Half of the calls: each step of the model before them has been made as well.
         counting_server(log, task.runs * _TURNS // 2) as (url, is_half),
-        Suite(database_url=task.database_url) as suite,
+        Suite(database_url=task.database_url, warm=False) as suite,
         suite.client() as client,
     ):
         turn = {"tool_calls": [{"tool": "work"}], "delay": f"{BODY_SECONDS}s"}
@@ -132,7 +132,7 @@ def approvals(task: Task) -> dict[str, Any]:
 
 def _parked(task: Task, call: dict[str, Any], tool: dict[str, Any]) -> dict[str, Any]:
     async def measure() -> dict[str, Any]:
-        async with Suite(database_url=task.database_url) as suite, suite.client() as client:
+        async with Suite(database_url=task.database_url, warm=False) as suite, suite.client() as client:
             definition = {
                 "name": "bench",
                 "model": {"provider": "scripted", "script": {"turns": [{"tool_calls": [call]}, {"text": "done"}]}},
