@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from services.shared.clock import SystemClock
 from services.shared.database import Database
 from services.shared.server import StartupError
 from tests.auth.support import TOKEN, Auth, failure, make_key, running, settings_for
+from tests.processes import start
 from tests.repository.tree import ROOT
 
 
@@ -176,12 +176,9 @@ def environment(settings: AuthSettings, key_file: Path, **changes: str) -> dict[
 
 async def killed_at(settings: AuthSettings, key_file: Path, point: str) -> None:
     """A start that dies as if it had been killed."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "services.auth"),
-        env=environment(settings, key_file, HOLDFAST_CRASH_POINT=point),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    child = await start("auth", environment(settings, key_file, HOLDFAST_CRASH_POINT=point))
     async with asyncio.timeout(60):
+        await child.communicate()
         assert await child.wait() == 137
 
 

@@ -8,7 +8,6 @@ import os
 import stat
 import subprocess
 import sys
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -40,6 +39,7 @@ from tests.auth.support import (
     settings_for,
     sqlite_url,
 )
+from tests.processes import Process, start
 from tests.repository.tree import ROOT
 
 
@@ -70,10 +70,7 @@ def command(environ: Mapping[str, str], *arguments: str) -> subprocess.Completed
 @asynccontextmanager
 async def process(settings: AuthSettings, environ: Mapping[str, str]) -> AsyncIterator[tuple[Auth, Process]]:
     """A service process, as seen from outside, and itself; killed at the end if it still lives."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "services.auth", env=dict(environ), stderr=asyncio.subprocess.PIPE
-    )
-    assert child.stderr is not None
+    child = await start("auth", environ)
     try:
         async with asyncio.timeout(30):
             while True:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ from services.shared.database import Database
 from tests.auth.connect.support import Browser, code_on
 from tests.auth.support import TOKEN, Auth, Client, failure, make_key, running, settings_for, sqlite_url
 from tests.fakes.oauth_provider import CLIENT_ID, CLIENT_SECRET, FakeOAuthProvider
+from tests.processes import Process, start
 from tests.repository.tree import ROOT
 
 LOOPBACK = ("127.0.0.0/8",)
@@ -152,16 +151,12 @@ def environment(settings: AuthSettings, folder: Path, point: str = "") -> dict[s
 @asynccontextmanager
 async def process(environ: Mapping[str, str], log: list[str]) -> AsyncIterator[tuple[str, str, Process]]:
     """A service process: its gRPC address, that of its pages, and itself."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "services.auth", env=dict(environ), stderr=asyncio.subprocess.PIPE
-    )
-    stderr = child.stderr
-    assert stderr is not None
+    child = await start("auth", environ)
     found: dict[str, str] = {}
     ready = asyncio.Event()
 
     async def read() -> None:
-        while line := await stderr.readline():
+        while line := await child.stderr.readline():
             log.append(line.decode())
             entry = json.loads(line) if line.startswith(b"{") else {}
             if entry.get("event") in ("listening", "pages_listening"):

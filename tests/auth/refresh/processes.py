@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -38,6 +36,7 @@ from services.shared.clock import SystemClock
 from services.shared.settings import load
 from tests.auth.support import TOKEN, Auth, Client, make_key
 from tests.fakes.oauth_provider import CLIENT_ID, CLIENT_SECRET, FakeOAuthProvider, Grant
+from tests.processes import Process, start
 from tests.repository.tree import ROOT
 
 
@@ -104,15 +103,7 @@ class Cluster:
     @asynccontextmanager
     async def process(self, **environment: str) -> AsyncIterator[Child]:
         """Runs one process, with settings of its own."""
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "services.auth",
-            env={**self._environment, **environment},
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert child.stderr is not None
+        child = await start("auth", {**self._environment, **environment})
         reading: asyncio.Task[bytes] | None = None
         try:
             address = await _address(child.stderr)
