@@ -20,8 +20,9 @@ from holdfast.ids import is_uuid
 from services.shared.database import Database
 from services.state import agent_store, journal
 from services.state import tables as t
+from services.state.approval_store import list_session_approvals
 from services.state.rows import approval_of, run_of, stamp
-from services.state.run_store import check_ids, list_session_approvals
+from services.state.run_store import check_ids
 
 FRAME_BYTES: Final = 512 * 1024
 FRAME_RECORDS: Final = 500

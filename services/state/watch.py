@@ -13,7 +13,7 @@ from services.shared.database import Database
 from services.shared.stored_messages import stored_message_of
 from services.state import journal
 from services.state.hub import Hub, wait_for
-from services.state.run_store import INLINE_BLOB_LIMIT, put_messages_inline
+from services.state.inline_messages import INLINE_BLOB_LIMIT, put_messages_inline
 from services.state.transitions import ENDED
 
 BEAT_SECONDS = 15.0

@@ -13,7 +13,7 @@ from holdfast.api.common.v1 import agent_pb2, content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as pb
 from holdfast.errors import Conflict, InvalidArgument, LeaseLost
 from holdfast.ids import new_uuid7
-from services.state import export, housekeeping_store, journal, run_store
+from services.state import approval_store, export, housekeeping_store, journal, run_store, session_store
 from services.state import tables as t
 from services.state.housekeeping_store import Erasure
 from services.state.invariants import Inspection
@@ -354,16 +354,18 @@ async def test_questions_of_a_tree_are_found_at_its_root(store: Store) -> None:
     question = new_uuid7()
     await store.advance(child, started(1), asks(1, question), becomes(WAITING, wait_reason=1))
     for root, expected in ((parent.run_id, [question]), (new_uuid7(), [])):
-        found = await store.db.read(run_store.list_approvals, store.workspace, 50, "", "", 0, root)
+        found = await store.db.read(approval_store.list_approvals, store.workspace, 50, "", "", 0, root)
         assert [approval.approval_id for approval in found] == expected
-    elsewhere = await store.db.read(run_store.list_approvals, new_uuid7(), 50, "", "", 0, parent.run_id)
+    elsewhere = await store.db.read(approval_store.list_approvals, new_uuid7(), 50, "", "", 0, parent.run_id)
     assert elsewhere == []
 
 
 async def test_conversation_has_no_messages_of_children(store: Store) -> None:
     parent, child = await family(store)
     await store.advance(child, started(1), finished(1, "mine"), becomes(SUCCEEDED))
-    messages, _ = await store.db.read(run_store.list_session_messages, store.workspace, parent.session_id, 100, "", "")
+    messages, _ = await store.db.read(
+        session_store.list_session_messages, store.workspace, parent.session_id, 100, "", ""
+    )
     assert [message.run_id for message in messages] == [parent.run_id]
     following = await store.create(session_id=parent.session_id)
     assert (await store.row(following)).previous_run_id == parent.run_id

@@ -13,7 +13,7 @@ from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.errors import Conflict, FailedPrecondition, InvalidArgument, Reason
 from holdfast.ids import new_uuid7
 from services.shared.clock import SystemClock
-from services.state import expiry, journal, lease_store, run_store
+from services.state import approval_store, expiry, journal, lease_store, run_store
 from services.state import tables as t
 from services.state.invariants import Inspection
 from services.state.pulse import Pulse
@@ -200,7 +200,7 @@ async def test_run_that_rests_ends_with_one_result_for_each_call(store: Store, i
     assert {change.step_finished.failure.reason for change in changes if change.HasField("step_finished")} == {
         "RUN_EXPIRED"
     }
-    approval = await store.db.read(run_store.get_approval, store.workspace, question)
+    approval = await store.db.read(approval_store.get_approval, store.workspace, question)
     assert approval.state == run_pb2.APPROVAL_STATE_EXPIRED
     assert [row.state for row in await store.call_rows(run)] == [journal.CALL_OVER]
     assert (await store.row(run)).step_count == 5

@@ -9,7 +9,7 @@ import pytest
 from holdfast.api.common.v1 import run_pb2
 from holdfast.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound, Reason
 from holdfast.ids import new_uuid7
-from services.state import lease_store, pauses, run_store
+from services.state import approval_store, lease_store, pauses, run_store
 from tests.state.support import (
     CANCELLED,
     FUTURE,
@@ -83,7 +83,7 @@ async def test_answer_to_a_paused_run_is_stored_and_wakes_it_no_sooner_than_it_i
     await store.advance(run, asks(1, question), becomes(WAITING, wake=FUTURE, wait_reason=run_pb2.WAIT_REASON_INPUT))
     await store.pause(run)
     decision = run_pb2.ApprovalDecided(approval_id=question, answer_json='"red"')
-    approval, written = await store.db.write(run_store.decide_approval, store.db, store.workspace, decision)
+    approval, written = await store.db.write(approval_store.decide_approval, store.db, store.workspace, decision)
     assert approval.state == run_pb2.APPROVAL_STATE_DECIDED
     assert written.outside is not None and not written.outside.became_ready
     await rests(store, run)

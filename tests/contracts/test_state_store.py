@@ -28,7 +28,19 @@ from holdfast.errors import (
 )
 from holdfast.ids import new_uuid7
 from services.shared.seals import NO_SEALS, Seals
-from services.state import agent_store, call_store, change_feed, claims, journal, lease_store, new_runs, run_store
+from services.state import (
+    agent_store,
+    approval_store,
+    call_store,
+    change_feed,
+    claims,
+    inline_messages,
+    journal,
+    lease_store,
+    new_runs,
+    run_store,
+    session_store,
+)
 from services.state import tables as t
 from services.state.idempotence import write_once
 from services.state.servicers.change_feed import DEFAULT_ENTRIES
@@ -93,7 +105,7 @@ async def test_new_run_is_stored_with_its_first_event(store: Store) -> None:
     (event,) = await store.events(Held(store.workspace, run.run_id, run.session_id))
     created = event.changes[0].run_created
     assert (event.epoch, created.input, created.user_id, created.traceparent) == (0, new.input, "ada", "00-1-2-03")
-    assert (await store.db.read(run_store.get_session, store.workspace, run.session_id)).last_run_id == run.run_id
+    assert (await store.db.read(session_store.get_session, store.workspace, run.session_id)).last_run_id == run.run_id
 
 
 async def test_new_run_sent_again_is_answered_with_the_first_one(store: Store) -> None:
@@ -115,7 +127,7 @@ async def test_request_id_of_another_call_is_refused(store: Store) -> None:
         await store.create(request_id="r1", request_fingerprint=b"g")
     assert caught.value.reason == Reason.REQUEST_ID_REUSED
     with pytest.raises(InvalidArgument) as caught:
-        await store.db.write(run_store.create_session, store.db, store.workspace, new_uuid7(), "ada", "r1", b"f")
+        await store.db.write(session_store.create_session, store.db, store.workspace, new_uuid7(), "ada", "r1", b"f")
     assert caught.value.reason == Reason.REQUEST_ID_REUSED
 
 
@@ -140,11 +152,14 @@ async def test_same_request_from_two_replicas_makes_one_run(either_url: str, sto
 async def test_same_session_request_at_once_makes_one_session(store: Store) -> None:
     arguments = (store.db, store.workspace)
     made = await asyncio.gather(
-        *(write_once(store.db, run_store.create_session, *arguments, new_uuid7(), "ada", "r1", b"f") for _ in range(5))
+        *(
+            write_once(store.db, session_store.create_session, *arguments, new_uuid7(), "ada", "r1", b"f")
+            for _ in range(5)
+        )
     )
     assert len({session.session_id for session in made}) == 1
     with pytest.raises(AlreadyExists):
-        await write_once(store.db, run_store.create_session, *arguments, made[0].session_id, "ada", "r2", b"f")
+        await write_once(store.db, session_store.create_session, *arguments, made[0].session_id, "ada", "r2", b"f")
 
 
 async def test_run_of_an_unknown_session_is_refused(store: Store) -> None:
@@ -315,7 +330,7 @@ async def test_new_runs_transitions_and_effects_share_a_batch(store: Store) -> N
         "committed", "run", "committed", "run", "committed", "committed",
     ]  # fmt: skip
     assert answers[3].run.previous_run_id == session.run_id
-    assert (await store.db.read(run_store.get_approval, store.workspace, question)).run_id == runs[0].run_id
+    assert (await store.db.read(approval_store.get_approval, store.workspace, question)).run_id == runs[0].run_id
     assert [row.state for row in await store.call_rows(runs[1])] == [journal.CALL_QUEUED]
     answered = await store.db.read(run_store.get_run, store.workspace, runs[2].run_id)
     assert answered.output.parts[0].text == "a" * 20_000
@@ -369,12 +384,14 @@ async def test_inline_messages_are_bounded_by_the_frame(store: Store) -> None:
 
     def read(connection: sa.Connection) -> list[run_pb2.Event]:
         events = journal.read_events(connection, store.workspace, run.run_id, 1, 200)
-        return run_store.put_messages_inline(connection, store.workspace, events, limit=run_store.INLINE_BLOB_LIMIT)
+        return inline_messages.put_messages_inline(
+            connection, store.workspace, events, limit=inline_messages.INLINE_BLOB_LIMIT
+        )
 
     (event,) = await store.db.read(read)
     bodies = [change.step_finished.message.WhichOneof("body") for change in event.changes]
     assert bodies == ["message"] * 4 + ["blob"] * 4
-    assert event.ByteSize() <= run_store.FRAME_BYTES
+    assert event.ByteSize() <= inline_messages.FRAME_BYTES
 
 
 # --------------------------------------------------------------------------------------------------------------- ends
@@ -389,7 +406,7 @@ async def test_end_gives_the_lease_back_and_closes_what_is_open(store: Store, st
     await store.advance(run, asks(1, question), asks(2, decided), calls=[new_call(3), new_call(4)])
     await store.advance(other, asks(1, new_uuid7()), calls=[new_call(3)])
     await store.db.write(
-        run_store.decide_approval, store.db, store.workspace, run_pb2.ApprovalDecided(approval_id=decided)
+        approval_store.decide_approval, store.db, store.workspace, run_pb2.ApprovalDecided(approval_id=decided)
     )
     run.last_seq += 1
     assert await store.claim() == []
@@ -400,7 +417,7 @@ async def test_end_gives_the_lease_back_and_closes_what_is_open(store: Store, st
     assert row.ended_at is not None
     found = await store.db.read(run_store.get_run, store.workspace, run.run_id)
     assert found.failure.reason == ("MAX_STEPS" if state == FAILED else "")
-    states = [await store.db.read(run_store.get_approval, store.workspace, asked) for asked in (question, decided)]
+    states = [await store.db.read(approval_store.get_approval, store.workspace, asked) for asked in (question, decided)]
     assert [asked.state for asked in states] == [run_pb2.APPROVAL_STATE_CANCELLED, run_pb2.APPROVAL_STATE_DECIDED]
     assert [row.state for row in await store.call_rows(run)] == [journal.CALL_OVER] * 2
     assert [row.state for row in await store.call_rows(other)] == [journal.CALL_QUEUED]
@@ -417,11 +434,13 @@ async def test_finished_step_closes_its_question_and_its_call(store: Store) -> N
     assert [row.state for row in await store.call_rows(run)] == [
         journal.CALL_OVER, journal.CALL_QUEUED, journal.CALL_OVER,
     ]  # fmt: skip
-    states = [(await store.db.read(run_store.get_approval, store.workspace, asked)).state for asked in (first, second)]
+    states = [
+        (await store.db.read(approval_store.get_approval, store.workspace, asked)).state for asked in (first, second)
+    ]
     assert states == [run_pb2.APPROVAL_STATE_CANCELLED, run_pb2.APPROVAL_STATE_PENDING]
     expired = run_pb2.ApprovalClosed(approval_id=second, state=run_pb2.APPROVAL_STATE_EXPIRED)
     await store.advance(run, run_pb2.Change(approval_closed=expired), tool_finished(2))
-    asked = await store.db.read(run_store.get_approval, store.workspace, second)
+    asked = await store.db.read(approval_store.get_approval, store.workspace, second)
     assert asked.state == run_pb2.APPROVAL_STATE_EXPIRED
 
 
@@ -568,7 +587,7 @@ async def test_outside_event_wakes_a_waiting_run_in_its_own_transaction(store: S
     question = new_uuid7()
     await store.advance(run, asks(1, question), becomes(WAITING, wait_reason=run_pb2.WAIT_REASON_INPUT))
     decision = run_pb2.ApprovalDecided(approval_id=question, answer_json='"red"', decided_by="key-1")
-    approval, written = await store.db.write(run_store.decide_approval, store.db, store.workspace, decision)
+    approval, written = await store.db.write(approval_store.decide_approval, store.db, store.workspace, decision)
     assert written.outside is not None
     assert (written.outside.seq, written.outside.holder, written.outside.became_ready) == (3, None, True)
     assert (approval.state, approval.decision.answer_json) == (run_pb2.APPROVAL_STATE_DECIDED, '"red"')
@@ -600,7 +619,7 @@ async def test_events_from_outside_and_from_the_driver_stay_dense(store: Store) 
 
     async def decide(question: str) -> None:
         decision = run_pb2.ApprovalDecided(approval_id=question, answer_json="1")
-        await store.db.write(run_store.decide_approval, store.db, store.workspace, decision)
+        await store.db.write(approval_store.decide_approval, store.db, store.workspace, decision)
 
     async def drive() -> None:
         steps = 0
@@ -625,18 +644,18 @@ async def test_first_decision_counts_and_the_same_again_is_answered_the_same(sto
     run = await store.claimed()
     question = new_uuid7()
     await store.advance(run, asks(4, question))
-    asked = await store.db.read(run_store.get_approval, store.workspace, question)
+    asked = await store.db.read(approval_store.get_approval, store.workspace, question)
     assert (asked.state, asked.step, asked.prompt) == (run_pb2.APPROVAL_STATE_PENDING, 4, "Which colour?")
 
     def decision(answer: str) -> run_pb2.ApprovalDecided:
         return run_pb2.ApprovalDecided(approval_id=question, answer_json=answer, decided_by="key-1")
 
-    first, _ = await store.db.write(run_store.decide_approval, store.db, store.workspace, decision('"red"'))
-    again, written = await store.db.write(run_store.decide_approval, store.db, store.workspace, decision('"red"'))
+    first, _ = await store.db.write(approval_store.decide_approval, store.db, store.workspace, decision('"red"'))
+    again, written = await store.db.write(approval_store.decide_approval, store.db, store.workspace, decision('"red"'))
     assert (again, written.outside) == (first, None)
     assert first.decision.step == 4
     with pytest.raises(FailedPrecondition) as caught:
-        await store.db.write(run_store.decide_approval, store.db, store.workspace, decision('"blue"'))
+        await store.db.write(approval_store.decide_approval, store.db, store.workspace, decision('"blue"'))
     assert caught.value.reason == Reason.APPROVAL_ALREADY_DECIDED
     assert await store.kinds(run) == ["run_created", "approval_requested", "approval_decided"]
 
@@ -649,7 +668,7 @@ async def test_one_of_two_decisions_at_once_counts(store: Store) -> None:
     async def decide(answer: str) -> str:
         decision = run_pb2.ApprovalDecided(approval_id=question, answer_json=answer)
         try:
-            approval, _ = await store.db.write(run_store.decide_approval, store.db, store.workspace, decision)
+            approval, _ = await store.db.write(approval_store.decide_approval, store.db, store.workspace, decision)
         except FailedPrecondition:
             return ""
         return approval.decision.answer_json
@@ -672,7 +691,7 @@ async def test_void_question_takes_no_decision(store: Store, how: str) -> None:
     events = len(await store.events(run))
     with pytest.raises(FailedPrecondition) as caught:
         await store.db.write(
-            run_store.decide_approval, store.db, store.workspace, run_pb2.ApprovalDecided(approval_id=question)
+            approval_store.decide_approval, store.db, store.workspace, run_pb2.ApprovalDecided(approval_id=question)
         )
     assert caught.value.reason == Reason.APPROVAL_ALREADY_DECIDED
     assert len(await store.events(run)) == events
@@ -993,7 +1012,7 @@ async def test_messages_of_a_session_come_in_order_and_in_pages(store: Store) ->
         position = ""
         while True:
             messages, position = await store.db.read(
-                run_store.list_session_messages, store.workspace, first.session_id, page_size, position, before
+                session_store.list_session_messages, store.workspace, first.session_id, page_size, position, before
             )
             words += [message.message.parts[0].text[:5].strip() for message in messages]
             if not position:
@@ -1004,7 +1023,9 @@ async def test_messages_of_a_session_come_in_order_and_in_pages(store: Store) ->
     assert await read(2, second.run_id) == ["one", "long"]
     for position in ("1", "a.b", "1.²", "9" * 30 + ".1"):
         with pytest.raises(InvalidArgument) as caught:
-            await store.db.read(run_store.list_session_messages, store.workspace, first.session_id, 10, position, "")
+            await store.db.read(
+                session_store.list_session_messages, store.workspace, first.session_id, 10, position, ""
+            )
         assert caught.value.reason == Reason.INVALID_PAGE_TOKEN
 
 
@@ -1032,9 +1053,9 @@ async def test_lists_page_newest_first(store: Store) -> None:
     assert await listed(10, created_after=FUTURE) == []
     with pytest.raises(InvalidArgument):
         await listed(10, "nonsense")
-    sessions = await store.db.read(run_store.list_sessions, store.workspace, 2, "", "")
+    sessions = await store.db.read(session_store.list_sessions, store.workspace, 2, "", "")
     assert [session.session_id for session in sessions] == [run.session_id for run in runs[:-3:-1]]
-    older = await store.db.read(run_store.list_sessions, store.workspace, 10, sessions[-1].session_id, "u0")
+    older = await store.db.read(session_store.list_sessions, store.workspace, 10, sessions[-1].session_id, "u0")
     assert [session.session_id for session in older] == [runs[3].session_id, runs[0].session_id]
 
 
@@ -1082,19 +1103,19 @@ async def test_nothing_of_a_foreign_workspace_is_found(store: Store) -> None:
     foreign = new_uuid7()
     for reading in (
         (run_store.get_run, foreign, run.run_id),
-        (run_store.get_session, foreign, run.session_id),
-        (run_store.get_approval, foreign, question),
-        (run_store.list_session_messages, foreign, run.session_id, 10, "", ""),
+        (session_store.get_session, foreign, run.session_id),
+        (approval_store.get_approval, foreign, question),
+        (session_store.list_session_messages, foreign, run.session_id, 10, "", ""),
         (run_store.get_run, foreign, "nonsense"),
         (run_store.get_run, "nonsense", run.run_id),
     ):
         with pytest.raises(NotFound):
             await store.db.read(*reading)
     assert await store.db.read(run_store.list_runs, foreign, 10, "", run_store.RunFilter()) == []
-    assert await store.db.read(run_store.list_approvals, foreign, 10, "", run.run_id, 0) == []
+    assert await store.db.read(approval_store.list_approvals, foreign, 10, "", run.run_id, 0) == []
     for writing in (
         (run_store.request_cancel, store.db, foreign, run.run_id, "key-9", ""),
-        (run_store.decide_approval, store.db, foreign, run_pb2.ApprovalDecided(approval_id=question)),
+        (approval_store.decide_approval, store.db, foreign, run_pb2.ApprovalDecided(approval_id=question)),
     ):
         with pytest.raises(NotFound):
             await store.db.write(*writing)
@@ -1255,14 +1276,14 @@ async def test_feed_keeps_a_runs_order_when_its_writers_waited_for_each_other(po
     store = postgres_store
     run = await store.claimed()
     await store.advance(run, *(asks(n, new_uuid7()) for n in range(1, 3)))
-    approvals = await store.db.read(run_store.list_approvals, store.workspace, 10, "", run.run_id, 0)
+    approvals = await store.db.read(approval_store.list_approvals, store.workspace, 10, "", run.run_id, 0)
     url = store.db.url.set(drivername="postgresql").render_as_string(hide_password=False)
     async with await psycopg.AsyncConnection.connect(url, options="-c search_path=state") as connection:
         await connection.execute("SELECT 1 FROM runs WHERE run_id = %s FOR UPDATE", (run.run_id,))
         waiting = [
             asyncio.create_task(
                 store.db.write(
-                    run_store.decide_approval,
+                    approval_store.decide_approval,
                     store.db,
                     store.workspace,
                     run_pb2.ApprovalDecided(approval_id=approval.approval_id),

@@ -19,7 +19,18 @@ from holdfast.ids import new_uuid7
 from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
-from services.state import call_store, change_feed, claims, expiry, journal, lease_store, pauses, run_store, tables
+from services.state import (
+    approval_store,
+    call_store,
+    change_feed,
+    claims,
+    expiry,
+    journal,
+    lease_store,
+    pauses,
+    run_store,
+    tables,
+)
 from services.state.app import MIGRATIONS
 from services.state.group_commit import GroupCommit
 from services.state.hub import Hub
@@ -116,11 +127,11 @@ class SqlStateStore:
         return run
 
     async def decide(self, decision: run_pb2.ApprovalDecided, workspace_id: str = WORKSPACE) -> run_pb2.Approval:
-        approval, _ = await self.db.write(run_store.decide_approval, self.db, workspace_id, decision)
+        approval, _ = await self.db.write(approval_store.decide_approval, self.db, workspace_id, decision)
         return approval
 
     async def approval(self, approval_id: str, workspace_id: str = WORKSPACE) -> run_pb2.Approval:
-        return await self.db.read(run_store.get_approval, workspace_id, approval_id)
+        return await self.db.read(approval_store.get_approval, workspace_id, approval_id)
 
     async def lease_calls(
         self, worker_id: str, tools: Sequence[str], limit: int = 10, offer: timedelta = timedelta(seconds=60)

@@ -22,7 +22,7 @@ from services.shared.clock import Clock
 from services.shared.database import Database
 from services.shared.migrations import upgrade
 from services.shared.seals import NO_SEALS, Seals
-from services.state import call_store, children, claims, expiry, journal, lease_store, pauses, run_store
+from services.state import approval_store, call_store, children, claims, expiry, journal, lease_store, pauses, run_store
 from services.state import tables as t
 from services.state.app import MIGRATIONS, SERVICE
 from services.state.group_commit import GroupCommit
@@ -287,7 +287,7 @@ class Store:
 
     async def decide(self, run: Held, decision: run_pb2.ApprovalDecided) -> run_pb2.Approval:
         """Decides a question of a run, which goes on from there."""
-        approval, written = await self.db.write(run_store.decide_approval, self.db, run.workspace, decision)
+        approval, written = await self.db.write(approval_store.decide_approval, self.db, run.workspace, decision)
         if written.outside is not None:
             run.last_seq = written.outside.seq
         return approval

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from holdfast.api.common.v1 import run_pb2
 from holdfast.errors import FailedPrecondition, Reason
 from holdfast.ids import new_uuid7
-from services.state import run_store
+from services.state import approval_store
 from services.state import tables as t
 from services.state.export import Scope, export
 from services.state.housekeeping_store import Erasure, remove_runs
@@ -36,7 +36,7 @@ async def asking(store: Store, arguments: str = "{}") -> tuple[Held, str]:
 
 
 async def approvals_of(store: Store, run: Held, workspace: str = "") -> list[run_pb2.SessionApproval]:
-    return await store.db.read(run_store.list_session_approvals, workspace or store.workspace, run.session_id)
+    return await store.db.read(approval_store.list_session_approvals, workspace or store.workspace, run.session_id)
 
 
 @pytest.mark.promise("P6")
@@ -61,11 +61,11 @@ async def test_an_approval_of_other_arguments_is_refused_and_nothing_is_written(
 async def test_the_first_verdict_counts(store: Store) -> None:
     run, question = await asking(store)
     await store.decide(run, approves(question))
-    await store.db.write(run_store.decide_approval, store.db, store.workspace, approves(question))
+    await store.db.write(approval_store.decide_approval, store.db, store.workspace, approves(question))
     no = approves(question)
     no.verdict = run_pb2.APPROVAL_VERDICT_REJECTED
     with pytest.raises(FailedPrecondition) as caught:
-        await store.db.write(run_store.decide_approval, store.db, store.workspace, no)
+        await store.db.write(approval_store.decide_approval, store.db, store.workspace, no)
     assert caught.value.reason == Reason.APPROVAL_ALREADY_DECIDED
     assert (await store.kinds(run)).count("approval_decided") == 1
 

@@ -21,7 +21,7 @@ from holdfast.api.state.v1 import operator_service_pb2 as pb
 from holdfast.api.state.v1.operator_service_pb2_grpc import OperatorServiceStub
 from holdfast.errors import InvalidArgument, PermissionDenied, from_rpc_error
 from holdfast.ids import new_uuid7
-from services.state import housekeeping_store, run_store
+from services.state import approval_store, housekeeping_store
 from services.state import tables as t
 from services.state.change_feed import read_feed
 from services.state.housekeeping_store import Erasure
@@ -489,7 +489,7 @@ async def made_by_an_approval_of_nobody(store: Store) -> None:
 
 async def made_by_an_approval_that_held_once(store: Store) -> None:
     run = await approved_run(store)
-    asked = (await store.db.read(run_store.list_approvals, store.workspace, 1, "", run.run_id, 0))[0]
+    asked = (await store.db.read(approval_store.list_approvals, store.workspace, 1, "", run.run_id, 0))[0]
     begun, _ = asks_about_call(2, new_uuid7())
     begun.step_started.tool.approval_id = asked.approval_id
     await store.advance(run, begun)

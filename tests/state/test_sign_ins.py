@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from holdfast.api.common.v1 import run_pb2
 from holdfast.errors import NotFound
 from holdfast.ids import new_uuid7
-from services.state import run_store, tables
+from services.state import approval_store, run_store, tables
 from services.state.housekeeping_store import remove_runs
 from services.state.new_runs import insert_run
 from tests.state.builders import OTHER_WORKSPACE, WORKSPACE, answers, asks, ends, new_run, starts, transition, waits
@@ -69,7 +69,7 @@ async def test_pending_sign_ins_are_listed_by_workspace_and_across_them(sql_stor
     await waiting_run(sql_store, WORKSPACE, asks(new_uuid7()))
 
     async def listed(workspace_id: str = "", limit: int = 10, after: tuple[str, str] | None = None) -> list[str]:
-        found = await sql_store.db.read(run_store.list_sign_ins, workspace_id, limit, after)
+        found = await sql_store.db.read(approval_store.list_sign_ins, workspace_id, limit, after)
         return [approval.approval_id for _, approval in found]
 
     assert await listed() == ids

@@ -18,8 +18,8 @@ from services.state import journal
 from services.state.ends import Ends
 from services.state.group_commit import GroupCommit
 from services.state.hub import Hub
+from services.state.inline_messages import INLINE_BLOB_LIMIT, put_messages_inline
 from services.state.operations import refused
-from services.state.run_store import INLINE_BLOB_LIMIT, put_messages_inline
 from services.state.watch import PAGE, Watching
 
 PIECE_BYTES = 1024 * 1024

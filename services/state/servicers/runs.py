@@ -12,7 +12,7 @@ from holdfast.api.state.v1.run_store_service_pb2_grpc import RunStoreServiceServ
 from holdfast.errors import InvalidArgument
 from services.shared.crash_points import crash_point
 from services.shared.database import Database, StoreFunction
-from services.state import pauses, run_store
+from services.state import approval_store, pauses, run_store, session_store
 from services.state.hub import Hub
 from services.state.idempotence import write_once
 from services.state.servicers.pages import page_of, page_size
@@ -75,7 +75,7 @@ class RunStoreServicer(RunStoreServiceServicer):
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.CreateSessionResponse:
         session = await write_once(
             self._db,
-            run_store.create_session,
+            session_store.create_session,
             self._db,
             request.workspace_id,
             request.session_id,
@@ -86,12 +86,12 @@ class RunStoreServicer(RunStoreServiceServicer):
         return pb.CreateSessionResponse(session=session)
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:
-        session = await self._db.read(run_store.get_session, request.workspace_id, request.session_id)
+        session = await self._db.read(session_store.get_session, request.workspace_id, request.session_id)
         return pb.GetSessionResponse(session=session)
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
         found = await self._db.read(
-            run_store.list_sessions,
+            session_store.list_sessions,
             request.workspace_id,
             page_size(request) + 1,
             request.before_session_id,
@@ -104,7 +104,7 @@ class RunStoreServicer(RunStoreServiceServicer):
         self, request: pb.ListSessionMessagesRequest, context: Context
     ) -> pb.ListSessionMessagesResponse:
         messages, position = await self._db.read(
-            run_store.list_session_messages,
+            session_store.list_session_messages,
             request.workspace_id,
             request.session_id,
             page_size(request, MAX_MESSAGES),
@@ -114,12 +114,12 @@ class RunStoreServicer(RunStoreServiceServicer):
         return pb.ListSessionMessagesResponse(messages=messages, next_position=position)
 
     async def GetApproval(self, request: pb.GetApprovalRequest, context: Context) -> pb.GetApprovalResponse:
-        approval = await self._db.read(run_store.get_approval, request.workspace_id, request.approval_id)
+        approval = await self._db.read(approval_store.get_approval, request.workspace_id, request.approval_id)
         return pb.GetApprovalResponse(approval=approval)
 
     async def ListApprovals(self, request: pb.ListApprovalsRequest, context: Context) -> pb.ListApprovalsResponse:
         found = await self._db.read(
-            run_store.list_approvals,
+            approval_store.list_approvals,
             request.workspace_id,
             page_size(request) + 1,
             request.before_approval_id,
@@ -137,19 +137,19 @@ class RunStoreServicer(RunStoreServiceServicer):
     async def ListSessionApprovals(
         self, request: pb.ListSessionApprovalsRequest, context: Context
     ) -> pb.ListSessionApprovalsResponse:
-        approvals = await self._db.read(run_store.list_session_approvals, request.workspace_id, request.session_id)
+        approvals = await self._db.read(approval_store.list_session_approvals, request.workspace_id, request.session_id)
         return pb.ListSessionApprovalsResponse(approvals=approvals)
 
     async def ListSignIns(self, request: pb.ListSignInsRequest, context: Context) -> pb.ListSignInsResponse:
         size = page_size(request)
         after = (request.after_workspace_id, request.after_approval_id) if request.after_approval_id else None
-        found = await self._db.read(run_store.list_sign_ins, request.workspace_id, size + 1, after)
+        found = await self._db.read(approval_store.list_sign_ins, request.workspace_id, size + 1, after)
         sign_ins = [pb.StoredSignIn(workspace_id=workspace, approval=approval) for workspace, approval in found[:size]]
         return pb.ListSignInsResponse(sign_ins=sign_ins, has_more=len(found) > size)
 
     async def DecideApproval(self, request: pb.DecideApprovalRequest, context: Context) -> pb.DecideApprovalResponse:
         return pb.DecideApprovalResponse(
-            approval=await self._write(run_store.decide_approval, request.workspace_id, request.decision)
+            approval=await self._write(approval_store.decide_approval, request.workspace_id, request.decision)
         )
 
     async def _write(
