@@ -56,13 +56,21 @@ SERVICE_CONFIG: Final = json.dumps(
                     "backoffMultiplier": 2,
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
-            }
+            },
+            {
+                # Not repeated: gRPC sends what was written to such a stream again on the next connection, and may lose
+                # what is written meanwhile. Whoever keeps one open opens the next one, and sends again what is open.
+                "name": [
+                    {"service": "holdfast.api.executor.v1.RunService", "method": "StartRuns"},
+                    {"service": "holdfast.api.executor.v1.ToolWorkerService", "method": "Work"},
+                ],
+            },
         ],
         # When most calls fail, retries stop adding to the load.
         "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
     }
 )
-"""The service config of the SDK: only UNAVAILABLE is retried."""
+"""The service config of the SDK: only UNAVAILABLE is retried, and no stream to which both sides write."""
 
 
 def channel_options() -> list[tuple[str, Any]]:

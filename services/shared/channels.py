@@ -47,6 +47,15 @@ SERVICE_CONFIG: Final = json.dumps(
                 "name": [{"service": "holdfast.api.auth.v1.DataKeyService", "method": "CheckPayloadSealing"}],
                 "waitForReady": False,
             },
+            {
+                # Not repeated: gRPC sends what was written to such a stream again on the next connection, and may lose
+                # what is written meanwhile. Whoever keeps one open opens the next one, and sends again what is open.
+                "name": [
+                    {"service": "holdfast.api.state.v1.JournalService", "method": "Checkpoint"},
+                    {"service": "holdfast.api.state.v1.LeaseService", "method": "Work"},
+                ],
+                "waitForReady": False,
+            },
         ],
         # When most calls fail, retries stop adding to the load.
         "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
