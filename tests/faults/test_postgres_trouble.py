@@ -147,10 +147,13 @@ async def test_deadlocks_and_serialization_failures_cost_time_only() -> None:
     with running_cluster(deadlock_timeout="'20ms'") as cluster:
         url = cluster.create_database("state")
         async with loaded(url) as (_, load):
+            has_happened = asyncio.Event()
 
             async def locks_runs_in_its_own_order(order: str) -> None:
                 async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-                    for _ in range(15):
+                    rounds = 0
+                    while rounds < 15 or not has_happened.is_set():
+                        rounds += 1
                         try:
                             async with connection.transaction():
                                 for half in ("<", ">="):
@@ -162,13 +165,13 @@ async def test_deadlocks_and_serialization_failures_cost_time_only() -> None:
                         except psycopg.errors.DeadlockDetected:
                             pass
 
-            async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = 'state'"
+            async with asyncio.timeout(50), asyncio.TaskGroup() as group:
                 group.create_task(locks_runs_in_its_own_order("ASC"))
                 group.create_task(locks_runs_in_its_own_order("DESC"))
-            counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = 'state'"
-            async with asyncio.timeout(20):
                 while not cluster.execute(counted)[0][0]:
                     await asyncio.sleep(0.1)
+                has_happened.set()
             await load.progress(100)
 
 
