@@ -21,9 +21,9 @@ install: $(DEV) ## make .venv and install everything needed to develop
 demo: $(SERVER) ## start the suite, run an agent, kill the executor half-way, see the run end
 	@$(PY) examples/demo.py
 
-# Half of the suite's time is waiting, for leases, processes and answers: two cores carry five workers. Each has its own
+# Half of the suite's time is waiting, for leases, processes and answers: two cores carry four workers. Each has its own
 # PostgreSQL; the tests of a file stay together, as many share a running suite.
-WORKERS ?= 5
+WORKERS ?= 4
 
 test: $(DEV) ## run all tests (one part: make test T=tests/state)
 ifeq ($(T),)
