@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Final
 
 from holdfast.api.common.v1 import agent_pb2
@@ -16,15 +14,6 @@ from services.shared.channels import calling
 _MAX_ENTRIES: Final = 4_096
 _MAX_BYTES: Final = 64 * 1024 * 1024
 _REVISION_ID_LENGTH: Final = 64
-
-
-@dataclass(slots=True)
-class _Asked:
-    """Who asks state for the same revision: one call at a time, and its answer for all who waited for it to begin."""
-
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    next: asyncio.Future[agent_pb2.AgentRevision] | None = None
-    callers: int = 0
 
 
 class RevisionCache:
@@ -46,8 +35,6 @@ class RevisionCache:
         self._known: OrderedDict[tuple[str, str, str], agent_pb2.AgentRevision] = OrderedDict()
         # What labels pointed to when they were last looked up.
         self._labels: OrderedDict[tuple[str, str, str], str] = OrderedDict()
-        # What is being asked for; gone with the last who asks.
-        self._asked: dict[tuple[str, str, str], _Asked] = {}
 
     async def get(self, workspace_id: str, agent: str, revision: str) -> agent_pb2.AgentSpec:
         """Returns the definition of a revision, which is not to be changed.
@@ -78,34 +65,12 @@ class RevisionCache:
         if known is not None:
             self._known.move_to_end(key)
             return known
-        asked = self._asked.setdefault(key, _Asked())
-        asked.callers += 1
-        try:
-            return await self._ask(asked, key)
-        finally:
-            asked.callers -= 1
-            if asked.callers == 0:
-                del self._asked[key]
-
-    async def _ask(self, asked: _Asked, key: tuple[str, str, str]) -> agent_pb2.AgentRevision:
-        # Invariant: a caller is never answered by a call that began before it came: the label may have moved since.
-        answer = asked.next
-        if answer is None:
-            answer = asked.next = asyncio.get_running_loop().create_future()
-        async with asked.turn:
-            if not answer.done():
-                asked.next = None
-                await self._call(answer, *key)
-        return answer.result()
-
-    async def _call(
-        self, answer: asyncio.Future[agent_pb2.AgentRevision], workspace_id: str, agent: str, revision: str
-    ) -> None:
-        request = agent_store_pb2.GetAgentRevisionRequest(workspace_id=workspace_id, agent=agent, revision=revision)
         with calling("state"):
-            response = await self._agents.GetAgentRevision(request)
+            response = await self._agents.GetAgentRevision(
+                agent_store_pb2.GetAgentRevisionRequest(workspace_id=workspace_id, agent=agent, revision=revision)
+            )
         self._remember(workspace_id, response.revision)
-        answer.set_result(response.revision)
+        return response.revision
 
     async def look_up(self, workspace_id: str, agent: str, revision: str) -> tuple[agent_pb2.AgentRevision, bool]:
         """As `resolve`, but a label may be answered with what it pointed to earlier.
