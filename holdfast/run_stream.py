@@ -13,6 +13,7 @@ from holdfast.agent import Agent
 from holdfast.api.common.v1 import run_pb2
 from holdfast.api.executor.v1 import run_service_pb2 as api
 from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceStub
+from holdfast.cancellation import raise_if_cancelled
 from holdfast.errors import HoldfastError, Unavailable, error_from_code
 from holdfast.ids import new_uuid7
 from holdfast.runs import DEFAULT_REATTACH_SECONDS, backoff_seconds, is_worth_reattaching
@@ -164,6 +165,7 @@ class RunStream:
                     for answer in frame.answers:
                         self._take(answer)
         except grpc.RpcError:
+            raise_if_cancelled()
             if not was_answered:
                 raise
         finally:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 import grpc
 import grpc.aio
 
+from holdfast.cancellation import raise_if_cancelled
 from holdfast.errors import (
     HoldfastError,
     InvalidArgument,
@@ -218,6 +219,7 @@ class Transport:
         try:
             return await method(request, timeout=self.timeout if timeout is None else timeout, metadata=self.metadata())
         except grpc.RpcError as error:
+            raise_if_cancelled()
             raise self.error(service, error) from error
 
     async def pages(

@@ -27,6 +27,7 @@ import grpc.aio
 
 from holdfast.api.executor.v1 import tool_worker_service_pb2 as pb
 from holdfast.api.executor.v1.tool_worker_service_pb2_grpc import ToolWorkerServiceStub
+from holdfast.cancellation import raise_if_cancelled
 from holdfast.credential import Credential, HandedOut
 from holdfast.errors import (
     Aborted,
@@ -199,6 +200,7 @@ class Worker:
             try:
                 await stream.serve()
             except grpc.RpcError as error:
+                raise_if_cancelled()
                 failure = transport.error("executor", error)
             except HoldfastError as error:
                 failure = error

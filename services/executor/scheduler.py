@@ -16,6 +16,7 @@ import grpc.aio
 
 from holdfast.api.state.v1 import lease_service_pb2 as lease_pb2
 from holdfast.api.state.v1.lease_service_pb2_grpc import LeaseServiceStub
+from holdfast.cancellation import raise_if_cancelled
 from holdfast.errors import HoldfastError
 from services.executor import retries
 from services.executor.driver import DriveEnd, Driver, DriverParts
@@ -180,6 +181,7 @@ class Scheduler:
                 reporter.cancel()
                 await asyncio.gather(reporter, return_exceptions=True)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise_if_cancelled()
             # A stream that worked is re-opened at once; one that never did is tried again with growing pauses.
             if not has_answered:
                 raise ConnectionError("the lease stream could not be opened") from error

@@ -12,6 +12,7 @@ import grpc
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from holdfast.api.state.v1 import run_store_service_pb2 as run_store_pb2
+from holdfast.cancellation import raise_if_cancelled
 from holdfast.errors import HoldfastError, InvalidArgument, Reason, error_from_code
 from services.executor import retries
 from services.executor.state_stubs import StateStubs
@@ -176,6 +177,7 @@ class JournalClient:
                             pending.answer.set_result(result)
                 writer.cancel()
         except* (grpc.aio.AioRpcError, asyncio.InvalidStateError) as group:
+            raise_if_cancelled()
             # InvalidStateError: a write to a call that has ended. A stream that worked is re-opened at once; one that
             # never did is tried again with growing pauses.
             if not has_answered:

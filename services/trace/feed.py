@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from holdfast.api.state.v1.change_feed_service_pb2 import FollowRequest, FollowResponse
 from holdfast.api.state.v1.change_feed_service_pb2_grpc import ChangeFeedServiceStub
+from holdfast.cancellation import raise_if_cancelled
 from holdfast.errors import Conflict, HoldfastError, InvalidArgument, Unavailable, from_rpc_error
 from services.shared.clock import Clock
 from services.shared.telemetry import get_logger
@@ -179,6 +180,7 @@ class Follower:
                     raise Unavailable("the feed ended", reason="STATE_UNAVAILABLE")
                 await frames.put(frame)
         except grpc.RpcError as error:
+            raise_if_cancelled()
             await frames.put(from_rpc_error(error, peer="state"))
         except TimeoutError:
             await frames.put(Unavailable("the feed is silent", reason="STATE_UNAVAILABLE"))
