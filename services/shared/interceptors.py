@@ -456,7 +456,11 @@ class ErrorGuard(_HandlerWrapper):
             try:
                 responses = behaviour(request, context)
                 try:
+                    has_begun = False
                     async for response in responses:
+                        if not has_begun:
+                            await _send_headers(context)
+                            has_begun = True
                         await context.write(response)
                 finally:
                     await responses.aclose()
@@ -471,6 +475,20 @@ class ErrorGuard(_HandlerWrapper):
                 raise
 
         return _handler_like(handler, stream if handler.response_streaming else unary, handler.request_deserializer)
+
+
+async def _send_headers(context: Context) -> None:
+    """Sends a stream's initial metadata, whole.
+
+    The library sends it with the first response; when it is cancelled there, it does not know that it has sent it, and
+    can't send the stream's status any more.
+    """
+    sending = asyncio.ensure_future(context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await asyncio.wait((sending,))
+        raise
 
 
 def _begin_stream() -> StreamEnd:

@@ -94,6 +94,38 @@ async def test_a_stream_ends_when_its_credential_does(suite: Suite, kind: str) -
     assert error.reason == Reason.TOKEN_EXPIRED
 
 
+async def test_a_credential_may_end_in_any_moment_of_its_stream(suite: Suite) -> None:
+    """Also in the middle of sending the first response, which a client hears of as of any other moment."""
+
+    class Ending(Keys):
+        turns = 0
+
+        async def verify(self, api_key: str) -> Identity:
+            if self.looks % 2 == 0:
+                return await super().verify(api_key)
+            self.looks += 1
+            for _ in range(self.turns):
+                await asyncio.sleep(0)
+            raise Unauthenticated("ended", reason=Reason.TOKEN_EXPIRED)
+
+    async def wait(text: str) -> str:
+        await asyncio.Event().wait()
+        return text
+
+    clock = FakeClock()
+    keys = Ending(expire_time=clock.now())
+    suite.echo.act = wait
+    channel = await suite.connect_bare(await suite.serve(access=ACCESS, authenticator=keys, clock=clock))
+    opened: Any = channel.unary_stream(
+        f"/{SERVICE}/UnaryStream",
+        request_serializer=StringValue.SerializeToString,
+        response_deserializer=StringValue.FromString,
+    )
+    for keys.turns in range(25):
+        error = await end_of(opened(StringValue(), metadata=(("authorization", "Bearer key"),), timeout=30))
+        assert (type(error), error.reason) == (Unauthenticated, Reason.TOKEN_EXPIRED)
+
+
 async def test_a_stream_ends_soon_after_its_key_is_revoked(suite: Suite) -> None:
     clock, keys = FakeClock(), Keys()
     stream = await held(suite, "UnaryStream", keys, clock)
