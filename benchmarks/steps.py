@@ -75,12 +75,20 @@ def slow_agents(body_bytes: int, model_ms: float) -> list[agent_pb2.AgentSpec]:
 
 @dataclass
 class Measured:
-    """What one closed loop found."""
+    """What one closed loop found.
 
-    runs: int = 0
+    Attributes:
+        runs: How many were made in the time; one that was in flight at its beginning or its end counts in part, as
+            its own time is divided. Many that go at one pace end together, and to count ends would be to count waves.
+        seconds: The time.
+        run_seconds: How long each run took that ended in the time.
+        step_gaps: From the commit of one step to that of the next, of some of the runs, in seconds.
+        cpu_seconds: What the processes used.
+    """
+
+    runs: float = 0.0
     seconds: float = 0.0
     run_seconds: list[float] = field(default_factory=list)
-    # From the commit of one step to that of the next, of some of the runs.
     step_gaps: list[float] = field(default_factory=list)
     cpu_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -120,23 +128,28 @@ async def closed_loop(
         names = cycle([agent.name for agent in agents])
         found = Measured()
         sampled: list[str] = []
+        # When each run began and ended that was not over as the measuring began.
+        spans: list[tuple[float, float]] = []
         measuring = asyncio.Event()
-        stopping = asyncio.Event()
+        is_stopping = False
+        in_flight: set[asyncio.Task[None]] = set()
 
         async def one_run() -> None:
             began = time.perf_counter()
             run = await stream.run(next(names), "go")
             if run.state != run_pb2.RUN_STATE_SUCCEEDED or run.step_count != STEPS:
                 raise RuntimeError(f"run {run.run_id} ended as {run_pb2.RunState.Name(run.state)}")
-            if measuring.is_set() and not stopping.is_set():
-                found.runs += 1
-                found.run_seconds.append(time.perf_counter() - began)
+            if measuring.is_set():
+                spans.append((began, time.perf_counter()))
                 if len(sampled) < SAMPLED_RUNS:
                     sampled.append(run.run_id)
 
         async def lane() -> None:
-            while not stopping.is_set():
-                await one_run()
+            while not is_stopping:
+                run = asyncio.create_task(one_run())
+                in_flight.add(run)
+                run.add_done_callback(in_flight.discard)
+                await run
 
         roots = {name: suite.process_id(name) for name in ("executor", "state", "auth", "trace")}
         if postgres_pid is not None:
@@ -152,9 +165,14 @@ async def closed_loop(
             meter.start()
             began = time.perf_counter()
             await asyncio.sleep(seconds)
-            found.seconds = time.perf_counter() - began
+            ended = time.perf_counter()
             found.cpu_seconds = meter.stop()
-            stopping.set()
+            # The load stays what it is until those are over of which a part is counted.
+            await asyncio.wait(tuple(in_flight))
+            is_stopping = True
+        found.seconds = ended - began
+        found.runs = sum((min(end, ended) - max(start, began)) / (end - start) for start, end in spans if start < ended)
+        found.run_seconds = [end - start for start, end in spans if end <= ended]
         for run_id in sampled:
             events = (await client.run(run_id)).events(deltas=False)
             times = [event.time.timestamp() async for event in events if isinstance(event, RunEvent)]
