@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from typing import Final
 
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.api.state.v1 import agent_store_service_pb2 as agent_store_pb2
 from holdfast.api.state.v1.agent_store_service_pb2_grpc import AgentStoreServiceStub
+from holdfast.errors import NotFound
 from services.shared.channels import calling
 
 # Bounded by bytes as well: a definition may have half a megabyte.
@@ -35,6 +37,8 @@ class RevisionCache:
         self._known: OrderedDict[tuple[str, str, str], agent_pb2.AgentRevision] = OrderedDict()
         # What labels pointed to when they were last looked up.
         self._labels: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        # What is being looked up; each task takes itself away as it ends.
+        self._looking_up: dict[tuple[str, str, str], asyncio.Task[agent_pb2.AgentRevision]] = {}
 
     async def get(self, workspace_id: str, agent: str, revision: str) -> agent_pb2.AgentSpec:
         """Returns the definition of a revision, which is not to be changed.
@@ -90,13 +94,30 @@ class RevisionCache:
                 self._labels.move_to_end(key)
                 self._known.move_to_end((workspace_id, agent, pointed_to))
                 return known, True
-        found = await self.resolve(workspace_id, agent, revision)
-        # What the id begins with may have been a part of it: only what cannot be one is known to be a label.
-        if not revision or not found.revision.startswith(revision):
-            self._labels[key] = found.revision
-            if len(self._labels) > self._max_entries:
-                self._labels.popitem(last=False)
-        return found, False
+        # Many runs that are started at once find nothing known, and one answer will do for them: it is verified too.
+        begun = self._looking_up.get(key)
+        if begun is None:
+            looking_up = self._looking_up[key] = asyncio.create_task(self._look_up(key))
+            # It is everybody's: who goes away leaves it to the others.
+            return await asyncio.shield(looking_up), False
+        try:
+            found = await asyncio.shield(begun)
+        except NotFound:
+            # It may have been made since that look-up began.
+            return await self.resolve(workspace_id, agent, revision), False
+        return found, _is_label(revision, found)
+
+    async def _look_up(self, key: tuple[str, str, str]) -> agent_pb2.AgentRevision:
+        _, _, revision = key
+        try:
+            found = await self.resolve(*key)
+            if _is_label(revision, found):
+                self._labels[key] = found.revision
+                if len(self._labels) > self._max_entries:
+                    self._labels.popitem(last=False)
+            return found
+        finally:
+            del self._looking_up[key]
 
     def forget_label(self, workspace_id: str, agent: str, revision: str) -> None:
         """What a label points to has to be looked up again."""
@@ -111,3 +132,8 @@ class RevisionCache:
         while self._known and (len(self._known) > self._max_entries or self._bytes > self._max_bytes):
             _, oldest = self._known.popitem(last=False)
             self._bytes -= oldest.ByteSize()
+
+
+def _is_label(revision: str, found: agent_pb2.AgentRevision) -> bool:
+    """Whether what was asked for is known to be a label: what the id begins with may have been a part of it."""
+    return not revision or not found.revision.startswith(revision)
