@@ -22,6 +22,7 @@ from services.shared.telemetry import get_logger
 from services.shared.wire import embedded, number_tag_of, repeated, tag_of, whole_number
 
 MAX_FRAME_OPERATIONS = 256
+ANSWERS_AT_ONCE = 64
 MAX_FRAME_BYTES = 2 * 1024 * 1024
 DEFAULT_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 FRAME_OVERHEAD_BYTES = 1024
@@ -171,10 +172,14 @@ class JournalClient:
                 writer = tasks.create_task(self._write_frames(call))
                 async for response in call:
                     has_answered = True
-                    for result in response.results:
+                    for place, result in enumerate(response.results, start=1):
                         pending = self._pending.get(result.id)
                         if pending is not None and not pending.answer.done():
                             pending.answer.set_result(result)
+                        if place % ANSWERS_AT_ONCE == 0:
+                            # Otherwise all runs of a large frame would go round at one pace, and state would have
+                            # nothing to do until the last of them has decided what comes next.
+                            await asyncio.sleep(0)
                 writer.cancel()
         except* (grpc.aio.AioRpcError, asyncio.InvalidStateError) as group:
             raise_if_cancelled()

@@ -17,7 +17,7 @@ from holdfast.api.state.v1.journal_service_pb2_grpc import (
     add_JournalServiceServicer_to_server,
 )
 from holdfast.errors import Conflict, FailedPrecondition, LeaseLost, Reason
-from services.executor.state_client import JournalClient, in_call_order
+from services.executor.state_client import ANSWERS_AT_ONCE, JournalClient, in_call_order
 
 
 class FakeJournal(JournalServiceServicer):
@@ -97,6 +97,27 @@ async def test_operations_of_many_runs_share_frames_and_each_gets_its_own_answer
             journal.gate.set()
         assert [task.result().seq for task in waiting] == [n + 2 for n in range(300)]
     assert len(journal.frames) < 10
+
+
+async def test_runs_that_were_answered_together_go_on_in_groups() -> None:
+    journal = fake_journal()
+    journal.gate.clear()
+    async with serving(journal) as client:
+
+        async def two_steps(run: str) -> None:
+            await client.commit(transition(run, 2).SerializeToString())
+            await client.commit(transition(run, 3).SerializeToString())
+
+        async with asyncio.TaskGroup() as tasks:
+            for n in range(3 * ANSWERS_AT_ONCE):
+                tasks.create_task(two_steps(f"r{n}"))
+            await asyncio.sleep(0)
+            journal.gate.set()
+    first, *others = journal.frames
+    assert first == 3 * ANSWERS_AT_ONCE
+    # What the first of them decide is on its way before the last of them have their answers.
+    assert others[0] <= ANSWERS_AT_ONCE
+    assert sum(others) == 3 * ANSWERS_AT_ONCE
 
 
 @pytest.mark.promise("P1")
