@@ -16,7 +16,7 @@ import grpc
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.api.executor.v1 import run_service_pb2
 from holdfast.api.executor.v1.run_service_pb2_grpc import RunServiceStub
-from holdfast.cancellation import raise_if_cancelled
+from holdfast.cancellation import cancellations, raise_if_cancelled
 from holdfast.errors import Cancelled, DeadlineExceeded, HoldfastError, Internal, Unavailable
 from holdfast.ids import new_uuid7
 from holdfast.transport import Transport, cancelling
@@ -326,6 +326,7 @@ class _Follower:
         loop = asyncio.get_running_loop()
         while not self._has_ended:
             failure: HoldfastError | None = None
+            before = cancellations()
             try:
                 async with aclosing(self._attached()) as items:
                     async for item in items:
@@ -334,7 +335,7 @@ class _Follower:
                 if await self._is_behind_the_end():
                     return
             except grpc.RpcError as error:
-                raise_if_cancelled()
+                raise_if_cancelled(before)
                 failure = self._transport.error("executor", error)
                 if not is_worth_reattaching(failure):
                     raise failure from error

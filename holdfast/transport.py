@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from holdfast.cancellation import raise_if_cancelled
+from holdfast.cancellation import cancellations, raise_if_cancelled
 from holdfast.errors import (
     HoldfastError,
     InvalidArgument,
@@ -216,10 +216,11 @@ class Transport:
         Raises:
             HoldfastError: As the service raised it; `Unavailable` when it can't be reached.
         """
+        before = cancellations()
         try:
             return await method(request, timeout=self.timeout if timeout is None else timeout, metadata=self.metadata())
         except grpc.RpcError as error:
-            raise_if_cancelled()
+            raise_if_cancelled(before)
             raise self.error(service, error) from error
 
     async def pages(

@@ -16,7 +16,7 @@ import grpc.aio
 from opentelemetry import propagate, trace
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
-from holdfast.cancellation import raise_if_cancelled
+from holdfast.cancellation import cancellations, raise_if_cancelled
 from holdfast.errors import from_rpc_error
 from services.shared.clock import Clock
 from services.shared.interceptors import AUTHORIZATION
@@ -303,10 +303,11 @@ def calling(peer: str) -> Iterator[None]:
         with calling("state"):
             run = await stub.GetRun(request)
     """
+    before = cancellations()
     try:
         yield
     except grpc.RpcError as error:
-        raise_if_cancelled()
+        raise_if_cancelled(before)
         raise from_rpc_error(error, peer=peer) from error
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import OperationalError
 
 from holdfast.api.common.v1 import content_pb2, run_pb2
 from holdfast.errors import InvalidArgument, NotFound, Reason
@@ -38,6 +40,14 @@ TOTALS = (
 )
 _CHANGES = tag_of(run_pb2.Event, "changes")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# PostgreSQL may give a transaction its id while it waits for a row's lock, as it follows the row to its next version,
+# and the lock to a younger one first. What it wrote to the run would stand before that one's event in the change feed.
+_IS_OLDER = sa.literal_column(
+    "EXISTS (SELECT 1 FROM journal AS earlier WHERE earlier.run_id = journal.run_id"
+    " AND earlier.seq = journal.seq - 1 AND earlier.txid > journal.txid)",
+    sa.Boolean,
+)
+_OLDER = "the transaction is older than that of the event before"
 _MICROSECOND = timedelta(microseconds=1)
 CALL_QUEUED, CALL_OFFERED, CALL_STARTED, CALL_OVER = 1, 2, 3, 4
 
@@ -204,16 +214,20 @@ def append_outside(
         if change.WhichOneof("kind") == "step_finished" and change.step_finished.HasField("usage"):
             add_usage(usage, change.step_finished.usage)
     values.update({name: t.runs.c[name] + amount for name, amount in usage.items()})
-    connection.execute(
-        sa.insert(t.journal).values(
-            run_id=run.run_id,
-            seq=seq,
-            workspace_id=run.workspace_id,
-            epoch=0,
-            at=now,
-            body=db.seals.seal(run.workspace_id, body_of(changes)),
-        )
+    event = sa.insert(t.journal).values(
+        run_id=run.run_id,
+        seq=seq,
+        workspace_id=run.workspace_id,
+        epoch=0,
+        at=now,
+        body=db.seals.seal(run.workspace_id, body_of(changes)),
     )
+    if db.dialect == "postgresql":
+        if connection.execute(event.returning(_IS_OLDER)).scalar_one():
+            # Nothing is kept of this transaction; the next one is younger.
+            raise OperationalError(None, None, psycopg.errors.SerializationFailure(_OLDER))
+    else:
+        connection.execute(event)
     connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run.run_id).values(values))
     return Outside(seq, run.holder, becomes_ready)
 

@@ -193,6 +193,21 @@ async def test_a_stream_of_starts_closes_although_it_breaks_as_it_is_cancelled(m
     assert channel.opened == 1
 
 
+async def test_a_cancelled_task_that_cleans_up_is_told_how_its_calls_end() -> None:
+    async def cleaning_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with pytest.raises(Unavailable), calling("state"):
+                raise BROKEN
+
+    task = asyncio.create_task(cleaning_up())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_task_that_was_not_cancelled_goes_on() -> None:
     raise_if_cancelled()
     with pytest.raises(TimeoutError):

@@ -173,6 +173,25 @@ async def test_many_ends_at_once_through_two_replicas_are_each_told_once(store: 
         assert (await store.row(parent)).state == QUEUED
 
 
+async def test_transaction_that_is_older_than_the_event_before_it_is_made_again(store: Store) -> None:
+    """As PostgreSQL makes one that follows a row to its next version, which a younger transaction has locked."""
+    run = await store.claimed()
+    attempts = 0
+
+    def resume(connection: sa.Connection) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            connection.execute(sa.text("SELECT pg_current_xact_id()"))
+            sa.util.await_only(store.pause(run))
+        pauses.request_resume(connection, store.db, run.workspace, run.run_id, Asked("key-2"))
+
+    await store.db.write(resume)
+    assert attempts == 2
+    assert (await store.kinds(run))[-2:] == ["pause_requested", "resume_requested"]
+    await sound(store)
+
+
 async def test_parent_that_ends_as_its_child_does_leaves_nobody_behind(store: Store, postgres_state: str) -> None:
     parent, [first, second] = await family(store, 2)
     await store.cancel(parent)
