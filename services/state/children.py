@@ -12,7 +12,9 @@ Invariants:
 Order of locks: the parent, the run, then rows of `children`. And more than that: the feed tells the events of a run in
 the order of their transactions' ids, and PostgreSQL gives a transaction its id with its first lock. So the parent is
 locked first, and a transaction that has done so writes to the run itself only if nothing was written to it meanwhile:
-the batch's own condition says so for a transition, `lock_run_with_parent` for all else.
+the batch's own condition says so for a transition, `lock_run_with_parent` for all else. Where several wait for one
+row, its first lock may still come after its id: `journal.append_outside` finds that out, and the transaction is made
+again.
 """
 
 from __future__ import annotations
