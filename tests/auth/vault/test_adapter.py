@@ -66,7 +66,8 @@ def test_hvac_alone_loses_the_status(cluster: Cluster, status: int) -> None:
     cluster.faults.add(Fault(".*", status=status))
     with pytest.raises(hvac.exceptions.UnexpectedError) as caught:
         read(hvac.Client(url=cluster.addresses[0], token=TOKEN).adapter)
-    assert not hasattr(caught.value, "status") and str(status) not in str(caught.value)
+    said = str(caught.value).replace(cluster.addresses[0], "")
+    assert not hasattr(caught.value, "status") and str(status) not in said
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 412, 429, 472, 473, 474, 500, 501, 502, 503, 530])
