@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextvars
-import enum
-import json
 import logging
 import os
 import random
 import signal
-import threading
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC
@@ -41,14 +36,11 @@ from holdfast.errors import (
     Unavailable,
 )
 from holdfast.ids import new_uuid7
-from holdfast.schema import encode_json
 from holdfast.settings import resolve
 from holdfast.tool import SIGN_IN_REASONS, SignInNeeded, Tool, ToolContext, ToolError, by_name
+from holdfast.tool_calls import MAX_ERROR_CHARACTERS, Call, CallFailed, Phase, execute
 from holdfast.transport import Transport
 from holdfast.version import __version__
-
-MAX_RESULT_BYTES: Final = 8 * 1024 * 1024
-MAX_ERROR_CHARACTERS: Final = 4_000
 
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _LONGEST_BACKOFF_SECONDS: Final = 5.0
@@ -62,33 +54,6 @@ _STALE_OFFER_SECONDS: Final = 60.0
 _FAREWELL_SECONDS: Final = 1.0
 
 log = logging.getLogger("holdfast.worker")
-
-
-class _Phase(enum.Enum):
-    OFFERED = "offered"  # `start` was sent, `go` has not come
-    RUNNING = "running"
-    REPORTING = "reporting"
-
-
-class _Call:
-    """A call that is with this worker."""
-
-    def __init__(self, offer: pb.CallOffer, tool: Tool[Any, Any], context: ToolContext) -> None:
-        self.offer = offer
-        self.tool = tool
-        self.context = context
-        self.phase = _Phase.OFFERED
-        self.details = ""
-        self.task: asyncio.Task[None] | None = None
-        self.is_stopped = False
-        self.offered_at = asyncio.get_running_loop().time()
-
-    @property
-    def lease(self) -> str:
-        return self.offer.lease
-
-    def __str__(self) -> str:
-        return f"{self.tool.name} (run {self.offer.run_id}, step {self.offer.step}, attempt {self.offer.attempt})"
 
 
 class Worker:
@@ -127,7 +92,7 @@ class Worker:
         self.connected = asyncio.Event()
         """Set while an executor knows this worker."""
         self._given = (address, api_key, profile)
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, Call] = {}
         self._done: OrderedDict[str, None] = OrderedDict()
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
@@ -236,10 +201,10 @@ class Worker:
         if offer.lease in self._done or self._draining.is_set():
             return False
         if offer.lease in self._calls:
-            return self._calls[offer.lease].phase is _Phase.OFFERED
+            return self._calls[offer.lease].phase is Phase.OFFERED
         tool = self.tools.get(offer.tool)
         # A call that is being reported has left its slot: the next offer may come before the report's answer.
-        busy = sum(call.phase is not _Phase.REPORTING for call in self._calls.values())
+        busy = sum(call.phase is not Phase.REPORTING for call in self._calls.values())
         if tool is None or busy >= self.slots:
             return False
         context = ToolContext(
@@ -255,16 +220,16 @@ class Worker:
             on_heartbeat=lambda details: self._on_heartbeat(offer.lease, details),
             on_credential=lambda rejected: self._on_credential(offer.lease, rejected, transport),
         )
-        self._calls[offer.lease] = _Call(offer, tool, context)
+        self._calls[offer.lease] = Call(offer, tool, context)
         self._idle.clear()
         return True
 
     def _go(self, lease: str, transport: Transport, group: asyncio.TaskGroup) -> None:
         call = self._calls.get(lease)
         # Invariant: a call is executed only on the first `go` of its lease.
-        if call is None or call.phase is not _Phase.OFFERED:
+        if call is None or call.phase is not Phase.OFFERED:
             return
-        call.phase = _Phase.RUNNING
+        call.phase = Phase.RUNNING
         log.info("call of %s begins", call)
         call.task = group.create_task(self._execute_and_report(call, transport))
 
@@ -272,19 +237,19 @@ class Worker:
         call = self._calls.get(lease)
         if call is None:
             return
-        if call.phase is _Phase.OFFERED:
+        if call.phase is Phase.OFFERED:
             self._forget(call)
             return
         log.info("call of %s is to stop: %s", call, reason)
         call.context.cancel()
         # What may not be repeated is not torn apart in the middle: it sees `is_cancelled`.
         is_breakable = call.tool.is_async and call.tool.effect != "at_most_once"
-        if call.phase is _Phase.RUNNING and is_breakable and not call.is_stopped:
+        if call.phase is Phase.RUNNING and is_breakable and not call.is_stopped:
             assert call.task is not None
             call.is_stopped = True
             call.task.cancel()
 
-    def _forget(self, call: _Call) -> None:
+    def _forget(self, call: Call) -> None:
         self._calls.pop(call.lease, None)
         self._done[call.lease] = None
         while len(self._done) > _REMEMBERED_LEASES:
@@ -342,17 +307,17 @@ class Worker:
         self._handed_out.learn(credential)
         return credential
 
-    async def _execute_and_report(self, call: _Call, transport: Transport) -> None:
+    async def _execute_and_report(self, call: Call, transport: Transport) -> None:
         request = pb.CompleteCallRequest(worker_id=self.worker_id, lease=call.lease)
         try:
-            request.result_json = await _execute(call, self._handed_out)
-        except _CallFailed as failed:
+            request.result_json = await execute(call, self._handed_out)
+        except CallFailed as failed:
             request.error.CopyFrom(failed.error)
-        call.phase = _Phase.REPORTING
+        call.phase = Phase.REPORTING
         await self._report(call, request, transport)
         self._forget(call)
 
-    async def _report(self, call: _Call, request: pb.CompleteCallRequest, transport: Transport) -> None:
+    async def _report(self, call: Call, request: pb.CompleteCallRequest, transport: Transport) -> None:
         """Repeats CompleteCall until it is answered; the same report twice is answered the same."""
         stub = transport.stub("executor", ToolWorkerServiceStub)
         failures = 0
@@ -423,7 +388,7 @@ class _Stream:
             worker_id=worker.worker_id,
             tools=[tool.served() for tool in worker.tools.values()],
             slots=worker.slots,
-            running_leases=[call.lease for call in worker._calls.values() if call.phase is not _Phase.OFFERED],
+            running_leases=[call.lease for call in worker._calls.values() if call.phase is not Phase.OFFERED],
             client=f"holdfast-python {__version__}",
         )
 
@@ -446,7 +411,7 @@ class _Stream:
         worker = self._worker
         # `start` was sent on the stream that broke, but its `go` has not come: it may be asked for again.
         for call in list(worker._calls.values()):
-            if call.phase is _Phase.OFFERED:
+            if call.phase is Phase.OFFERED:
                 await self._write(start=pb.StartCall(lease=call.lease))
         while (response := await self._read()) is not None:
             kind = response.WhichOneof("kind")
@@ -470,7 +435,7 @@ class _Stream:
                 pass
             worker._beat_now.clear()
             self._forget_stale_offers()
-            running = {call.lease: call.details for call in worker._calls.values() if call.phase is not _Phase.OFFERED}
+            running = {call.lease: call.details for call in worker._calls.values() if call.phase is not Phase.OFFERED}
             await self._write(heartbeat=pb.WorkerHeartbeat(running=running))
             await asyncio.sleep(min(_SHORTEST_BEAT_SECONDS, pause / 2))
 
@@ -489,7 +454,7 @@ class _Stream:
         # Whoever made these offers is gone; a slot must not wait for a `go` that nobody will send.
         oldest = asyncio.get_running_loop().time() - _STALE_OFFER_SECONDS
         for call in list(self._worker._calls.values()):
-            if call.phase is _Phase.OFFERED and call.offered_at < oldest:
+            if call.phase is Phase.OFFERED and call.offered_at < oldest:
                 self._worker._forget(call)
 
     async def _write(self, **kind: Any) -> None:
@@ -505,113 +470,6 @@ class _Stream:
         response = await self._call.read()
         # grpc.aio.EOF: the executor has ended the stream, which a draining one does.
         return response if isinstance(response, pb.WorkResponse) else None
-
-
-# ----------------------------------------------------------------------------------------------------------- execution
-
-
-class _CallFailed(Exception):
-    def __init__(
-        self, message: str, *, retryable: bool = False, outcome_unknown: bool = False, needs_sign_in: bool = False
-    ) -> None:
-        super().__init__(message)
-        shown = message if len(message) <= MAX_ERROR_CHARACTERS else f"{message[: MAX_ERROR_CHARACTERS - 1]}…"
-        self.error = pb.CallError(
-            message=shown,
-            is_retryable=retryable,
-            is_outcome_unknown=outcome_unknown,
-            needs_sign_in=needs_sign_in,
-        )
-
-
-async def _execute(call: _Call, handed_out: HandedOut) -> str:
-    """Executes the tool and returns its result as JSON text, without the credentials that the worker was handed.
-
-    Raises:
-        _CallFailed: The tool failed, or its result is not usable.
-    """
-    try:
-        function = call.tool.bind(call.offer.arguments_json, call.context)
-        value = await function() if call.tool.is_async else await _in_thread(function)
-    except ToolError as error:
-        raise _CallFailed(
-            handed_out.scrubbed(error.message),
-            retryable=error.retryable,
-            outcome_unknown=error.outcome_unknown,
-            needs_sign_in=isinstance(error, SignInNeeded),
-        ) from error
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        assert task is not None
-        if task.cancelling() > (1 if call.is_stopped else 0):
-            # The worker itself is ending, whatever else happened to the call.
-            raise
-        if not call.is_stopped:
-            raise _CallFailed("CancelledError") from None
-        # Stopped by the run's cancel: that is reported like any other outcome.
-        task.uncancel()
-        raise _CallFailed("the tool was stopped because its call was cancelled") from None
-    except (Exception, SystemExit) as error:
-        # The class and the message, never a traceback: the model and the journal get this.
-        log.error("the tool %s failed\n%s", call, handed_out.scrubbed(traceback.format_exc()).rstrip())
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise _CallFailed(handed_out.scrubbed(text)) from error
-    try:
-        result = encode_json(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _CallFailed(f"the tool ran, but its result can't be written as JSON: {error}") from error
-    result = _without_credentials(result, handed_out)
-    size = len(result.encode(errors="surrogatepass"))
-    if size > MAX_RESULT_BYTES:
-        raise _CallFailed(f"the tool ran, but its result has {size} bytes; at most {MAX_RESULT_BYTES} are allowed")
-    return result
-
-
-def _without_credentials(result: str, handed_out: HandedOut) -> str:
-    scrubbed = handed_out.scrubbed(result)
-    if scrubbed == result:
-        return result
-    log.error("a credential was taken out of a tool's result")
-    try:
-        json.loads(scrubbed)
-    except ValueError:
-        # It stood there as a number.
-        raise _CallFailed("the tool ran, but its result held a credential") from None
-    return scrubbed
-
-
-async def _in_thread(function: Callable[[], Any]) -> Any:
-    """Runs a sync tool in a thread of its own: the slots bound their number, and none keeps the process alive."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        result: Any = None
-        error: Exception | None = None
-        try:
-            result = context.run(function)
-        except StopIteration as stop:
-            # A future can't carry it.
-            error = RuntimeError(f"StopIteration: {stop.value!r}")
-        except BaseException as raised:
-            error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            # The loop is closed: the worker was stopped, and nobody waits for this.
-            pass
-
-    threading.Thread(target=run, name="holdfast-tool", daemon=True).start()
-    return await future
 
 
 def _is_refusal(error: HoldfastError) -> bool:
