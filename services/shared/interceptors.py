@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import inspect
 import logging
-from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from datetime import datetime
 from time import perf_counter
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -34,6 +31,8 @@ from holdfast.errors import (
 from services.shared.access import INFRASTRUCTURE_ACCESS, NOBODY, Access
 from services.shared.auth_failures import FailureLimiter
 from services.shared.clock import Clock, SystemClock
+from services.shared.error_guard import ErrorGuard, close_at_end, stream_end
+from services.shared.handlers import HandlerWrapper, behaviour_of, handler_like
 from services.shared.identity import ANONYMOUS, Authenticator, Identity, caller, caller_peer
 from services.shared.key_form import MAX_CREDENTIAL_CHARACTERS, id_of_key
 from services.shared.peers import is_within
@@ -48,12 +47,6 @@ WORKSPACE_KEY: Final = "holdfast-workspace-id"
 """Metadata in which a service says for which workspace it calls; taken from services only."""
 
 log = get_logger(__name__)
-
-Behaviour = Callable[[Any, Context], Any]
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]]
-
-
-# ------------------------------------------------------------------------------------------------- one RPC on its way
 
 
 class Call:
@@ -136,34 +129,7 @@ class RpcMetrics:
         self.handling.labels(service, name).observe(seconds)
 
 
-class _HandlerWrapper(grpc.aio.ServerInterceptor):
-    """An interceptor that puts its own behaviour around each handler, once per method."""
-
-    def __init__(self) -> None:
-        # The server looks up the same handler object for every call of a method, so that it is wrapped once; only a
-        # handler that an interceptor below makes anew for each call is wrapped again.
-        self._wrapped: dict[str, tuple[grpc.RpcMethodHandler[Any, Any], grpc.RpcMethodHandler[Any, Any]]] = {}
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Returns the wrapped handler, or None for a method that the server does not have."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method
-        known = self._wrapped.get(method)
-        if known is not None and known[0] is handler:
-            return known[1]
-        wrapped = self._wrap(method, handler)
-        self._wrapped[method] = (handler, wrapped)
-        return wrapped
-
-    @abstractmethod
-    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]: ...
-
-
-class ServerChain(_HandlerWrapper):
+class ServerChain(HandlerWrapper):
     """Wraps each handler of the server in the layers that `_served` lists in order."""
 
     def __init__(
@@ -190,9 +156,9 @@ class ServerChain(_HandlerWrapper):
         self._max_message_bytes = max_message_bytes
         self._default_deadline_seconds = default_deadline_seconds
 
-    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         access = self._access.get(method, NOBODY)
-        behaviour = _behaviour_of(handler)
+        behaviour = behaviour_of(handler)
 
         async def unary(request: Any, context: Context) -> Any:
             async with self._served(Call(method, access, context), is_unary=not handler.request_streaming):
@@ -213,13 +179,13 @@ class ServerChain(_HandlerWrapper):
 
         def opened_stream(request: Any, context: Context) -> AsyncIterator[Any]:
             generator = stream(request, context)
-            _open_generators.get().append(generator)
+            close_at_end(generator)
             return generator
 
         deserializer = _checked_deserializer(
             handler.request_deserializer, self._max_message_bytes, streaming=handler.request_streaming
         )
-        return _handler_like(handler, opened_stream if handler.response_streaming else unary, deserializer)
+        return handler_like(handler, opened_stream if handler.response_streaming else unary, deserializer)
 
     @asynccontextmanager
     async def _served(self, call: Call, *, is_unary: bool) -> AsyncIterator[None]:
@@ -301,7 +267,7 @@ class ServerChain(_HandlerWrapper):
             call.identity = await self._authenticate(call)
         # Never reset: each RPC has a task, and so a context, of its own.
         caller.set(call.identity)
-        call.end = _stream_end.get(None)
+        call.end = stream_end()
         if is_unary or call.credential is None or call.end is None:
             yield
             return
@@ -414,135 +380,6 @@ def _log_level(call: Call, code: grpc.StatusCode) -> int:
     if call.access.public or (call.identity.kind == "service" and code is grpc.StatusCode.OK):
         return logging.DEBUG
     return logging.INFO
-
-
-# ------------------------------------------------------------------------------------------------- the outermost guard
-
-# Generators that the chain opened for the RPC of the current task, outermost first.
-_open_generators: ContextVar[list[Any]] = ContextVar("holdfast_open_generators")
-
-
-# Lets the layers below end the stream of the current task.
-_stream_end: ContextVar[StreamEnd] = ContextVar("holdfast_stream_end")
-
-
-class ErrorGuard(_HandlerWrapper):
-    """Lets nothing reach the library that it would send to the caller as text, whichever layer below has raised it.
-
-    It also drives response streams itself. The library drops the generator of a cancelled call; the garbage
-    collector then closes it in another task, where the tracing context cannot be detached and a handler's task
-    groups and timeouts fail. Here every generator is closed by the task that ran it, before the RPC ends.
-    """
-
-    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        behaviour = _behaviour_of(handler)
-
-        async def unary(request: Any, context: Context) -> Any:
-            end = _begin_stream() if handler.request_streaming else None
-            try:
-                return await behaviour(request, context)
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:
-                await abort(context, public_error(error, method))
-            except asyncio.CancelledError:
-                await _abort_ended(context, end)
-                raise
-
-        async def stream(request: Any, context: Context) -> None:
-            opened: list[Any] = []
-            _open_generators.set(opened)
-            end = _begin_stream()
-            try:
-                responses = behaviour(request, context)
-                try:
-                    has_begun = False
-                    async for response in responses:
-                        if not has_begun:
-                            await _send_headers(context)
-                            has_begun = True
-                        await context.write(response)
-                finally:
-                    await responses.aclose()
-                    for generator in opened:
-                        await generator.aclose()
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:
-                await abort(context, public_error(error, method))
-            except asyncio.CancelledError:
-                await _abort_ended(context, end)
-                raise
-
-        return _handler_like(handler, stream if handler.response_streaming else unary, handler.request_deserializer)
-
-
-async def _send_headers(context: Context) -> None:
-    """Sends a stream's initial metadata, whole.
-
-    The library sends it with the first response; when it is cancelled there, it does not know that it has sent it, and
-    can't send the stream's status any more.
-    """
-    sending = asyncio.ensure_future(context.send_initial_metadata(()))
-    try:
-        await asyncio.shield(sending)
-    except asyncio.CancelledError:
-        await asyncio.wait((sending,))
-        raise
-
-
-def _begin_stream() -> StreamEnd:
-    task = asyncio.current_task()
-    assert task is not None
-    end = StreamEnd(task)
-    _stream_end.set(end)
-    return end
-
-
-async def _abort_ended(context: Context, end: StreamEnd | None) -> None:
-    """Tells the client why its stream was ended; returns when it was cancelled for another reason."""
-    if end is not None and end.error is not None:
-        end.task.uncancel()
-        await abort(context, end.error)
-
-
-def _behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behaviour:
-    # The handler's type describes the blocking server; grpc.aio puts coroutine and generator functions in its place.
-    behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    assert behaviour is not None
-    return cast(Behaviour, behaviour)
-
-
-def _handler_like(
-    handler: grpc.RpcMethodHandler[Any, Any], behaviour: Behaviour, deserializer: Callable[[bytes], Any] | None
-) -> grpc.RpcMethodHandler[Any, Any]:
-    make: Any
-    match (handler.request_streaming, handler.response_streaming):
-        case (False, False):
-            make = grpc.unary_unary_rpc_method_handler
-        case (False, True):
-            make = grpc.unary_stream_rpc_method_handler
-        case (True, False):
-            make = grpc.stream_unary_rpc_method_handler
-        case _:
-            make = grpc.stream_stream_rpc_method_handler
-    made: grpc.RpcMethodHandler[Any, Any] = make(
-        behaviour, request_deserializer=deserializer, response_serializer=handler.response_serializer
-    )
-    return made
-
-
-def check_handler(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
-    """Refuses a handler that grpc.aio would run in a thread, or that writes its stream by hand.
-
-    Raises:
-        TypeError: A unary handler is no coroutine function, or a streaming one is no async generator function.
-    """
-    behaviour = _behaviour_of(handler)
-    if handler.response_streaming and not inspect.isasyncgenfunction(behaviour):
-        raise TypeError(f"{method}: a handler with a response stream must be an async generator function")
-    if not handler.response_streaming and not inspect.iscoroutinefunction(behaviour):
-        raise TypeError(f"{method}: a handler must be a coroutine function")
 
 
 def build_interceptors(

@@ -31,8 +31,9 @@ from services.shared.access import INFRASTRUCTURE_ACCESS, Access, check_access_t
 from services.shared.channels import KEEPALIVE_OPTIONS, wait_for_channel_ready
 from services.shared.clock import Clock
 from services.shared.crash_points import arm
+from services.shared.handlers import check_handler
 from services.shared.identity import Authenticator
-from services.shared.interceptors import build_interceptors, check_handler
+from services.shared.interceptors import build_interceptors
 from services.shared.settings import (
     HARD_MESSAGE_LIMIT_BYTES,
     CommonSettings,
