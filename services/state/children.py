@@ -19,6 +19,7 @@ again.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -30,7 +31,7 @@ from holdfast.api.state.v1 import journal_service_pb2 as journal_pb2
 from services.shared.database import Database
 from services.state import journal
 from services.state import tables as t
-from services.state.new_runs import put_first_event, put_grants, run_values
+from services.state.new_runs import put_first_events, put_grants, run_values
 from services.state.run_store import Written, request_cancel
 from services.state.transitions import ENDED
 from services.state.turns import BATCH, CHILD
@@ -40,39 +41,53 @@ BY_PARENT: Final = "parent"
 """Who asked to cancel a run whose parent has ended."""
 
 
-def insert_children(connection: sa.Connection, now: datetime, transition: journal_pb2.Transition) -> None:
-    """Stores the runs that an applied transition starts. Its run's row is locked by the transition."""
-    parent = journal.select_run(connection, transition.workspace_id, transition.run_id)
-    assert parent is not None, "the transition was applied to it"
-    root_run_id = parent.root_run_id or parent.run_id
-    if parent.root_run_id is None:
-        connection.execute(sa.update(t.runs).where(t.runs.c.run_id == parent.run_id).values(root_run_id=parent.run_id))
-    for asked in transition.children:
-        new = _child_of(parent, root_run_id, asked)
-        values = run_values(new, now, 0, None, False, False)
-        values |= {
-            # It goes before runs that callers started later, among those that are as urgent.
-            "lane": BATCH if parent.lane == BATCH else CHILD,
-            "ready_at": parent.ready_at or now,
-            "parent_run_id": parent.run_id,
-            "parent_step": new.parent.step,
-            "root_run_id": root_run_id,
-            "depth": new.parent.depth,
-        }
-        connection.execute(sa.insert(t.runs).values(values))
-        connection.execute(
-            sa.insert(t.children).values(
-                run_id=parent.run_id,
-                child_run_id=new.run_id,
-                workspace_id=parent.workspace_id,
-                root_run_id=root_run_id,
-                step=new.parent.step,
-                attempt=new.parent.attempt,
+def insert_children(connection: sa.Connection, now: datetime, transitions: Sequence[journal_pb2.Transition]) -> None:
+    """Stores the runs that applied transitions start. The rows of their own runs are locked by the transitions."""
+    if not transitions:
+        return
+    r = t.runs.c
+    started_by = [transition.run_id for transition in transitions]
+    parents = {row.run_id: row for row in connection.execute(sa.select(t.runs).where(r.run_id.in_(started_by)))}
+    connection.execute(
+        sa.update(t.runs).where(r.run_id.in_(started_by), r.root_run_id.is_(None)).values(root_run_id=r.run_id)
+    )
+    children: list[journal_pb2.NewRun] = []
+    runs: list[dict[str, Any]] = []
+    links: list[dict[str, Any]] = []
+    for transition in transitions:
+        parent = parents[transition.run_id]
+        root_run_id = parent.root_run_id or parent.run_id
+        for asked in transition.children:
+            new = _child_of(parent, root_run_id, asked)
+            children.append(new)
+            runs.append(
+                run_values(new, now, 0, None, False, False)
+                | {
+                    # It goes before runs that callers started later, among those that are as urgent.
+                    "lane": BATCH if parent.lane == BATCH else CHILD,
+                    "ready_at": parent.ready_at or now,
+                    "parent_run_id": parent.run_id,
+                    "parent_step": new.parent.step,
+                    "root_run_id": root_run_id,
+                    "depth": new.parent.depth,
+                }
             )
-        )
-        put_first_event(connection, new, None, now)
+            links.append(
+                {
+                    "run_id": parent.run_id,
+                    "child_run_id": new.run_id,
+                    "workspace_id": parent.workspace_id,
+                    "root_run_id": root_run_id,
+                    "step": new.parent.step,
+                    "attempt": new.parent.attempt,
+                }
+            )
+    connection.execute(sa.insert(t.runs), runs)
+    connection.execute(sa.insert(t.children), links)
+    put_first_events(connection, children, now)
+    for new in children:
         journal.put_blobs(connection, new.workspace_id, new.run_id, new.blobs, now)
-        put_grants(connection, [new])
+    put_grants(connection, children)
 
 
 def _child_of(parent: sa.Row[Any], root_run_id: str, asked: journal_pb2.NewRun) -> journal_pb2.NewRun:
@@ -106,11 +121,20 @@ class End:
     blobs: tuple[content_pb2.Blob, ...] = ()
 
 
-def lock_parent(connection: sa.Connection, run: sa.Row[Any]) -> sa.Row[Any] | None:
-    """Locks the parent of a run, before the run itself; None where it has none."""
-    if run.parent_run_id is None:
-        return None
-    return journal.select_run(connection, run.workspace_id, run.parent_run_id, lock=True)
+def lock_parents(
+    connection: sa.Connection, run_ids: Collection[str], *, skip_locked: bool = False
+) -> dict[str, sa.Row[Any]]:
+    """Locks the parents of runs, before those themselves.
+
+    Args:
+        connection: In a transaction that has not written yet.
+        run_ids: Of the parents.
+        skip_locked: Leave out those that somebody else has locked.
+    """
+    if not run_ids:
+        return {}
+    query = sa.select(t.runs).where(t.runs.c.run_id.in_(run_ids)).with_for_update(skip_locked=skip_locked)
+    return {row.run_id: row for row in connection.execute(query)}
 
 
 def lock_run_with_parent(
@@ -122,48 +146,54 @@ def lock_run_with_parent(
         NotFound: RUN_NOT_FOUND.
     """
     before = journal.find_run(connection, workspace_id, run_id)
-    parent = lock_parent(connection, before)
+    parent = lock_parents(connection, [before.parent_run_id]).get(before.parent_run_id)
     row = journal.find_run(connection, workspace_id, run_id, lock=True)
     return (row, parent) if row.last_seq == before.last_seq else None
 
 
-def end_in_tree(
-    connection: sa.Connection, db: Database, run: sa.Row[Any], parent: sa.Row[Any] | None, end: End
+def tell_parents(
+    connection: sa.Connection, db: Database, ends: Sequence[tuple[sa.Row[Any], sa.Row[Any] | None, End]]
 ) -> list[Written]:
-    """What the end of a run means for its parent and its children; it is written by the caller, in this transaction.
+    """Writes the news of ends to the runs that had started these; the ends are written by the caller, in this
+    transaction.
 
     Args:
-        run: The run, as it was before.
-        parent: Its parent's row, locked.
-        end: How it has ended.
+        connection: In the transaction of the ends.
+        db: Where the journal is.
+        ends: Each with the run and its parent's row, locked; None where that is not there any more.
 
     Returns:
-        What was written to others.
+        What was written.
     """
-    if run.root_run_id is None:
-        return []
     c = t.children.c
-    now = db.now(connection)
-    connection.execute(sa.update(t.children).where(c.run_id == run.run_id, sa.not_(c.is_over)).values(orphaned_at=now))
-    if run.parent_run_id is None:
-        return []
-    link = (c.run_id == run.parent_run_id) & (c.child_run_id == run.run_id)
-    waiting = connection.execute(sa.select(c.step, c.attempt).where(link)).one_or_none()
-    connection.execute(sa.update(t.children).where(link).values(is_over=True, orphaned_at=None))
-    if parent is None or waiting is None or parent.state in ENDED:
-        return []
-    journal.put_blobs(connection, run.workspace_id, parent.run_id, end.blobs, now)
-    ended = run_pb2.ChildEnded(
-        step=waiting.step,
-        attempt=waiting.attempt,
-        child_run_id=run.run_id,
-        state=end.state,
-        failure=end.failure,
-        output=end.output,
-        used=end.used,
+    over = (
+        sa.update(t.children)
+        .where(
+            c.run_id.in_({run.parent_run_id for run, _, _ in ends}),
+            c.child_run_id.in_([run.run_id for run, _, _ in ends]),
+        )
+        .values(is_over=True, orphaned_at=None)
     )
-    outside = journal.append_outside(connection, db, parent, [run_pb2.Change(child_ended=ended)])
-    return [Written(outside, parent.run_id)]
+    steps = {row.child_run_id: row for row in connection.execute(over.returning(c.child_run_id, c.step, c.attempt))}
+    news: list[tuple[sa.Row[Any], list[run_pb2.Change]]] = []
+    now = db.now(connection)
+    for run, parent, end in ends:
+        waiting = steps.get(run.run_id)
+        if parent is None or waiting is None or parent.state in ENDED:
+            continue
+        journal.put_blobs(connection, run.workspace_id, parent.run_id, end.blobs, now)
+        ended = run_pb2.ChildEnded(
+            step=waiting.step,
+            attempt=waiting.attempt,
+            child_run_id=run.run_id,
+            state=end.state,
+            failure=end.failure,
+            output=end.output,
+            used=end.used,
+        )
+        news.append((parent, [run_pb2.Change(child_ended=ended)]))
+    outside = journal.append_each_outside(connection, db, news)
+    return [Written(event, parent.run_id) for event, (parent, _) in zip(outside, news, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------------------- orphans

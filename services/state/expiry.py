@@ -123,10 +123,11 @@ def _end(
             step_count=max(row.step_count, left.last_step),
         )
     )
-    successor = row.successor_run_id
-    after_ends(connection, now, [row.run_id], [successor] if successor is not None else [])
-    others = children.end_in_tree(connection, db, row, parent, children.End(EXPIRED, used=used))
-    outside = journal.Outside(outside.seq, None, became_ready=successor is not None)
+    after_ends(connection, now, {row.run_id: row.successor_run_id})
+    others: list[Written] = []
+    if row.parent_run_id is not None:
+        others = children.tell_parents(connection, db, [(row, parent, children.End(EXPIRED, used=used))])
+    outside = journal.Outside(outside.seq, None, became_ready=row.successor_run_id is not None)
     return Written(outside, row.run_id, leases, others)
 
 

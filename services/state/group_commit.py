@@ -4,7 +4,7 @@ No delay is added: alone, an operation is committed at once. While the storage i
 again: to an executor a refusal is final. Invariant: an operation is answered only after its commit,
 and operations of one run are committed in the order they came in.
 
-Transitions, new runs, and ends that concern more runs than their own have a lane each: on PostgreSQL, one commits while
+Transitions, new runs, and ends of runs that others have started have a lane each: on PostgreSQL, one commits while
 another does. That is safe, as nothing is written to a run before its creation was answered, nor after its end.
 
 Operations of a workspace that this process has not met, or whose payloads are sealed and whose key is not at hand, wait
@@ -32,6 +32,7 @@ from services.shared.crash_points import crash_point
 from services.shared.database import Database
 from services.shared.seals import MissingKeyError
 from services.shared.telemetry import get_logger
+from services.state.child_ends import apply_child_ends
 from services.state.hub import Ended, Hub
 from services.state.operations import (
     Committed,
@@ -51,7 +52,6 @@ from services.state.operations import (
     refused,
 )
 from services.state.transition_batch import TransitionRow, ended_run
-from services.state.tree_ends import apply_end_in_tree
 
 MAX_BATCH = 512
 # With what they carry; one that is larger goes alone or last.
@@ -80,8 +80,8 @@ class GroupCommit:
 
     def __init__(self, db: Database, hub: Hub, *, clock: Clock | None = None, max_pending: int = MAX_PENDING) -> None:
         clock = SystemClock() if clock is None else clock
-        self._tree_ends = _TreeEndLane(db, hub, clock)
-        self._transitions = _TransitionLane(db, hub, clock, self._tree_ends)
+        self._child_ends = _ChildEndLane(db, hub, clock)
+        self._transitions = _TransitionLane(db, hub, clock, self._child_ends)
         self._runs = _RunLane(db, hub, clock)
         self._room = asyncio.Semaphore(max_pending)
         self._seals = db.seals
@@ -93,7 +93,7 @@ class GroupCommit:
     @property
     def pending(self) -> int:
         """How many operations wait for their commit: a measure of the load."""
-        lanes = (self._transitions, self._tree_ends, self._runs)
+        lanes = (self._transitions, self._child_ends, self._runs)
         return sum(lane.pending for lane in lanes) + sum(map(len, self._held.values()))
 
     def submit(self, operation: journal_pb2.Operation, answer: Callable[[journal_pb2.OperationResult], None]) -> None:
@@ -206,7 +206,7 @@ class GroupCommit:
         try:
             async with asyncio.TaskGroup() as lanes:
                 lanes.create_task(self._transitions.run())
-                lanes.create_task(self._tree_ends.run())
+                lanes.create_task(self._child_ends.run())
                 lanes.create_task(self._runs.run())
         finally:
             for task in self._bringing:
@@ -323,9 +323,19 @@ class _Lane(Generic[P]):
 
 
 class _TransitionLane(_Lane[PendingTransition]):
-    def __init__(self, db: Database, hub: Hub, clock: Clock, tree_ends: _TreeEndLane) -> None:
+    def __init__(self, db: Database, hub: Hub, clock: Clock, child_ends: _ChildEndLane) -> None:
         super().__init__(db, hub, clock)
-        self._tree_ends = tree_ends
+        self._child_ends = child_ends
+
+    def _take_batch(self) -> list[PendingTransition]:
+        batch: list[PendingTransition] = []
+        for pending in super()._take_batch():
+            if pending.ends_child:
+                # All that its run did before is committed, and nothing comes after it: it need not keep this order.
+                self._child_ends.add(pending)
+            else:
+                batch.append(pending)
+        return batch
 
     async def _commit_once(self, batch: list[PendingTransition], *, is_repeated: bool) -> None:
         # One statement commits by itself; what carries more than its event needs a transaction around several.
@@ -344,9 +354,6 @@ class _TransitionLane(_Lane[PendingTransition]):
                 pending.answer(result)
                 if isinstance(result, Committed):
                     _publish(self._hub, pending.row, result)
-            elif pending.ends_in_tree:
-                # All that its run did before is committed, and nothing comes after it: it need not keep this order.
-                self._tree_ends.add(pending)
             else:
                 again.append(pending)
         # First in the queue: those of the same run that came later wait behind it.
@@ -354,43 +361,33 @@ class _TransitionLane(_Lane[PendingTransition]):
         _tell(self._hub, outcome, is_repeated)
 
 
-class _TreeEndLane(_Lane[PendingTransition]):
-    """Ends of runs that have a parent or children, each in a transaction of its own, beside all other transitions."""
+class _ChildEndLane(_Lane[PendingTransition]):
+    """Ends of runs that others have started, beside all other transitions: they may have to wait for a parent."""
 
     async def _commit_once(self, batch: list[PendingTransition], *, is_repeated: bool) -> None:
-        for index, pending in enumerate(batch):
-            try:
-                result = await self._end(pending)
-            except (Unavailable, ResourceExhausted):
-                # Those that are answered are done.
-                batch[:] = batch[index:]
-                raise
-            except Exception as error:
-                await self._after_failure([pending], error)
+        ends = await self._transactional.run(apply_child_ends, self._db, [pending.row for pending in batch])
+        crash_point("state.child_ends.after_commit")
+        for written in ends.written:
+            if written.outside is not None:
+                self._hub.outside_event(written.run_id, written.outside)
+        missing = [pending for pending in batch if pending.key not in ends.applied]
+        diagnoses = await self._db.read(diagnose, missing) if missing else {}
+        alone: list[PendingTransition] = []
+        for pending in batch:
+            done = ends.applied.get(pending.key)
+            result = diagnoses[id(pending)] if done is None else Committed(pending.row.seq, done.at, done.told)
+            if result is None:
+                alone.append(pending)
                 continue
             pending.answer(result)
             if isinstance(result, Committed):
                 _publish(self._hub, pending.row, result)
-            _tell(self._hub, Outcome(), is_repeated)
-
-    async def _end(self, pending: PendingTransition) -> Committed | HoldfastError:
-        while True:
-            end = await self._transactional.run(apply_end_in_tree, self._db, pending.row)
-            if end is None:
-                # It is stored already, or somebody else has written to the run meanwhile.
-                result = (await self._db.read(diagnose, [pending]))[id(pending)]
-                if result is None:
-                    continue
-                return result
-            crash_point("state.tree_end.after_commit")
-            for written in end.written:
-                if written.outside is not None:
-                    self._hub.outside_event(written.run_id, written.outside)
-            if end.applied.unblocked_run_id is not None:
-                self._hub.runs_ready()
-            # Its children, if there are any left, are due for the sweep.
-            self._hub.wakes_at(end.applied.at)
-            return Committed(pending.row.seq, end.applied.at, end.applied.told)
+        outcome = Outcome()
+        for done in ends.applied.values():
+            outcome.take(done)
+        _tell(self._hub, outcome, is_repeated)
+        for pending in alone:
+            await self._commit([pending])
 
 
 class _RunLane(_Lane[PendingRun]):
@@ -473,4 +470,6 @@ def _tell(hub: Hub, outcome: Outcome, is_repeated: bool) -> None:
     # What a transaction made whose answer was lost is not known any more.
     if outcome.became_ready or is_repeated:
         hub.runs_ready()
+    if outcome.orphaned_at is not None:
+        hub.wakes_at(outcome.orphaned_at)
     hub.feed_changed()

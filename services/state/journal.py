@@ -203,33 +203,60 @@ def append_outside(
         run: The run's row, locked in this transaction.
         wakes: The states in which the event makes the run ready. What a paused run waited for does not.
     """
+    return append_each_outside(connection, db, [(run, changes)], wakes=wakes)[0]
+
+
+def append_each_outside(
+    connection: sa.Connection,
+    db: Database,
+    news: Sequence[tuple[sa.Row[Any], Sequence[run_pb2.Change]]],
+    *,
+    wakes: frozenset[run_pb2.RunState] = WAITING,
+) -> list[Outside]:
+    """As `append_outside`, for several events; those of one run are written in their order."""
+    if not news:
+        return []
     now = db.now(connection)
-    seq = run.last_seq + 1
-    values: dict[str, Any] = {"last_seq": seq}
-    becomes_ready = run.state in wakes
-    if becomes_ready:
-        values.update(state=run_pb2.RUN_STATE_QUEUED, wait_reason=0, wake_at=None, ready_at=now, updated_at=now)
-    usage: dict[str, Any] = {}
-    for change in changes:
-        if change.WhichOneof("kind") == "step_finished" and change.step_finished.HasField("usage"):
-            add_usage(usage, change.step_finished.usage)
-    values.update({name: t.runs.c[name] + amount for name, amount in usage.items()})
-    event = sa.insert(t.journal).values(
-        run_id=run.run_id,
-        seq=seq,
-        workspace_id=run.workspace_id,
-        epoch=0,
-        at=now,
-        body=db.seals.seal(run.workspace_id, body_of(changes)),
-    )
+    last_seqs: dict[str, int] = {}
+    woken: set[str] = set()
+    events: list[dict[str, Any]] = []
+    written: list[Outside] = []
+    for run, changes in news:
+        seq = last_seqs[run.run_id] = last_seqs.get(run.run_id, run.last_seq) + 1
+        becomes_ready = run.state in wakes and run.run_id not in woken
+        if becomes_ready:
+            woken.add(run.run_id)
+        body = db.seals.seal(run.workspace_id, body_of(changes))
+        events.append(
+            {"run_id": run.run_id, "seq": seq, "workspace_id": run.workspace_id, "epoch": 0, "at": now, "body": body}
+        )
+        written.append(Outside(seq, run.holder, becomes_ready))
     if db.dialect == "postgresql":
-        if connection.execute(event.returning(_IS_OLDER)).scalar_one():
+        if any(connection.execute(sa.insert(t.journal).returning(_IS_OLDER), events).scalars()):
             # Nothing is kept of this transaction; the next one is younger.
             raise OperationalError(None, None, psycopg.errors.SerializationFailure(_OLDER))
     else:
-        connection.execute(event)
-    connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run.run_id).values(values))
-    return Outside(seq, run.holder, becomes_ready)
+        connection.execute(sa.insert(t.journal), events)
+    places = [{"of_run": run_id, "reached": seq} for run_id, seq in last_seqs.items()]
+    move = sa.update(t.runs).where(t.runs.c.run_id == sa.bindparam("of_run")).values(last_seq=sa.bindparam("reached"))
+    if resting := [place for place in places if place["of_run"] not in woken]:
+        connection.execute(move, resting)
+    if waking := [place for place in places if place["of_run"] in woken]:
+        ready = {"state": run_pb2.RUN_STATE_QUEUED, "wait_reason": 0, "wake_at": None, "ready_at": now}
+        connection.execute(move.values(updated_at=now, **ready), waking)
+    _add_usage(connection, news)
+    return written
+
+
+def _add_usage(connection: sa.Connection, news: Iterable[tuple[sa.Row[Any], Sequence[run_pb2.Change]]]) -> None:
+    for run, changes in news:
+        usage: dict[str, Any] = {}
+        for change in changes:
+            if change.WhichOneof("kind") == "step_finished" and change.step_finished.HasField("usage"):
+                add_usage(usage, change.step_finished.usage)
+        if usage:
+            added = {name: t.runs.c[name] + amount for name, amount in usage.items()}
+            connection.execute(sa.update(t.runs).where(t.runs.c.run_id == run.run_id).values(added))
 
 
 def select_run(connection: sa.Connection, workspace_id: str, run_id: str, *, lock: bool = False) -> sa.Row[Any] | None:

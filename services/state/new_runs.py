@@ -62,7 +62,7 @@ def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun)
     put_blobs(connection, new.workspace_id, new.run_id, new.blobs, now)
     claimed = not blocked and bool(_claimable(connection, now, [new]))
     connection.execute(sa.insert(t.runs).values(run_values(new, now, ordinal, previous, blocked, claimed)))
-    put_first_event(connection, new, previous, now)
+    put_first_events(connection, [new], now, previous)
     put_grants(connection, [new])
     remember_request(connection, new.workspace_id, new.request_id, "StartRun", new.request_fingerprint, new.run_id, now)
     stored = select_run(connection, new.workspace_id, new.run_id)
@@ -70,17 +70,23 @@ def insert_run(connection: sa.Connection, db: Database, new: journal_pb2.NewRun)
     return stored
 
 
-def put_first_event(connection: sa.Connection, new: journal_pb2.NewRun, previous: str | None, now: datetime) -> None:
-    """Writes the event that creates a run."""
+def put_first_events(
+    connection: sa.Connection, batch: Sequence[journal_pb2.NewRun], now: datetime, previous: str | None = None
+) -> None:
+    """Writes the events that create runs."""
     connection.execute(
-        sa.insert(t.journal).values(
-            run_id=new.run_id,
-            seq=1,
-            workspace_id=new.workspace_id,
-            epoch=0,
-            at=now,
-            body=_sealed_body(connection, new, previous),
-        )
+        sa.insert(t.journal),
+        [
+            {
+                "run_id": new.run_id,
+                "seq": 1,
+                "workspace_id": new.workspace_id,
+                "epoch": 0,
+                "at": now,
+                "body": _sealed_body(connection, new, previous),
+            }
+            for new in batch
+        ],
     )
 
 
@@ -390,20 +396,7 @@ def _insert_new_sessions(
     connection.execute(
         sa.insert(t.runs), [run_values(new, now, 1, None, False, new.run_id in claimed) for new in batch]
     )
-    connection.execute(
-        sa.insert(t.journal),
-        [
-            {
-                "run_id": new.run_id,
-                "seq": 1,
-                "workspace_id": new.workspace_id,
-                "epoch": 0,
-                "at": now,
-                "body": _sealed_body(connection, new, None),
-            }
-            for new in batch
-        ],
-    )
+    put_first_events(connection, batch, now)
     asked = [new for new in batch if new.request_id]
     if asked:
         connection.execute(

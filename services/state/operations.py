@@ -81,8 +81,8 @@ class PendingTransition:
     size: int
     arrived: float = 0.0
     attempts: int = 0
-    # The end of a run that has a parent or children, which no batch applies; see `tree_ends`.
-    ends_in_tree: bool = False
+    # The end of a run that another one has started, which has a lane of its own; see `child_ends`.
+    ends_child: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +103,14 @@ class Outcome:
 
     answers: dict[int, Result] = field(default_factory=dict)
     became_ready: bool = False
+    # When runs ended that had started others which have not: the sweep asks these to end.
+    orphaned_at: datetime | None = None
+
+    def take(self, done: Applied) -> None:
+        """Notes what an applied transition means for others."""
+        self.became_ready |= done.unblocked_run_id is not None
+        if done.has_orphans:
+            self.orphaned_at = done.at
 
 
 def pending_transition(transition: journal_pb2.Transition, answer: Callable[[Result], None]) -> PendingTransition:
@@ -118,7 +126,7 @@ def pending_transition(transition: journal_pb2.Transition, answer: Callable[[Res
         raise InvalidArgument("a time is out of range", field="transition.changes") from error
     _check_size(len(row.body))
     size = len(row.body) if row.transition is None else transition.ByteSize()
-    return PendingTransition(row.run_id, answer, row, size)
+    return PendingTransition(row.run_id, answer, row, size, ends_child=row.is_end and transition.ends_child)
 
 
 def pending_run(new: journal_pb2.NewRun, answer: Callable[[Result], None]) -> PendingRun:
@@ -170,7 +178,7 @@ def _outcome_of(batch: Sequence[PendingTransition], applied: Mapping[str, Applie
         done = applied.get(pending.row.run_id)
         if done is not None:
             outcome.answers[index] = Committed(pending.row.seq, done.at, done.told)
-            outcome.became_ready |= done.unblocked_run_id is not None
+            outcome.take(done)
     return outcome
 
 
@@ -226,7 +234,7 @@ def diagnose(
         elif run.last_seq == row.seq - 1 and pending.attempts < MAX_ATTEMPTS:
             # The statement's snapshot was too old for it, or it is not for a batch, see transition_batch.
             pending.attempts += 1
-            pending.ends_in_tree = row.is_end and run.root_run_id is not None
+            pending.ends_child = row.is_end and run.parent_run_id is not None
             found[id(pending)] = None
         else:
             found[id(pending)] = Conflict(f"the run's next event is {run.last_seq + 1}")

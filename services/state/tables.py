@@ -78,8 +78,7 @@ runs = sa.Table(
     # The run and step that started it; a run that a caller started has none.
     sa.Column("parent_run_id", _id()),
     sa.Column("parent_step", sa.Integer, nullable=False, server_default=sa.text("0")),
-    # The run at the top of its tree. Invariant: set exactly where the run has a parent or has ever had a child, so that
-    # its end is applied together with what it means for them (children.py).
+    # The run at the top of its tree. Invariant: set exactly where the run has a parent or has ever had a child.
     sa.Column("root_run_id", _id()),
     sa.Column("depth", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
     sa.Index("ix_runs_workspace_id_run_id", "workspace_id", "run_id"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -157,10 +157,10 @@ UPDATE runs SET
   ended_at = CASE WHEN b.is_end THEN {{now}} END
 FROM {{batch}} AS b
 WHERE runs.run_id = b.run_id AND runs.workspace_id = b.workspace_id
-  AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state + 0 = {RUNNING}{{and_tree}}
+  AND runs.epoch = b.epoch AND runs.last_seq = b.seq - 1 AND runs.state + 0 = {RUNNING}{{and_no_child}}
 """
-# The end of a run that has a parent or children concerns more runs than its own: it is applied alone (tree_ends.py).
-_NO_END_IN_TREE = "\n  AND (NOT b.is_end OR runs.root_run_id IS NULL)"
+# The end of a run that another one has started is stored together with the news for that one (child_ends.py).
+_NO_END_OF_CHILD = "\n  AND (NOT b.is_end OR runs.parent_run_id IS NULL)"
 
 # On PostgreSQL the numbers of all rows are one array, as each array is to be made, sent and read. The bodies are one
 # value: an array of them would be written as text and read again, byte by byte, on both sides.
@@ -195,7 +195,7 @@ WITH b AS MATERIALIZED (
       AS ids(run_id, workspace_id, place)
   ) AS sent
 ), applied AS (
-  {_UPDATE_RUNS.format(max="GREATEST", now="clock_timestamp()", batch="b", and_tree="{and_tree}")}
+  {_UPDATE_RUNS.format(max="GREATEST", now="clock_timestamp()", batch="b", and_no_child="{and_no_child}")}
   -- A successor that another replica stored while this statement waited for the row is not in its snapshot, and would
   -- never be unblocked: the end is applied by a statement that sees it.
   AND (NOT b.is_end OR runs.successor_run_id IS NULL
@@ -227,22 +227,28 @@ WITH b AS MATERIALIZED (
   UPDATE calls SET state = {CALL_OVER}
   FROM closing AS c WHERE calls.run_id = c.run_id AND calls.state <> {CALL_OVER}
     AND calls.step = COALESCE(c.step, calls.step)
+), orphaned AS (
+  UPDATE children SET orphaned_at = clock_timestamp()
+  FROM applied WHERE applied.is_end AND children.run_id = applied.run_id AND NOT children.is_over
+  RETURNING children.run_id
 )
-SELECT run_id, statement_timestamp(), CASE WHEN is_end THEN successor_run_id END, told FROM applied
+SELECT run_id, statement_timestamp(), CASE WHEN is_end THEN successor_run_id END, told,
+  is_end AND run_id IN (SELECT run_id FROM orphaned)
+FROM applied
 """
-POSTGRES_BATCH = _POSTGRES_STATEMENT.replace("{and_tree}", _NO_END_IN_TREE)
-_POSTGRES_END_IN_TREE = _POSTGRES_STATEMENT.replace("{and_tree}", "")
+POSTGRES_BATCH = _POSTGRES_STATEMENT.replace("{and_no_child}", _NO_END_OF_CHILD)
+_POSTGRES_END_OF_CHILD = _POSTGRES_STATEMENT.replace("{and_no_child}", "")
 
 # SQLite has no arrays: the batch goes through a temporary table of the connection, the statements are the same.
 _SQLITE_CREATE = f"CREATE TEMPORARY TABLE IF NOT EXISTS batch ({', '.join(name for name, _ in _COLUMNS)})"
 _SQLITE_FILL = f"INSERT INTO temp.batch VALUES ({', '.join('?' * len(_COLUMNS))})"
 _SQLITE_STATEMENT = (
-    _UPDATE_RUNS.format(max="MAX", now=":now", batch="temp.batch", and_tree="{and_tree}")
+    _UPDATE_RUNS.format(max="MAX", now=":now", batch="temp.batch", and_no_child="{and_no_child}")
     # The bare column: SQLite 3.40 answers `ended_at IS NOT NULL` with 1 here, whatever the column holds.
     + " RETURNING run_id, successor_run_id, ended_at"
 )
-_SQLITE_UPDATE = _SQLITE_STATEMENT.replace("{and_tree}", _NO_END_IN_TREE)
-_SQLITE_END_IN_TREE = _SQLITE_STATEMENT.replace("{and_tree}", "")
+_SQLITE_UPDATE = _SQLITE_STATEMENT.replace("{and_no_child}", _NO_END_OF_CHILD)
+_SQLITE_END_OF_CHILD = _SQLITE_STATEMENT.replace("{and_no_child}", "")
 _SQLITE_INSERT = (
     "INSERT INTO journal (run_id, seq, workspace_id, epoch, at, body) "
     "SELECT run_id, seq, workspace_id, epoch, :now, body FROM temp.batch "
@@ -263,41 +269,41 @@ class Applied:
     unblocked_run_id: str | None
     # Of a run that has ended, its row as JSON, where it came with the answer; `ended_run` reads it.
     told: str | None = None
+    # It has ended, and runs that it has started have not: they are marked, for the sweep.
+    has_orphans: bool = False
 
 
 def apply_transitions(
-    connection: sa.Connection, db: Database, rows: Sequence[TransitionRow], *, ends_in_tree: bool = False
+    connection: sa.Connection, db: Database, rows: Sequence[TransitionRow], *, ends_of_children: bool = False
 ) -> dict[str, Applied]:
     """Applies those of the rows whose condition holds; at most one of a run may be in a batch.
 
     Args:
         rows: The transitions.
-        ends_in_tree: Also ends of runs that have a parent or children; the caller does what follows from them.
+        ends_of_children: Also ends of runs that other runs have started; the caller tells those.
 
     Returns:
         What was applied, by run. A run that is missing here was not written to at all.
     """
     if db.dialect == "postgresql":
-        statement = _POSTGRES_END_IN_TREE if ends_in_tree else POSTGRES_BATCH
+        statement = _POSTGRES_END_OF_CHILD if ends_of_children else POSTGRES_BATCH
         return applied_of(connection.exec_driver_sql(statement, postgres_values(rows, db.seals)))
     now = db.now(connection)
     micros = to_micros(now)
     connection.exec_driver_sql(_SQLITE_CREATE)
     connection.exec_driver_sql("DELETE FROM temp.batch")
     connection.exec_driver_sql(_SQLITE_FILL, [_sqlite_values(row, db.seals) for row in rows])
-    update = _SQLITE_END_IN_TREE if ends_in_tree else _SQLITE_UPDATE
+    update = _SQLITE_END_OF_CHILD if ends_of_children else _SQLITE_UPDATE
     returned = connection.exec_driver_sql(update, {"now": micros}).all()
-    updated = [(run, successor, ended_at is not None) for run, successor, ended_at in returned]
-    connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps([run for run, _, _ in updated])})
-    applied = {run: Applied(now, successor if is_end else None) for run, successor, is_end in updated}
-    for run_id, step, is_finished in _closing(row for row in rows if row.run_id in applied):
+    updated = {run: (successor, ended_at is not None) for run, successor, ended_at in returned}
+    connection.exec_driver_sql(_SQLITE_INSERT, {"now": micros, "applied": json.dumps(list(updated))})
+    for run_id, step, is_finished in _closing(row for row in rows if row.run_id in updated):
         connection.exec_driver_sql(_SQLITE_END_CALLS, (run_id, step))
         if is_finished:
             connection.exec_driver_sql(_SQLITE_CLOSE_QUESTIONS, (run_id, step))
-    ended = [run for run, _, is_end in updated if is_end]
-    if ended:
-        after_ends(connection, now, ended, [successor for _, successor, is_end in updated if is_end and successor])
-    return applied
+    ended = {run: successor for run, (successor, is_end) in updated.items() if is_end}
+    with_orphans = after_ends(connection, now, ended) if ended else set()
+    return {run: Applied(now, ended.get(run), has_orphans=run in with_orphans) for run in updated}
 
 
 def postgres_values(rows: Sequence[TransitionRow], seals: Seals) -> dict[str, Any]:
@@ -329,7 +335,7 @@ def postgres_values(rows: Sequence[TransitionRow], seals: Seals) -> dict[str, An
 
 def applied_of(rows: Iterable[Sequence[Any]]) -> dict[str, Applied]:
     """What `POSTGRES_BATCH` did, by run."""
-    return {run_id: Applied(at, unblocked, told) for run_id, at, unblocked, told in rows}
+    return {run_id: Applied(at, unblocked, told, has_orphans) for run_id, at, unblocked, told, has_orphans in rows}
 
 
 def ended_run(row: TransitionRow, told: str) -> run_pb2.Run | None:
@@ -361,8 +367,18 @@ def _closing(rows: Iterable[TransitionRow]) -> Iterator[tuple[str, int, bool]]:
             yield row.run_id, step, is_finished
 
 
-def after_ends(connection: sa.Connection, now: datetime, ended: list[str], successors: list[str]) -> None:
-    """What the end of runs means for what stands beside the journal (PostgreSQL's batch does it in its statement)."""
+def after_ends(connection: sa.Connection, now: datetime, ended: Mapping[str, str | None]) -> set[str]:
+    """What the end of runs means for what stands beside the journal (PostgreSQL's batch does it in its statement).
+
+    Args:
+        connection: In the transaction of the ends.
+        now: Its time.
+        ended: The runs, each with the next one of its session, if there is one.
+
+    Returns:
+        Those of the runs that have started others which have not ended.
+    """
+    successors = [successor for successor in ended.values() if successor is not None]
     if successors:
         connection.execute(sa.update(t.runs).where(t.runs.c.run_id.in_(successors)).values(blocked=False, ready_at=now))
     connection.execute(
@@ -371,6 +387,9 @@ def after_ends(connection: sa.Connection, now: datetime, ended: list[str], succe
         .values(state=run_pb2.APPROVAL_STATE_CANCELLED)
     )
     connection.execute(sa.update(t.calls).where(t.calls.c.run_id.in_(ended)).values(state=CALL_OVER))
+    c = t.children.c
+    orphaned = sa.update(t.children).where(c.run_id.in_(ended), sa.not_(c.is_over)).values(orphaned_at=now)
+    return set(connection.execute(orphaned.returning(c.run_id)).scalars())
 
 
 def _stored_failure(row: TransitionRow, seals: Seals) -> bytes | None:
@@ -385,9 +404,10 @@ def _sqlite_values(row: TransitionRow, seals: Seals) -> tuple[Any, ...]:
     )[: len(_NAMES)]
 
 
-def store_effects(connection: sa.Connection, now: datetime, transitions: Iterable[journal_pb2.Transition]) -> None:
+def store_effects(connection: sa.Connection, now: datetime, transitions: Sequence[journal_pb2.Transition]) -> None:
     """Stores what applied transitions carry beside their changes: bodies, questions, workers' calls, children."""
     seals = seals_of(connection)
+    insert_children(connection, now, [transition for transition in transitions if transition.children])
     for transition in transitions:
         put_blobs(connection, transition.workspace_id, transition.run_id, transition.blobs, now)
         for change in transition.changes:
@@ -420,8 +440,6 @@ def store_effects(connection: sa.Connection, now: datetime, transitions: Iterabl
                 )
         for call in transition.calls:
             _put_call(connection, now, transition, call)
-        if transition.children:
-            insert_children(connection, now, transition)
 
 
 def _put_call(

@@ -107,6 +107,26 @@ async def test_end_that_waits_for_its_parent_holds_up_nobody_else(store: Store, 
     await sound(store)
 
 
+async def test_one_of_many_ends_waits_alone_for_its_parent(store: Store, postgres_state: str) -> None:
+    families = [await family(store) for _ in range(3)]
+    held_parent, _ = families[0]
+    asked = Asked("key-1")
+    async with held_open(
+        postgres_state, pauses.request_pause, Database, held_parent.workspace, held_parent.run_id, asked
+    ):
+        ends = [
+            asyncio.create_task(store.commits.commit(child.transition(becomes(FAILED), ends_child=True)))
+            for _, [child] in families
+        ]
+        await asyncio.wait(ends[1:])
+        await until_blocked(store.db)
+        assert not ends[0].done()
+    await asyncio.gather(*ends)
+    for parent, _ in families:
+        assert (await store.kinds(parent))[-1] == "child_ended"
+    await sound(store)
+
+
 async def test_child_that_is_cancelled_elsewhere_as_it_ends_reads_on_first(store: Store, postgres_state: str) -> None:
     parent, [child] = await family(store)
     cancel = (parent.workspace, child.run_id, "key-1", "enough")
@@ -151,7 +171,7 @@ async def test_many_ends_at_once_through_two_replicas_are_each_told_once(store: 
                 await replica.cancel(child)
             while True:
                 try:
-                    await replica.advance(child, becomes(FAILED))
+                    await replica.advance(child, becomes(FAILED), ends_child=number % 5 != 0)
                     return
                 except Conflict:
                     child.last_seq = (await replica.row(child)).last_seq

@@ -69,6 +69,8 @@ async def test_agent_asks_others_at_once_and_goes_on_with_their_answers(stage: S
     async with asyncio.timeout(40):
         handle = await stage.start(agent, user_id="ada")
         assert await handle.result() == 'Sunny in Rome. {"count":3}'
+    begins = next(event for event in await read_history(handle) if changes_of([event], "step_started")[1:])
+    assert begins.changes[-1].run_state_changed.wait_reason == CHILD, "it waits from the event on that starts them"
     weather, counter = await children_of(stage, handle)
     assert [weather.agent, counter.agent] == ["weather", "counter"]
     for child in (weather, counter):
@@ -265,7 +267,7 @@ async def test_state_that_dies_with_the_end_of_a_child_has_told_its_parent(stage
         await stage.http.until(lambda: bool(stage.http.of_any("/end")))
         await until_waiting(handle, CHILD)
         await stage.suite.kill("state")
-        await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": "state.tree_end.after_commit"})
+        await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": "state.child_ends.after_commit"})
         gate.open()
         assert await stage.suite.wait_for_exit("state") == 137
         await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": ""})
@@ -283,7 +285,7 @@ async def test_state_that_dies_with_the_end_of_a_parent_stops_its_children(stage
         (child,) = await children_of(stage, handle)
         await until_waiting(stage.client.runs.handle(child.run_id), run_pb2.WAIT_REASON_TIMER)
         await stage.suite.kill("state")
-        await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": "state.tree_end.after_commit"})
+        await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": "state.after_commit"})
         await handle.cancel("enough")
         assert await stage.suite.wait_for_exit("state") == 137
         await stage.suite.restart("state", settings={"HOLDFAST_CRASH_POINT": ""})

@@ -96,7 +96,7 @@ class Refused(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., retry_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Transition(_message.Message):
-    __slots__ = ("workspace_id", "run_id", "epoch", "seq", "changes", "blobs", "calls", "children")
+    __slots__ = ("workspace_id", "run_id", "epoch", "seq", "changes", "blobs", "calls", "children", "ends_child")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class Transition(_message.Message):
     BLOBS_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
     CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    ENDS_CHILD_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     run_id: str
     epoch: int
@@ -113,7 +114,8 @@ class Transition(_message.Message):
     blobs: _containers.RepeatedCompositeFieldContainer[_content_pb2.Blob]
     calls: _containers.RepeatedCompositeFieldContainer[NewCall]
     children: _containers.RepeatedCompositeFieldContainer[NewRun]
-    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[_run_pb2.Change, _Mapping]]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[NewCall, _Mapping]]] = ..., children: _Optional[_Iterable[_Union[NewRun, _Mapping]]] = ...) -> None: ...
+    ends_child: bool
+    def __init__(self, workspace_id: _Optional[str] = ..., run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[_run_pb2.Change, _Mapping]]] = ..., blobs: _Optional[_Iterable[_Union[_content_pb2.Blob, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[NewCall, _Mapping]]] = ..., children: _Optional[_Iterable[_Union[NewRun, _Mapping]]] = ..., ends_child: bool = ...) -> None: ...
 
 class NewCall(_message.Message):
     __slots__ = ("step", "attempt", "tool", "arguments_json", "idempotency_key", "not_before", "start_deadline", "timeout", "heartbeat_timeout", "agent", "user_id", "revision", "last_heartbeat_details", "call_id", "arguments_edited", "root_run_id")
