@@ -9,13 +9,16 @@ from typing import Final
 from holdfast.api.common.v1 import agent_pb2
 from holdfast.api.state.v1 import agent_store_service_pb2 as agent_store_pb2
 from holdfast.api.state.v1.agent_store_service_pb2_grpc import AgentStoreServiceStub
-from holdfast.errors import NotFound
+from holdfast.errors import Unavailable
 from services.shared.channels import calling
 
 # Bounded by bytes as well: a definition may have half a megabyte.
 _MAX_ENTRIES: Final = 4_096
 _MAX_BYTES: Final = 64 * 1024 * 1024
 _REVISION_ID_LENGTH: Final = 64
+
+# Workspace, agent, and what was asked for: a full id in what is known.
+_Key = tuple[str, str, str]
 
 
 class RevisionCache:
@@ -34,11 +37,12 @@ class RevisionCache:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._known: OrderedDict[tuple[str, str, str], agent_pb2.AgentRevision] = OrderedDict()
+        self._known: OrderedDict[_Key, agent_pb2.AgentRevision] = OrderedDict()
         # What labels pointed to when they were last looked up.
-        self._labels: OrderedDict[tuple[str, str, str], str] = OrderedDict()
-        # What is being looked up; each task takes itself away as it ends.
-        self._looking_up: dict[tuple[str, str, str], asyncio.Task[agent_pb2.AgentRevision]] = {}
+        self._labels: OrderedDict[_Key, str] = OrderedDict()
+        # The question that state has now, and the one that is put when it is answered.
+        self._asked: dict[_Key, asyncio.Task[agent_pb2.AgentRevision]] = {}
+        self._to_ask: dict[_Key, asyncio.Task[agent_pb2.AgentRevision]] = {}
 
     async def get(self, workspace_id: str, agent: str, revision: str) -> agent_pb2.AgentSpec:
         """Returns the definition of a revision, which is not to be changed.
@@ -69,12 +73,7 @@ class RevisionCache:
         if known is not None:
             self._known.move_to_end(key)
             return known
-        with calling("state"):
-            response = await self._agents.GetAgentRevision(
-                agent_store_pb2.GetAgentRevisionRequest(workspace_id=workspace_id, agent=agent, revision=revision)
-            )
-        self._remember(workspace_id, response.revision)
-        return response.revision
+        return await self._ask(key)
 
     async def look_up(self, workspace_id: str, agent: str, revision: str) -> tuple[agent_pb2.AgentRevision, bool]:
         """As `resolve`, but a label may be answered with what it pointed to earlier.
@@ -94,30 +93,44 @@ class RevisionCache:
                 self._labels.move_to_end(key)
                 self._known.move_to_end((workspace_id, agent, pointed_to))
                 return known, True
-        # Many runs that are started at once find nothing known, and one answer will do for them: it is verified too.
-        begun = self._looking_up.get(key)
-        if begun is None:
-            looking_up = self._looking_up[key] = asyncio.create_task(self._look_up(key))
-            # It is everybody's: who goes away leaves it to the others.
-            return await asyncio.shield(looking_up), False
-        try:
-            found = await asyncio.shield(begun)
-        except NotFound:
-            # It may have been made since that look-up began.
-            return await self.resolve(workspace_id, agent, revision), False
-        return found, _is_label(revision, found)
+        found = await self.resolve(*key)
+        if _is_label(revision, found):
+            self._labels[key] = found.revision
+            if len(self._labels) > self._max_entries:
+                self._labels.popitem(last=False)
+        return found, False
 
-    async def _look_up(self, key: tuple[str, str, str]) -> agent_pb2.AgentRevision:
-        _, _, revision = key
+    async def _ask(self, key: _Key) -> agent_pb2.AgentRevision:
+        """Asks state, together with all who wait as well until the question before is answered.
+
+        Invariant: nobody is given the answer to a question that was put before he asked.
+        """
+        asking = self._to_ask.get(key)
+        if asking is None:
+            asking = self._to_ask[key] = asyncio.create_task(self._ask_next(key, self._asked.get(key)))
+        # It is everybody's: who goes away leaves it to the others.
+        return await asyncio.shield(asking)
+
+    async def _ask_next(
+        self, key: _Key, before: asyncio.Task[agent_pb2.AgentRevision] | None
+    ) -> agent_pb2.AgentRevision:
+        if before is not None:
+            await asyncio.wait((before,))
+        # Whoever asks from here on waits for the next question.
+        self._asked[key] = self._to_ask.pop(key)
         try:
-            found = await self.resolve(*key)
-            if _is_label(revision, found):
-                self._labels[key] = found.revision
-                if len(self._labels) > self._max_entries:
-                    self._labels.popitem(last=False)
-            return found
+            if before is not None and isinstance(before.exception(), Unavailable):
+                # Those who have waited need not wait once more to hear that state is away.
+                return before.result()
+            workspace_id, agent, revision = key
+            with calling("state"):
+                response = await self._agents.GetAgentRevision(
+                    agent_store_pb2.GetAgentRevisionRequest(workspace_id=workspace_id, agent=agent, revision=revision)
+                )
+            self._remember(workspace_id, response.revision)
+            return response.revision
         finally:
-            del self._looking_up[key]
+            del self._asked[key]
 
     def forget_label(self, workspace_id: str, agent: str, revision: str) -> None:
         """What a label points to has to be looked up again."""

@@ -104,17 +104,11 @@ def get_revision(connection: sa.Connection, workspace_id: str, agent: str, revis
     Raises:
         NotFound: AGENT_NOT_FOUND, REVISION_NOT_FOUND, LABEL_NOT_FOUND.
     """
-    _agent_row(connection, workspace_id, agent)
     wanted = revision or LATEST
-    label = connection.execute(
-        sa.select(t.agent_labels.c.revision).where(
-            t.agent_labels.c.workspace_id == workspace_id,
-            t.agent_labels.c.agent == agent,
-            t.agent_labels.c.label == wanted,
-        )
-    ).scalar()
-    if label is not None:
-        wanted = label
+    labelled = _find_labelled(connection, workspace_id, agent, wanted)
+    if labelled is not None:
+        return revision_of(labelled)
+    _agent_row(connection, workspace_id, agent)
     is_id = len(wanted) >= SHORTEST_PREFIX and set(wanted) <= _HEX
     row = _find_revision(connection, workspace_id, agent, wanted) if is_id else None
     if row is None:
@@ -209,6 +203,19 @@ def _agents_of(connection: sa.Connection, workspace_id: str, rows: list[sa.Row[A
         )
         for row in rows
     ]
+
+
+def _find_labelled(connection: sa.Connection, workspace_id: str, agent: str, label: str) -> sa.Row[Any] | None:
+    if not is_uuid(workspace_id) or "\0" in agent or "\0" in label:
+        return None
+    r, a = t.agent_revisions.c, t.agent_labels.c
+    points = (a.workspace_id == r.workspace_id) & (a.agent == r.agent) & (a.revision == r.revision)
+    query = (
+        sa.select(t.agent_revisions)
+        .join_from(t.agent_labels, t.agent_revisions, points)
+        .where(a.workspace_id == workspace_id, a.agent == agent, a.label == label)
+    )
+    return connection.execute(query).one_or_none()
 
 
 def _find_revision(connection: sa.Connection, workspace_id: str, agent: str, prefix: str) -> sa.Row[Any] | None:

@@ -1,4 +1,4 @@
-"""Runs that are started at once look up what their agent's label points to together."""
+"""Runs that need what an agent's label points to ask for it together, and are never given an older answer."""
 
 from __future__ import annotations
 
@@ -69,18 +69,29 @@ async def test_many_at_once_are_answered_by_one_call(cache: RevisionCache, agent
     agents.may_answer.set()
     found = [await task for task in tasks]
     assert {revision.revision for revision, _ in found} == {FIRST}
-    # Whoever did not ask itself has the write verify what the label points to.
-    assert [was_cached for _, was_cached in found] == [False] + [True] * 19
+    assert [was_cached for _, was_cached in found] == [False] * 20
     assert agents.calls == 1
     assert await cache.look_up("w", "helper", "") == (found[0][0], True)
     assert agents.calls == 1
 
 
-async def test_part_of_an_id_is_no_label_for_those_who_waited(cache: RevisionCache, agents: Agents) -> None:
+async def test_part_of_an_id_is_no_label(cache: RevisionCache, agents: Agents) -> None:
     tasks = await looking_up(cache, agents, 3, revision=FIRST[:12])
     agents.may_answer.set()
     assert [(await task)[1] for task in tasks] == [False] * 3
-    assert agents.calls == 1
+    assert (await cache.look_up("w", "helper", FIRST[:12]))[1] is False
+    assert agents.calls == 2
+
+
+async def test_who_asks_later_is_not_given_an_answer_from_before(cache: RevisionCache, agents: Agents) -> None:
+    early = await looking_up(cache, agents, 3)
+    agents.latest = SECOND
+    late = [asyncio.create_task(cache.resolve("w", "helper", "")) for _ in range(3)]
+    await asyncio.sleep(0)
+    agents.may_answer.set()
+    assert {(await task)[0].revision for task in early} == {FIRST}
+    assert {(await task).revision for task in late} == {SECOND}
+    assert agents.calls == 2
 
 
 async def test_who_goes_away_leaves_the_call_to_the_others(cache: RevisionCache, agents: Agents) -> None:
@@ -93,7 +104,7 @@ async def test_who_goes_away_leaves_the_call_to_the_others(cache: RevisionCache,
 
 async def test_while_state_is_away_all_hear_of_it_at_once(cache: RevisionCache, agents: Agents) -> None:
     agents.error = Unavailable("away")
-    tasks = await looking_up(cache, agents, 20)
+    tasks = [*await looking_up(cache, agents, 20), *await looking_up(cache, agents, 20)]
     agents.may_answer.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(result) for result in results} == {Unavailable}
