@@ -39,6 +39,8 @@ LONGEST_WAIT_IN_MEMORY = timedelta(seconds=5)
 MAX_OUTCOME_BYTES = 256 * 1024
 MAX_OUTCOME_BLOB_BYTES = 4 * 1024 * 1024
 
+_PARKED = (run_pb2.RUN_STATE_WAITING, run_pb2.RUN_STATE_PAUSED)
+
 # What state answers with, or instead of state, while it can't work.
 _AWAY = (Unavailable, ResourceExhausted, DeadlineExceeded)
 
@@ -46,6 +48,7 @@ T = TypeVar("T")
 
 _SEQ = number_tag_of(journal_pb2.Transition, "seq")
 _CHANGES = tag_of(journal_pb2.Transition, "changes")
+_ENDS_CHILD = journal_pb2.Transition(ends_child=True).SerializeToString()
 
 log = get_logger(__name__)
 
@@ -171,7 +174,7 @@ class Driver:
                 continue
             if self._view.has_ended():
                 return DriveEnd.ENDED
-            if self._view.state == run_pb2.RUN_STATE_PAUSED:
+            if self._view.state in _PARKED:
                 return DriveEnd.PARKED
             crash_point("executor.after_intent")
             self._launch(plan, tasks)
@@ -199,6 +202,9 @@ class Driver:
             child_runs = self._parts.child_runs
             self._planner.targets = await self._patiently(lambda: child_runs.targets(self._workspace_id, agents))
         plan = self._planner.plan(outcomes, self._now(), busy, only_outcomes=self._is_stopping)
+        if plan.changes and not (busy or plan.local_calls) and self._rests():
+            # What begins to wait says so in the same transition.
+            plan.changes.extend(self._planner.park().changes)
         if plan.changes and not await self._commit(plan):
             self._outcomes = outcomes + self._outcomes
             return None
@@ -231,6 +237,9 @@ class Driver:
         transition = self._head + whole_number(_SEQ, self._view.last_seq + 1) + changes
         if plan.blobs or plan.calls:
             transition += journal_pb2.Transition(blobs=plan.blobs, calls=plan.calls).SerializeToString()
+        view = self._view
+        if view.has_ended() and view.created is not None and view.created.parent_run_id:
+            transition += _ENDS_CHILD
         return transition
 
     async def _children_of(self, plan: Plan) -> bytes:
@@ -290,6 +299,33 @@ class Driver:
         del self._running[call.step.number]
         self._news.set()
 
+    def _rests(self) -> bool:
+        """Whether a run of which nothing is under way here, or about to be, is to be parked at once."""
+        view = self._view
+        if self._is_stopping or self._was_nudged or view.has_ended() or view.is_ending or view.is_pausing:
+            return False
+        assert self._planner is not None
+        now = self._now()
+        due = self._planner.next_due()
+        return (due is None or due > now) and self._seconds_before_parking(now, due) <= 0
+
+    def _seconds_before_parking(self, now: datetime, due: datetime | None) -> float:
+        """How long a run is kept here of which nothing is under way here.
+
+        Args:
+            now: The time.
+            due: When the first of its open steps goes on by itself.
+        """
+        # A worker may answer in a moment; a person will not.
+        has_worker_call = any(step.is_worker_call and not step.is_held for step in self._view.open_steps.values())
+        seconds = self._parts.park_after_seconds if has_worker_call else 0.0
+        if due is None:
+            return seconds
+        until_due = (due - now).total_seconds()
+        if until_due <= LONGEST_WAIT_IN_MEMORY.total_seconds():
+            return max(until_due, 0.0)
+        return min(seconds, until_due)
+
     async def _wait_for_news(self) -> bool:
         """Waits for a result, a nudge, or a short delay's end; False when the run is to be parked."""
         assert self._planner is not None
@@ -300,17 +336,11 @@ class Driver:
         if self._is_stopping or self._view.is_pausing:
             # Nothing is begun any more, so that nothing is due: only the ends of calls under way are waited for.
             due, may_park = None, False
-        until_due = (due - now).total_seconds() if due is not None else None
-        # None: until there are news, which the call under way makes at its end.
-        timeout = until_due
         if may_park:
-            # Nothing of the run is under way here. A worker may answer in a moment; a person will not.
-            has_worker_call = any(step.is_worker_call and not step.is_held for step in self._view.open_steps.values())
-            timeout = self._parts.park_after_seconds if has_worker_call else 0.0
-            if until_due is not None and until_due <= LONGEST_WAIT_IN_MEMORY.total_seconds():
-                timeout = max(timeout, until_due)
-            if until_due is not None:
-                timeout = min(timeout, max(until_due, 0.0))
+            timeout: float | None = self._seconds_before_parking(now, due)
+        else:
+            # None: until there are news, which the call under way makes at its end.
+            timeout = None if due is None else (due - now).total_seconds()
         has_news = self._news.is_set()
         if not has_news and (timeout is None or timeout > 0):
             with contextlib.suppress(TimeoutError):
@@ -328,7 +358,7 @@ class Driver:
         await self._stop_local_calls()
         if self._outcomes:
             return False
-        return await self._commit(self._planner.park(self._now()))
+        return await self._commit(self._planner.park())
 
     async def _stop_local_calls(self) -> None:
         await self._stop_calls(list(self._running))

@@ -258,7 +258,7 @@ def test_person_is_asked_for_more_and_the_run_goes_on_with_it() -> None:
     question = asked_of(plan)
     assert kinds(plan) == ["step_finished", "step_started", "approval_requested"]
     assert question.budget == run_pb2.BudgetShortfall(limit="max_tool_calls", max=1, needed=2)
-    drive.store(drive.planner.park(NOW))
+    drive.store(drive.planner.park())
     assert (drive.view.state, last_state_of(drive)) == (run_pb2.RUN_STATE_WAITING, run_pb2.WAIT_REASON_INPUT)
     # Too little: asked again, by what is left then.
     drive = decide(drive, question, answer_json="0")

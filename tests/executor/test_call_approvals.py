@@ -78,7 +78,7 @@ def waiting(journal: Journal, *calls: tuple[str, dict[str, object]]) -> Drive:
     plan = drive.plan(drive.model_says(*calls))
     for call in plan.local_calls:
         drive.plan(drive.result(call.step.number))
-    drive.store(drive.planner.park(NOW))
+    drive.store(drive.planner.park())
     return drive
 
 
@@ -95,7 +95,7 @@ def test_a_call_that_needs_approval_is_begun_and_asked_about_in_one_event_and_no
     assert (question.tool, question.arguments_json) == ("pay", '{"a":"x","b":1}')
     assert question.arguments_sha256 == sha256_of('{"a":"x","b":1}')
     assert question.expire_time.ToDatetime(tzinfo=NOW.tzinfo) == NOW + timedelta(hours=72)
-    parked = drive.planner.park(NOW)
+    parked = drive.planner.park()
     assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_APPROVAL
 
 
@@ -146,7 +146,7 @@ def test_calls_of_a_turn_are_decided_in_any_order() -> None:
     plan = second.plan()
     assert [(call.step, call.attempt) for call in plan.calls] == [(4, 1)]
     assert not plan.local_calls
-    second.store(second.planner.park(NOW))
+    second.store(second.planner.park())
     journal.write(0, [reject(two, "too much")])
     journal.write(0, [approve(one)])
     third = journal.claim()
@@ -185,7 +185,7 @@ def test_edited_arguments_are_what_is_called_with_a_key_of_their_own_and_the_mod
     assert before is not None
     assert call.idempotency_key not in ("", before.idempotency_key)
     # Another attempt has the same arguments and the same key.
-    second.store(second.planner.park(NOW))
+    second.store(second.planner.park())
     failure = content_pb2.Failure(reason="X", message="x", failure_class=content_pb2.FAILURE_CLASS_RETRYABLE)
     journal.write(0, [run_pb2.Change(attempt_failed=run_pb2.AttemptFailed(step=2, attempt=1, failure=failure))])
     (again,) = journal.claim().plan().calls

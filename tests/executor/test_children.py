@@ -73,7 +73,7 @@ def test_call_of_an_agent_is_a_run_of_its_own_that_is_waited_for() -> None:
     assert not plan.local_calls and not plan.calls
     assert {drive.view.steps[step].kind for step in (2, 3)} == {run_pb2.STEP_KIND_CHILD}
     assert not drive.plan().changes
-    parked = drive.planner.park(NOW)
+    parked = drive.planner.park()
     assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_CHILD
     assert not last_state(parked).HasField("wake_time")
     drive.store(parked)
@@ -150,7 +150,7 @@ def test_failed_child_is_repeated_after_its_delay_where_its_tool_says_so() -> No
     plan = drive.plan()
     assert kinds(plan) == ["run_claimed", "attempt_failed", "attempt_started"]
     if not started(plan):
-        parked = drive.planner.park(NOW)
+        parked = drive.planner.park()
         assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_TIMER
         assert last_state(parked).HasField("wake_time")
         drive.store(parked)
@@ -246,7 +246,7 @@ def test_call_that_needs_approval_starts_its_run_after_the_yes() -> None:
     assert not started(plan)
     asked = plan.changes[-1].approval_requested.approval
     assert asked.kind == run_pb2.APPROVAL_KIND_TOOL_CALL
-    assert last_state(drive.planner.park(NOW)).wait_reason == run_pb2.WAIT_REASON_APPROVAL
+    assert last_state(drive.planner.park()).wait_reason == run_pb2.WAIT_REASON_APPROVAL
     decided = run_pb2.ApprovalDecided(
         approval_id=asked.approval_id,
         step=asked.step,

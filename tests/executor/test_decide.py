@@ -84,7 +84,7 @@ def test_a_lost_call_that_may_have_had_an_effect_is_in_doubt_and_never_made_agai
     plan = second.plan()
     assert kinds(plan) == ["run_claimed", "attempt_failed", "step_in_doubt", "approval_requested"]
     assert not plan.local_calls
-    parked = second.planner.park(NOW)
+    parked = second.planner.park()
     second.store(parked)
     assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_IN_DOUBT
     third = journal.claim()
@@ -109,7 +109,7 @@ def test_a_person_resolves_a_call_in_doubt(resolution: run_pb2.InDoubtResolution
     first.plan(first.model_says(("pay", {})))
     second = journal.claim()
     doubt = second.plan()
-    second.store(second.planner.park(NOW))
+    second.store(second.planner.park())
     decided = run_pb2.ApprovalDecided(
         approval_id=doubt.changes[-1].approval_requested.approval.approval_id,
         step=2,
@@ -149,7 +149,7 @@ def test_a_worker_call_is_queued_in_the_transition_of_its_intent_and_the_run_can
     drive.plan()
     plan = drive.plan(drive.model_says(("pack", {"box": 1})))
     assert [(call.step, call.tool, call.arguments_json) for call in plan.calls] == [(2, "pack", '{"box":1}')]
-    parked = drive.planner.park(NOW)
+    parked = drive.planner.park()
     assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_TOOL
     assert not last_state(parked).HasField("wake_time")
 
@@ -159,7 +159,7 @@ def test_a_workers_failed_attempt_is_tried_again_after_a_delay_that_the_journal_
     first = journal.claim()
     first.plan()
     first.plan(first.model_says(("pack", {"box": 1})))
-    first.store(first.planner.park(NOW))
+    first.store(first.planner.park())
     journal.write(0, [first.failed(2, content_pb2.FAILURE_CLASS_RETRYABLE, 30_000).change])
     second = journal.claim()
     plan = second.plan()
@@ -202,7 +202,7 @@ def test_a_question_parks_the_run_and_its_answer_is_the_calls_result() -> None:
     assert kinds(asked) == ["step_finished", "step_started", "approval_requested"]
     question = asked.changes[-1].approval_requested.approval
     assert question.prompt == "which colour?"
-    parked = first.planner.park(NOW)
+    parked = first.planner.park()
     first.store(parked)
     assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_INPUT
     answer = run_pb2.ApprovalDecided(approval_id=question.approval_id, step=2, answer_json='"blue"')
@@ -217,7 +217,7 @@ def test_a_question_that_nobody_answers_expires_with_an_outcome_of_its_own() -> 
     first = journal.claim()
     first.plan()
     first.plan(first.model_says(("ask_user", {"question": "?"})))
-    first.store(first.planner.park(NOW))
+    first.store(first.planner.park())
     second = journal.claim()
     plan = second.plan(now=NOW + timedelta(hours=73))
     assert kinds(plan) == ["run_claimed", "approval_closed", "step_finished", "step_started"]
@@ -229,7 +229,7 @@ def test_a_sleep_is_a_row_until_it_is_due() -> None:
     first = journal.claim()
     first.plan()
     first.plan(first.model_says(("sleep_until", {"seconds": 3600})))
-    parked = first.planner.park(NOW)
+    parked = first.planner.park()
     first.store(parked)
     assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_TIMER
     assert last_state(parked).wake_time == to_timestamp(NOW + timedelta(hours=1))
@@ -244,7 +244,7 @@ def test_an_attempt_that_slept_when_the_run_was_parked_is_announced_again_before
     first = journal.claim()
     first.plan()
     first.plan(first.failed(1, content_pb2.FAILURE_CLASS_RATE_LIMITED, retry_after_millis=60_000))
-    first.store(first.planner.park(NOW))
+    first.store(first.planner.park())
     second = journal.claim()
     plan = second.plan(now=NOW + timedelta(minutes=2))
     assert kinds(plan) == ["run_claimed", "attempt_started"]
@@ -313,7 +313,7 @@ def test_an_answer_about_a_lost_call_is_used_once_whoever_drives_afterwards() ->
     first.plan(first.model_says(("pay", {})))
     second = journal.claim()
     doubt = second.plan()
-    second.store(second.planner.park(NOW))
+    second.store(second.planner.park())
     decided = run_pb2.ApprovalDecided(
         approval_id=doubt.changes[-1].approval_requested.approval.approval_id,
         step=2,
@@ -359,7 +359,7 @@ def test_a_call_that_lacks_a_sign_in_parks_the_run_and_is_made_once_it_is_done()
     assert (approval.sign_in.connection, approval.tool) == ("github", "pay")
     # Nothing more is decided about it, whatever else happens, and the run is rows.
     assert not first.plan().changes
-    parked = first.planner.park(NOW)
+    parked = first.planner.park()
     assert last_state(parked).wait_reason == run_pb2.WAIT_REASON_AUTH
     first.store(parked)
     journal.write(0, [decided(asked)])
@@ -394,7 +394,7 @@ def test_a_person_may_let_the_run_go_on_without_the_sign_in(
     drive.plan()
     drive.plan(drive.model_says(("pay", {})))
     asked = drive.plan(without_sign_in(drive, 2))
-    drive.store(drive.planner.park(NOW))
+    drive.store(drive.planner.park())
     journal.write(0, [decided(asked, resolution)])
     plan = journal.claim().plan()
     assert kinds(plan) == ["run_claimed", *changes]
@@ -408,7 +408,7 @@ def test_a_sign_in_that_never_helps_is_not_asked_for_for_ever() -> None:
     asked = 0
     while "approval_requested" in kinds(plan := drive.plan(without_sign_in(drive, 2))):
         asked += 1
-        drive.store(drive.planner.park(NOW))
+        drive.store(drive.planner.park())
         journal.write(0, [decided(plan)])
         drive = journal.claim()
         drive.plan()
@@ -537,13 +537,13 @@ def test_a_resumed_run_waits_again_for_what_has_not_come() -> None:
     drive = journal.claim()
     drive.plan()
     drive.plan(drive.model_says(("ask_user", {"question": "Sure?"})))
-    drive.store(drive.planner.park(NOW))
+    drive.store(drive.planner.park())
     paused = run_pb2.RunStateChanged(state=run_pb2.RUN_STATE_PAUSED)
     journal.write(0, [pause_asked(), run_pb2.Change(run_state_changed=paused)])
     journal.write(0, [resume_asked()])
     resumed = journal.claim()
     assert not resumed.plan().changes
-    parked = last_state(resumed.planner.park(NOW))
+    parked = last_state(resumed.planner.park())
     assert (parked.state, parked.wait_reason) == (run_pb2.RUN_STATE_WAITING, run_pb2.WAIT_REASON_INPUT)
     # Answered while it was paused: its driver finds that in the journal.
     approval_id = next(iter(resumed.view.questions))

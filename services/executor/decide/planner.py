@@ -114,7 +114,7 @@ class Planner:
             view.claimed_epoch = 0
         return plan
 
-    def park(self, now: datetime) -> Plan:
+    def park(self) -> Plan:
         """The transition that makes the run rows: nothing of it runs here, and only outside things are open."""
         plan = self._begin()
         changed = run_pb2.RunStateChanged(
