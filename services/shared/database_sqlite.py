@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 _BUSY_TIMEOUT_SECONDS: Final = 5
 _READERS: Final = 4
+_SWITCH_SECONDS: Final = 0.0005
 
 
 class SqliteBackend:
@@ -33,6 +35,9 @@ class SqliteBackend:
     """
 
     def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"], trouble: Trouble, seals: Seals) -> None:
+        # The writer's thread takes the interpreter's lock back after each of its statements. From a busy event loop it
+        # gets it after this time, which is 5 ms otherwise.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._path = path
         self._seals = seals
         self._trouble = trouble

@@ -116,6 +116,11 @@ def _has_label(connection: sa.Connection, new: journal_pb2.NewRun) -> bool:
     return connection.execute(query).scalar() == new.revision
 
 
+def _pointed_to(new: journal_pb2.NewRun) -> tuple[str, str, str, str]:
+    """What a new run takes for granted of its label."""
+    return new.workspace_id, new.agent, new.label, new.revision
+
+
 def _claimable(connection: sa.Connection, now: datetime, batch: Sequence[journal_pb2.NewRun]) -> set[str]:
     """Those of the runs that may be claimed as they are created, by run id.
 
@@ -326,9 +331,9 @@ def insert_new_sessions(
     else:
         known = known_among(connection, batch)
         now = db.now(connection)
-        fresh = [
-            new for new in batch if new.run_id not in known and not (new.label and not _has_label(connection, new))
-        ]
+        pointing = {_pointed_to(new): new for new in batch if new.label}
+        moved = {pointed_to for pointed_to, new in pointing.items() if not _has_label(connection, new)}
+        fresh = [new for new in batch if new.run_id not in known and _pointed_to(new) not in moved]
         claimed = _claimable(connection, now, fresh)
         stored = {new.run_id: (now, new.run_id in claimed) for new in fresh}
         _insert_new_sessions(connection, now, fresh, claimed)
