@@ -1,8 +1,8 @@
 """Drivers' ends of runs that other runs have started: many at once, each together with the news for its parent.
 
 Invariants:
-- Nobody is waited for with locks of several trees: of many ends, those whose parent somebody else has locked are left
-  out, and are applied alone.
+- A parent is waited for by an end that is applied alone: of many, those whose parent somebody else has locked are left
+  out, and each is applied by itself.
 - An end is not applied beside that of its own parent, as either would have to see the other.
 """
 
