@@ -14,7 +14,6 @@ from services.shared.egress.addresses import CheckedBackend, Resolver, TargetPol
 # of CPU a call. Many small ones hold as many.
 _POOLS: Final = 32
 _MAX_CONNECTIONS: Final = 16
-_MAX_IDLE_CONNECTIONS: Final = 4
 _IDLE_SECONDS: Final = 5.0
 
 
@@ -31,7 +30,8 @@ class ConnectionPools:
         self._pools = [
             httpcore.AsyncConnectionPool(
                 max_connections=_MAX_CONNECTIONS,
-                max_keepalive_connections=_MAX_IDLE_CONNECTIONS,
+                # All of them: httpcore counts busy ones too, and would close each connection as soon as it is free.
+                max_keepalive_connections=_MAX_CONNECTIONS,
                 keepalive_expiry=_IDLE_SECONDS,
                 # The runtime alone decides what is repeated.
                 retries=0,

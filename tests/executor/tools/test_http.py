@@ -144,6 +144,21 @@ async def test_connection_is_used_again(tools: HttpTools) -> None:
     assert (len(shop.received), shop.connections) == (3, 1)
 
 
+async def test_connections_of_many_calls_at_once_are_used_again(tools: HttpTools) -> None:
+    # Each answer waits until as many calls are under way, so that none has another's connection.
+    together = asyncio.Barrier(40)
+    now = answer()
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        await together.wait()
+        await now(writer)
+
+    async with serving(reply) as shop:
+        for _ in range(3):
+            await asyncio.gather(*(call(tools, spec(shop.url())) for _ in range(40)))
+    assert (len(shop.received), shop.connections) == (120, 40)
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [
