@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,8 @@ async def test_limits_hold_while_several_replicas_claim_at_once(postgres_databas
             await first.write(put_workspace, workspace, max_running=most)
         await first.write(insert_runs, workspace, 200, agent_limit=most if limited_by == "agent" else 0)
         claimers = [await Claimer(db).open() for db in (first, second) for _ in range(3)]
+        # However long it takes: nobody renews them.
+        await first.write(lease_store.extend_all, first, timedelta(minutes=5))
         async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
             for number, claimer in enumerate(claimers):
                 tasks.create_task(drive(claimer, random.Random(number)))
@@ -357,6 +360,7 @@ async def test_replicas_that_claim_at_once_take_each_run_once(postgres_database:
         for workspace in tenants:
             await first.write(insert_runs, workspace, 40)
         claimers = [await Claimer(db).open() for db in (first, second) for _ in range(2)]
+        await first.write(lease_store.extend_all, first, timedelta(minutes=5))
         taken: list[str] = []
         async with asyncio.timeout(30):
             while len(taken) < 200:
