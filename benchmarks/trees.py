@@ -26,6 +26,8 @@ CHECKOUT: Final = Path(__file__).resolve().parents[1]
 SERVICES: Final = ("executor", "state", "auth", "trace")
 WARM_UP_SECONDS: Final = 2.0
 PATIENCE_SECONDS: Final = 60.0
+# As many as a run may start unless its agent says otherwise.
+MAX_CALLS: Final = 50
 
 
 def agents(calls: int) -> list[agent_pb2.AgentSpec]:
@@ -86,15 +88,34 @@ async def measure(server: Postgres, concurrency: int, seconds: float, calls: int
     }
 
 
+def counts(text: str) -> list[int]:
+    """Reads whole numbers above 0.
+
+    Raises:
+        ArgumentTypeError: There is something else.
+    """
+    numbers = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if not all(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers above 0, comma-separated")
+    return numbers
+
+
 async def main() -> None:
     """Measures and prints one JSON object a line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--concurrency", default="1,32", help="runs in flight, comma-separated")
+    parser.add_argument("--concurrency", type=counts, default=[1, 32], help="runs in flight, comma-separated: 1,32")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds of each closed loop")
-    parser.add_argument("--calls", type=int, default=1, help="calls of the other agent in one turn")
+    parser.add_argument(
+        "--calls",
+        type=int,
+        choices=range(1, MAX_CALLS + 1),
+        default=1,
+        metavar=f"1…{MAX_CALLS}",
+        help="calls of the other agent in one turn",
+    )
     parser.add_argument("--cache", type=Path, default=CHECKOUT / ".bench", help="folder of the database")
     arguments = parser.parse_args()
-    for concurrency in map(int, arguments.concurrency.split(",")):
+    for concurrency in arguments.concurrency:
         with postgres(arguments.cache / "data") as server:
             print(json.dumps(await measure(server, concurrency, arguments.seconds, arguments.calls)), flush=True)
 
